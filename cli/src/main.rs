@@ -1,0 +1,2 @@
+//! cnova
+fn main() {}

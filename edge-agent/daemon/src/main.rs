@@ -1,0 +1,2 @@
+//! cnova-agent
+fn main() {}

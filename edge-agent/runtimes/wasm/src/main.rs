@@ -1,0 +1,2 @@
+//! cnova-runtime-wasm
+fn main() {}

@@ -1,0 +1,2 @@
+//! cnova-gateway
+fn main() {}

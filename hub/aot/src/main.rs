@@ -1,0 +1,2 @@
+//! cnova-aot
+fn main() {}

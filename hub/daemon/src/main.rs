@@ -1,0 +1,2 @@
+//! cnova-hub
+fn main() {}
