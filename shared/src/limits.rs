@@ -1,0 +1,71 @@
+//! Every bound on what comes from outside, by name. Sizes are bytes, times milliseconds, unless the name says else.
+
+/// Longest node id (also the MQTT client id and the certificate's CN).
+pub const NODE_ID_LEN: usize = 63;
+/// Longest site path, all segments and slashes.
+pub const SITE_PATH_LEN: usize = 255;
+/// Deepest site path.
+pub const SITE_PATH_SEGMENTS: usize = 16;
+/// Longest workload or application name.
+pub const NAME_LEN: usize = 63;
+/// Largest signed twin.
+pub const TWIN_BYTES: usize = 1024 * 1024;
+/// Largest signed message of any other kind.
+pub const MESSAGE_BYTES: usize = 1024 * 1024 + 16 * 1024;
+/// Largest signed trust bundle.
+pub const BUNDLE_BYTES: usize = 64 * 1024;
+/// Most workloads in one twin.
+pub const WORKLOADS_PER_TWIN: usize = 1024;
+/// Most entries in one report message.
+pub const REPORT_ENTRIES: usize = 256;
+/// Most bytes of entries that a sender puts into one report or relay message.
+pub const BATCH_BYTES: usize = 256 * 1024;
+/// Most items in one relay message.
+pub const RELAY_ITEMS: usize = 256;
+/// Most batches sent and not yet acknowledged on one hop.
+pub const HOP_WINDOW: usize = 8;
+/// Data bytes in one artifact chunk.
+pub const CHUNK_BYTES: u64 = 256 * 1024;
+/// Largest artifact that a node will fetch.
+pub const ARTIFACT_BYTES: u64 = 512 * 1024 * 1024;
+/// Most refusals that a node keeps for reporting; the oldest is overwritten.
+pub const REFUSALS_KEPT: u64 = 32;
+/// Longest free text (a reason, a detail, a backtrace) in a report.
+pub const DETAIL_BYTES: usize = 4 * 1024;
+/// Most log bytes that one reply carries.
+pub const LOG_REPLY_BYTES: usize = 128 * 1024;
+/// Most spooled messages that a gateway keeps for one descendant before the oldest is dropped and counted.
+pub const SPOOL_PER_NODE: usize = 512;
+/// Most descendants of one gateway.
+pub const DESCENDANTS: usize = 10_000;
+/// First pause before something is sent again; doubles up to [`RESEND_MAX_MS`].
+pub const RESEND_MIN_MS: u64 = 500;
+/// Longest pause before something is sent again.
+pub const RESEND_MAX_MS: u64 = 60_000;
+/// Most certificates in an x5chain header.
+pub const X5CHAIN_CERTS: usize = 4;
+/// Most root keys, signing keys or authorities in one trust bundle.
+pub const BUNDLE_KEYS: usize = 64;
+/// Most chunk requests that a gateway keeps waiting for one artifact.
+pub const CHUNK_WAITERS: usize = 1024;
+/// Most artifacts that a node fetches at once; more wait.
+pub const FETCHES_AT_ONCE: usize = 4;
+
+/// Cuts free text to [`DETAIL_BYTES`] at a character boundary.
+#[must_use]
+pub fn clip(text: &str) -> String {
+    clip_to(text, DETAIL_BYTES)
+}
+
+/// Cuts free text to `max` bytes at a character boundary.
+#[must_use]
+pub fn clip_to(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let mut end = max;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}

@@ -1,0 +1,180 @@
+//! From bytes to a [`VerifiedTwin`]: the only way to one is a signature of a hub key in the trust bundle.
+
+use std::collections::BTreeSet;
+
+use thiserror::Error;
+
+use crate::bundle::{Role, TrustBundle};
+use crate::envelope::{EnvelopeError, Untrusted, VerifiedBytes};
+use crate::ids::{Digest, NodeId};
+use crate::keys::PublicKey;
+use crate::limits;
+use crate::topics::Kind;
+use crate::wire::v1;
+
+/// The order of twins: it only goes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Version {
+    /// Goes up when the hub starts anew.
+    pub epoch: u64,
+    /// Goes up with every change.
+    pub generation: u64,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.generation)
+    }
+}
+
+/// Why a twin was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TwinError {
+    /// The envelope did not hold.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// It is of another format version.
+    #[error("its format has version {0}, this node reads 1: update the node first")]
+    UnknownVersion(u32),
+    /// It breaks a rule of twins.
+    #[error("signed, but not a valid twin: {0}")]
+    Invalid(String),
+}
+
+impl TwinError {
+    /// A stable word for reports and metrics.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            TwinError::Envelope(e) => match e {
+                EnvelopeError::TooLarge { .. } => "too-large",
+                EnvelopeError::Malformed(_) => "malformed",
+                EnvelopeError::UnknownKey { .. } => "unknown-key",
+                EnvelopeError::BadSignature { .. } => "bad-signature",
+                EnvelopeError::WrongAudience { .. } => "wrong-node",
+                EnvelopeError::Expired { .. } => "expired",
+                EnvelopeError::BadPayload { .. } => "malformed",
+            },
+            TwinError::UnknownVersion(_) => "unknown-version",
+            TwinError::Invalid(_) => "invalid",
+        }
+    }
+}
+
+/// A twin that a hub key of the trust bundle signed for the node it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedTwin {
+    twin: v1::Twin,
+    digest: Digest,
+    iat: u64,
+    bytes: Vec<u8>,
+}
+
+impl VerifiedTwin {
+    /// Verifies a twin that has just come; its key must still be in force at `now_s`.
+    ///
+    /// # Errors
+    /// [`TwinError`]; nothing of the payload was decoded unless the signature held.
+    pub fn open(bytes: &[u8], trust: &TrustBundle, now_s: u64) -> Result<Self, TwinError> {
+        Self::open_with(bytes, |kid| trust.key(kid, Role::Twin, now_s))
+    }
+
+    /// Verifies a twin that was accepted before and read back from disk: its key may have run out since.
+    ///
+    /// # Errors
+    /// [`TwinError`]; the file was changed, or the key was taken out of the bundle.
+    pub fn reopen(bytes: &[u8], trust: &TrustBundle) -> Result<Self, TwinError> {
+        Self::open_with(bytes, |kid| trust.key_at_any_time(kid, Role::Twin))
+    }
+
+    fn open_with<'k>(
+        bytes: &[u8],
+        key: impl FnOnce(crate::keys::KeyId) -> Option<&'k PublicKey>,
+    ) -> Result<Self, TwinError> {
+        if bytes.len() > limits::TWIN_BYTES {
+            return Err(EnvelopeError::TooLarge { len: bytes.len(), max: limits::TWIN_BYTES }.into());
+        }
+        let untrusted = Untrusted::read(bytes)?;
+        let Some(key) = key(untrusted.kid) else {
+            return Err(EnvelopeError::UnknownKey { iss: untrusted.claims.iss, kid: untrusted.kid }.into());
+        };
+        let verified = untrusted.verify(Kind::Twin, key)?;
+        Self::decode(verified)
+    }
+
+    fn decode(verified: VerifiedBytes) -> Result<Self, TwinError> {
+        let twin = verified.decode::<v1::Twin>()?;
+        check(twin.value(), &twin.claims().aud)?;
+        Ok(Self {
+            digest: twin.digest(),
+            iat: twin.claims().iat,
+            bytes: twin.bytes().to_vec(),
+            twin: twin.into_value(),
+        })
+    }
+
+    /// The desired state.
+    #[must_use]
+    pub fn twin(&self) -> &v1::Twin {
+        &self.twin
+    }
+    /// Its place in the order of twins.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version { epoch: self.twin.epoch, generation: self.twin.generation }
+    }
+    /// SHA-256 of its payload.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+    /// When it was signed, seconds since 1970.
+    #[must_use]
+    pub fn iat(&self) -> u64 {
+        self.iat
+    }
+    /// The signed bytes, as they came.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The rules that a decoded twin must follow; the hub applies them before it signs.
+///
+/// # Errors
+/// [`TwinError`] with the first rule that was broken.
+pub fn check(twin: &v1::Twin, aud: &NodeId) -> Result<(), TwinError> {
+    let bad = |s: String| Err(TwinError::Invalid(s));
+    if twin.v != v1::VERSION {
+        return Err(TwinError::UnknownVersion(twin.v));
+    }
+    if twin.node != *aud {
+        return bad(format!("it names node {}, its envelope {aud}", twin.node));
+    }
+    if twin.generation == 0 || twin.epoch == 0 {
+        return bad("epoch and generation begin at 1".into());
+    }
+    if twin.workloads.len() > limits::WORKLOADS_PER_TWIN {
+        return bad(format!("{} workloads, at most {}", twin.workloads.len(), limits::WORKLOADS_PER_TWIN));
+    }
+    let mut seen = BTreeSet::new();
+    for w in &twin.workloads {
+        if !seen.insert(&w.id) {
+            return bad(format!("workload {} stands in it twice", w.id));
+        }
+        let artifacts = std::iter::once(&w.artifact).chain(w.files.iter().map(|f| &f.artifact));
+        for a in artifacts {
+            if a.size == 0 || a.size > limits::ARTIFACT_BYTES {
+                return bad(format!("workload {}: artifact {} of {} bytes", w.id, a.digest.short(), a.size));
+            }
+        }
+        for f in &w.files {
+            let clean = f.path.starts_with('/') && !f.path.split('/').skip(1).any(|s| matches!(s, "" | "." | ".."));
+            if !clean {
+                return bad(format!("workload {}: file path {:?} is not absolute and plain", w.id, f.path));
+            }
+        }
+    }
+    Ok(())
+}

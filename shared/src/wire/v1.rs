@@ -1,0 +1,518 @@
+//! Version 1 of every message's payload. Short field names: they cross metered links.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::ids::{Digest, NodeId, SitePath, WorkloadId};
+
+/// The version that every message of this module carries in `v`.
+pub const VERSION: u32 = 1;
+
+/// What a node is in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeRole {
+    /// A leaf that runs workloads.
+    Agent,
+    /// A node with children.
+    Gateway,
+}
+
+/// One installed runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeCapability {
+    /// `wasm`, `container` or `ebpf`.
+    #[serde(rename = "n")]
+    pub name: String,
+    /// Its own version.
+    #[serde(rename = "v")]
+    pub version: String,
+    /// The engine that precompiled artifacts must be made for, such as `wasmtime-48.0.8`.
+    #[serde(rename = "e")]
+    pub engine: String,
+    /// Targets that it runs, such as `x86_64-unknown-linux-gnu`.
+    #[serde(rename = "t")]
+    pub targets: Vec<String>,
+}
+
+/// What a node has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Installed runtimes.
+    #[serde(rename = "r", default)]
+    pub runtimes: Vec<RuntimeCapability>,
+    /// Memory that workloads may use, bytes.
+    #[serde(rename = "m", default)]
+    pub memory_bytes: u64,
+    /// CPU that workloads may use, thousandths of a core.
+    #[serde(rename = "c", default)]
+    pub cpu_millis: u64,
+}
+
+/// A condition of the node itself that a person should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alarm {
+    /// A stable word, such as `store-set-aside`.
+    #[serde(rename = "c")]
+    pub code: String,
+    /// What happened, where, what to do.
+    #[serde(rename = "d")]
+    pub detail: String,
+}
+
+/// Up, on every connect and when capabilities change: here I am, and this is what I hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`].
+    pub v: u32,
+    /// Differs on every start of the node's program.
+    pub boot: String,
+    /// Epoch of the twin held, 0 for none.
+    pub epoch: u64,
+    /// Generation of the twin held, 0 for none.
+    #[serde(rename = "gen")]
+    pub generation: u64,
+    /// Digest of the twin held.
+    pub digest: Option<Digest>,
+    /// The report stream's incarnation.
+    #[serde(rename = "inc")]
+    pub incarnation: u64,
+    /// Agent or gateway.
+    pub role: NodeRole,
+    /// Where it believes to hang.
+    pub site: SitePath,
+    /// Labels from its configuration.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What it has.
+    #[serde(rename = "caps", default)]
+    pub capabilities: Capabilities,
+    /// The program's version.
+    #[serde(rename = "ver", default)]
+    pub software: String,
+    /// Version of the trust bundle held.
+    #[serde(rename = "trust", default)]
+    pub trust_version: u64,
+    /// Conditions that cannot wait for, or do not fit, the report stream.
+    #[serde(default)]
+    pub alarms: Vec<Alarm>,
+}
+
+/// Up: entries `from < seq <= to` of the node's report stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`VERSION`].
+    pub v: u32,
+    /// Which life of the stream.
+    #[serde(rename = "inc")]
+    pub incarnation: u64,
+    /// The sequence number that this message follows.
+    pub from: u64,
+    /// The last sequence number that it covers.
+    pub to: u64,
+    /// The newest entry of each key in that range, in order of `seq`.
+    #[serde(rename = "e")]
+    pub entries: Vec<Entry>,
+}
+
+/// The newest word on one subject.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its place in the stream.
+    #[serde(rename = "s")]
+    pub seq: u64,
+    /// The subject; a newer entry with the same key replaces this one.
+    #[serde(rename = "k")]
+    pub key: String,
+    /// When it happened, milliseconds since 1970 by the author's clock.
+    #[serde(rename = "at")]
+    pub at_ms: u64,
+    /// What happened.
+    #[serde(rename = "b")]
+    pub body: Body,
+}
+
+/// What an entry says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "kebab-case")]
+pub enum Body {
+    /// The twin in force.
+    Twin {
+        /// Its epoch.
+        epoch: u64,
+        /// Its generation.
+        #[serde(rename = "gen")]
+        generation: u64,
+        /// Its digest.
+        digest: Digest,
+        /// When its signature was checked.
+        verified_ms: u64,
+        /// When it was on disk.
+        committed_ms: u64,
+    },
+    /// A twin that was not taken.
+    Refused {
+        /// A stable word: `bad-signature`, `unknown-key`, `wrong-node`, `old-generation`, `same-generation`, `malformed`.
+        code: String,
+        /// Why, for a person.
+        detail: String,
+        /// The epoch it claimed, where it could be read safely.
+        epoch: u64,
+        /// The generation it claimed, where it could be read safely.
+        #[serde(rename = "gen")]
+        generation: u64,
+    },
+    /// A workload's state.
+    Workload(WorkloadReport),
+    /// A workload that is no longer in the twin and has stopped.
+    Gone {
+        /// Which.
+        id: WorkloadId,
+    },
+    /// A gateway handed a twin on.
+    Relayed {
+        /// The node it is for.
+        node: NodeId,
+        /// Its epoch.
+        epoch: u64,
+        /// Its generation.
+        #[serde(rename = "gen")]
+        generation: u64,
+    },
+    /// A child's connection, as its parent sees it.
+    Link {
+        /// The child.
+        child: NodeId,
+        /// Whether it is connected.
+        up: bool,
+        /// Why not.
+        #[serde(default)]
+        reason: String,
+    },
+    /// A condition of the node itself.
+    Alarm(Alarm),
+    /// Something of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Where a workload stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkloadState {
+    /// Waiting for something that `reason` names.
+    Waiting,
+    /// Its artifacts are being fetched.
+    Fetching,
+    /// Its runtime was told to start it.
+    Starting,
+    /// It runs.
+    Running,
+    /// It was told to stop.
+    Stopping,
+    /// It ended by itself, as it may.
+    Finished,
+    /// It ended with an error and will be started again.
+    Failed,
+    /// It failed too often and is not started again until its twin changes.
+    CrashLoop,
+    /// A state of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A workload's state, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadReport {
+    /// Which.
+    pub id: WorkloadId,
+    /// The application's generation that this instance runs.
+    #[serde(rename = "ag")]
+    pub app_generation: u64,
+    /// Epoch of the twin that asked for it.
+    #[serde(rename = "ep")]
+    pub epoch: u64,
+    /// Generation of the twin that asked for it.
+    #[serde(rename = "gen")]
+    pub generation: u64,
+    /// Where it stands.
+    #[serde(rename = "st")]
+    pub state: WorkloadState,
+    /// Why it stands there, for a person; empty when it runs.
+    #[serde(rename = "why", default)]
+    pub reason: String,
+    /// How often it was started for this application generation.
+    #[serde(rename = "try")]
+    pub attempt: u32,
+    /// The process.
+    #[serde(default)]
+    pub pid: u32,
+    /// Whether it was found running after a restart of the agent.
+    #[serde(default)]
+    pub adopted: bool,
+}
+
+/// Up: what a gateway's descendants said, unchanged, in the gateway's own sequence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    /// [`VERSION`].
+    pub v: u32,
+    /// Which life of the gateway's spool.
+    #[serde(rename = "inc")]
+    pub incarnation: u64,
+    /// The sequence number that this message follows.
+    pub from: u64,
+    /// The last sequence number that it covers.
+    pub to: u64,
+    /// The messages.
+    #[serde(rename = "i")]
+    pub items: Vec<RelayItem>,
+}
+
+/// One carried message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayItem {
+    /// Its kind's name.
+    #[serde(rename = "k")]
+    pub kind: String,
+    /// The author's COSE_Sign1, byte for byte.
+    #[serde(rename = "b")]
+    pub body: ByteBuf,
+}
+
+/// Down: everything up to here is on the parent's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// [`VERSION`].
+    pub v: u32,
+    /// Which life of the child's stream.
+    #[serde(rename = "inc")]
+    pub incarnation: u64,
+    /// The last sequence number stored.
+    pub seq: u64,
+    /// The `boot` of the hello that this answers, if it answers one.
+    #[serde(default)]
+    pub hello: Option<String>,
+}
+
+/// Up: send me a piece of an artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRequest {
+    /// [`VERSION`].
+    pub v: u32,
+    /// The artifact.
+    pub digest: Digest,
+    /// First byte wanted.
+    #[serde(rename = "off")]
+    pub offset: u64,
+    /// Bytes wanted, at most [`crate::limits::CHUNK_BYTES`].
+    #[serde(rename = "len")]
+    pub length: u64,
+    /// An artifact that the asker has and that the answer may be a difference to. Not used by version 1's answers.
+    #[serde(default)]
+    pub base: Option<Digest>,
+}
+
+/// Down: a piece of an artifact, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// [`VERSION`].
+    pub v: u32,
+    /// The artifact.
+    pub digest: Digest,
+    /// First byte.
+    #[serde(rename = "off")]
+    pub offset: u64,
+    /// The artifact's whole size.
+    pub total: u64,
+    /// The bytes.
+    #[serde(rename = "d", with = "serde_bytes")]
+    pub data: Vec<u8>,
+    /// Why it cannot be had.
+    #[serde(default)]
+    pub missing: Option<String>,
+}
+
+/// Down: do or tell something once. It expires; nothing waits for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What the answer refers to.
+    pub id: u64,
+    /// What to do.
+    pub op: Operation,
+}
+
+/// What a command asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "kebab-case")]
+pub enum Operation {
+    /// The end of a workload's log.
+    Logs {
+        /// Which workload.
+        workload: WorkloadId,
+        /// How many lines at most.
+        lines: u32,
+    },
+    /// A workload's metrics, now.
+    Metrics {
+        /// Which workload.
+        workload: WorkloadId,
+    },
+    /// Something of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Up: the answer to a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// [`VERSION`].
+    pub v: u32,
+    /// The command's id.
+    pub id: u64,
+    /// Whether it could be done.
+    pub ok: bool,
+    /// The answer (log text, metrics as JSON) or the reason.
+    pub text: String,
+}
+
+/// One node's whole desired state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Twin {
+    /// [`VERSION`].
+    pub v: u32,
+    /// The node it is for.
+    pub node: NodeId,
+    /// Goes up when the hub starts anew.
+    pub epoch: u64,
+    /// Goes up with every change.
+    #[serde(rename = "gen")]
+    pub generation: u64,
+    /// All workloads that shall run there.
+    #[serde(rename = "w")]
+    pub workloads: Vec<Workload>,
+}
+
+/// An artifact, by content.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Artifact {
+    /// SHA-256.
+    #[serde(rename = "d")]
+    pub digest: Digest,
+    /// Bytes.
+    #[serde(rename = "s")]
+    pub size: u64,
+}
+
+/// A read-only input file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// Where the workload sees it, absolute.
+    #[serde(rename = "p")]
+    pub path: String,
+    /// Its contents.
+    #[serde(rename = "a")]
+    pub artifact: Artifact,
+}
+
+/// When a workload is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Whatever its end was.
+    Always,
+    /// When it ended with an error.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// Restart behaviour.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// When.
+    #[serde(rename = "p")]
+    pub policy: RestartPolicy,
+    /// First pause, milliseconds; it doubles.
+    #[serde(rename = "min")]
+    pub backoff_min_ms: u64,
+    /// Longest pause, milliseconds.
+    #[serde(rename = "max")]
+    pub backoff_max_ms: u64,
+    /// Failures in a row after which it is given up until its twin changes.
+    #[serde(rename = "loop")]
+    pub crash_loop_after: u32,
+}
+
+/// What a workload may touch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grants {
+    /// Clocks.
+    #[serde(rename = "clk", default)]
+    pub clocks: bool,
+    /// Random numbers.
+    #[serde(rename = "rnd", default)]
+    pub random: bool,
+    /// `host:port` that it may connect to.
+    #[serde(rename = "net", default)]
+    pub network: Vec<String>,
+}
+
+/// One workload of a twin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Which.
+    pub id: WorkloadId,
+    /// The application's generation.
+    #[serde(rename = "ag")]
+    pub app_generation: u64,
+    /// `wasm`, `container` or `ebpf`.
+    #[serde(rename = "rt")]
+    pub runtime: String,
+    /// What the runtime loads, made for this node's target.
+    #[serde(rename = "art")]
+    pub artifact: Artifact,
+    /// The digest of what it was made from.
+    #[serde(rename = "src")]
+    pub source: Digest,
+    /// Read-only input files.
+    #[serde(default)]
+    pub files: Vec<InputFile>,
+    /// Arguments.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Most memory, bytes.
+    #[serde(rename = "mem")]
+    pub memory_bytes: u64,
+    /// CPU share, thousandths of a core.
+    #[serde(rename = "cpu")]
+    pub cpu_millis: u64,
+    /// Most log bytes kept on the node.
+    #[serde(rename = "log")]
+    pub log_bytes: u64,
+    /// Longest run, seconds.
+    #[serde(rename = "wall", default)]
+    pub wall_seconds: Option<u64>,
+    /// What it may touch.
+    #[serde(rename = "grants")]
+    pub grants: Grants,
+    /// Restart behaviour.
+    #[serde(rename = "rs")]
+    pub restart: Restart,
+    /// Time between asking it to stop and ending it, milliseconds.
+    #[serde(rename = "grace")]
+    pub stop_grace_ms: u64,
+    /// 0 to 1000; the higher one stays when there is too little for both.
+    #[serde(rename = "prio")]
+    pub priority: u32,
+    /// Free settings for the runtime, JSON.
+    #[serde(rename = "set", default)]
+    pub settings: String,
+}
