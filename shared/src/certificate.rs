@@ -3,9 +3,9 @@
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use std::time::Duration;
 use thiserror::Error;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, SitePath};
 use crate::keys::{Algorithm, PublicKey};
 
 /// Why a certificate does not speak for a node.
@@ -31,6 +31,8 @@ pub struct NodeCertificate {
     pub node: NodeId,
     /// The certified key.
     pub key: PublicKey,
+    /// The place in the tree that it was issued for (a URI name `urn:cnova:site:<path>`).
+    pub site: Option<SitePath>,
     /// When it ends, seconds since 1970.
     pub not_after_s: u64,
 }
@@ -63,7 +65,21 @@ pub fn read(der: &[u8]) -> Result<NodeCertificate, CertificateError> {
         (other, _) => return Err(bad(&format!("its key ({other}) is neither Ed25519 nor P-256"))),
     };
     let not_after_s = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
-    Ok(NodeCertificate { node, key: PublicKey { algorithm, bytes: raw }, not_after_s })
+    let site = read_site(&cert)?;
+    Ok(NodeCertificate { node, key: PublicKey { algorithm, bytes: raw }, site, not_after_s })
+}
+
+/// The prefix of the URI name that carries a site path.
+pub const SITE_URN: &str = "urn:cnova:site:";
+
+fn read_site(cert: &X509Certificate<'_>) -> Result<Option<SitePath>, CertificateError> {
+    let bad = |e: String| CertificateError::Malformed(e);
+    let Some(san) = cert.subject_alternative_name().map_err(|e| bad(e.to_string()))? else { return Ok(None) };
+    let mut sites = san.value.general_names.iter().filter_map(|n| match n {
+        GeneralName::URI(uri) => uri.strip_prefix(SITE_URN),
+        _ => None,
+    });
+    sites.next().map(|s| SitePath::new(s).map_err(|e| bad(e.to_string()))).transpose()
 }
 
 /// Checks a chain (leaf first) against the tree's authorities at `now_s` and reads the leaf.

@@ -149,7 +149,7 @@ pub enum Body {
         digest: Digest,
         /// When its signature was checked.
         verified_ms: u64,
-        /// When it was on disk.
+        /// When it was on disk; 0 while it is only just being written.
         committed_ms: u64,
     },
     /// A twin that was not taken.
@@ -282,11 +282,24 @@ pub struct RelayItem {
     pub body: ByteBuf,
 }
 
+/// The streams of a child that its parent acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stream {
+    /// What the child says of itself.
+    Report,
+    /// What it carries for its descendants.
+    Relay,
+}
+
 /// Down: everything up to here is on the parent's disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     /// [`VERSION`].
     pub v: u32,
+    /// Which of the child's streams.
+    #[serde(rename = "st")]
+    pub stream: Stream,
     /// Which life of the child's stream.
     #[serde(rename = "inc")]
     pub incarnation: u64,

@@ -1,0 +1,206 @@
+//! What goes into the core and what comes out of it.
+
+use std::collections::BTreeMap;
+
+use cnova_shared::bundle::TrustBundle;
+use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
+use cnova_shared::topics::Kind;
+use cnova_shared::twin::Version;
+use cnova_shared::wire::v1;
+
+use crate::ledger::Op;
+
+/// What an agent is told about itself before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name.
+    pub node: NodeId,
+    /// Its place in the tree.
+    pub site: SitePath,
+    /// The node above it.
+    pub parent: NodeId,
+    /// Labels from its configuration.
+    pub labels: BTreeMap<String, String>,
+    /// What it has.
+    pub capabilities: v1::Capabilities,
+    /// The program's version.
+    pub software: String,
+    /// Differs on every start.
+    pub boot: String,
+    /// Whom it trusts.
+    pub trust: TrustBundle,
+    /// Conditions that the daemon met before the core existed, such as a store that was set aside.
+    pub alarms: Vec<v1::Alarm>,
+}
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The parent's endpoint is connected and subscribed to.
+    Connected,
+    /// It is not any more.
+    Disconnected,
+    /// The parent said something.
+    Message {
+        /// The topic's kind.
+        kind: Kind,
+        /// The bytes, unverified.
+        bytes: Vec<u8>,
+    },
+    /// A fetched artifact's digest matched and it is in the store.
+    ArtifactStored(Digest),
+    /// A fetched artifact's digest did not match, or it could not be written.
+    ArtifactFailed {
+        /// Which.
+        digest: Digest,
+        /// Why.
+        detail: String,
+    },
+    /// A runtime said something about an instance.
+    Runtime {
+        /// The workload.
+        id: WorkloadId,
+        /// The instance; an event of another attempt is stale and ignored.
+        attempt: u32,
+        /// What it said.
+        event: RuntimeEvent,
+    },
+    /// The twin that was taken last is on disk; told right after the commit.
+    TwinCommitted,
+    /// Time went by.
+    Tick,
+}
+
+/// What a runtime says of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// It runs.
+    Started {
+        /// Its process.
+        pid: u32,
+    },
+    /// It ended, or never began.
+    Exited {
+        /// Whether it ended as it should.
+        ok: bool,
+        /// How it ended, for a person.
+        detail: String,
+    },
+}
+
+/// A workload instance found at boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The workload.
+    pub id: WorkloadId,
+    /// The instance.
+    pub attempt: u32,
+    /// The digest of the specification it was started with.
+    pub spec: Digest,
+    /// How it was found.
+    pub state: ObservedState,
+}
+
+/// How an instance was found at boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObservedState {
+    /// Alive: same process id, same start time, same boot of the machine.
+    Alive {
+        /// Its process.
+        pid: u32,
+    },
+    /// It ended while nobody watched.
+    Exited {
+        /// Whether it ended as it should.
+        ok: bool,
+        /// How it ended.
+        detail: String,
+    },
+    /// The machine was started anew since.
+    MachineRestarted,
+}
+
+/// An instance to start. Everything that the runtime's specification needs is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// The verified workload.
+    pub workload: v1::Workload,
+    /// The twin that asked for it.
+    pub version: Version,
+    /// The instance.
+    pub attempt: u32,
+    /// The digest of `workload`, which adoption compares.
+    pub spec: Digest,
+}
+
+/// What the agent says, before it is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// To the hub, and read by every gateway on the way; introduces the node with its certificate.
+    Hello(v1::Hello),
+    /// To the hub.
+    Report(v1::Report),
+    /// To the parent.
+    ChunkRequest(v1::ChunkRequest),
+    /// To the hub.
+    Reply(v1::Reply),
+}
+
+/// A stage of a twin or workload was reached; for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A twin was taken.
+    Accepted(Version),
+    /// A twin was refused.
+    Refused(String),
+    /// A workload changed its state.
+    Workload(WorkloadId, v1::WorkloadState, String),
+    /// The parent is connected and knows us.
+    Welcomed,
+    /// Something odd that changes nothing.
+    Note(String),
+}
+
+/// Something to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Commit these before going on to the next action.
+    Persist(Vec<Op>),
+    /// Sign and send.
+    Send(Message),
+    /// Write bytes into an artifact's partial file; when `complete`, check its digest and answer with an event.
+    AppendChunk {
+        /// The artifact.
+        digest: Digest,
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Vec<u8>,
+        /// Whether it was the last.
+        complete: bool,
+    },
+    /// Start an instance.
+    Start(Box<Launch>),
+    /// End an instance; answered with [`RuntimeEvent::Exited`].
+    Stop {
+        /// The workload.
+        id: WorkloadId,
+        /// The instance.
+        attempt: u32,
+        /// Milliseconds between asking and ending.
+        grace_ms: u64,
+    },
+    /// Answer a hub command with [`Message::Reply`]: `op` says what.
+    Answer {
+        /// The command.
+        id: u64,
+        /// What it asks for.
+        op: v1::Operation,
+        /// The instance that it is about, when there is one.
+        attempt: Option<u32>,
+    },
+    /// Forget every artifact that is not in the list.
+    KeepArtifacts(Vec<Digest>),
+    /// For the log.
+    Stage(Stage),
+}

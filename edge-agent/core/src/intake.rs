@@ -1,0 +1,72 @@
+//! Whether a twin that came is taken. Pure: bytes and what is held in, a verdict out.
+
+use cnova_shared::bundle::TrustBundle;
+use cnova_shared::envelope::EnvelopeError;
+use cnova_shared::ids::{Digest, NodeId};
+use cnova_shared::twin::{TwinError, VerifiedTwin, Version};
+
+/// A twin that was not taken, as it is reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// A stable word.
+    pub code: &'static str,
+    /// Why, for a person.
+    pub detail: String,
+    /// The version it carried, when its signature held.
+    pub version: Version,
+}
+
+/// What becomes of a twin.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Newer than what is held.
+    Take(Box<VerifiedTwin>),
+    /// The one that is held.
+    Held,
+    /// Not taken; the last good one keeps running.
+    Refuse(Refusal),
+}
+
+/// The twin in force, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its version.
+    pub version: Version,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// Judges `bytes` for the node `me`, which holds `held`, at `now_s`.
+#[must_use]
+pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>, now_s: u64) -> Verdict {
+    let twin = match VerifiedTwin::open(bytes, trust, now_s) {
+        Ok(twin) => twin,
+        Err(e) => return refuse(&e, Version::default()),
+    };
+    let version = twin.version();
+    if twin.twin().node != *me {
+        let e = EnvelopeError::WrongAudience { aud: twin.twin().node.clone(), me: me.clone() };
+        return refuse(&TwinError::Envelope(e), version);
+    }
+    let Some(held) = held else { return Verdict::Take(Box::new(twin)) };
+    if version > held.version {
+        return Verdict::Take(Box::new(twin));
+    }
+    if version < held.version {
+        let detail = format!("generation {version} is older than {}, which is in force", held.version);
+        return Verdict::Refuse(Refusal { code: "old-generation", detail, version });
+    }
+    if twin.digest() == held.digest {
+        return Verdict::Held;
+    }
+    let detail = format!(
+        "two different twins are signed as generation {version}: {} is in force, {} came; look at the hub's signing key",
+        held.digest.short(),
+        twin.digest().short()
+    );
+    Verdict::Refuse(Refusal { code: "same-generation", detail, version })
+}
+
+fn refuse(e: &TwinError, version: Version) -> Verdict {
+    Verdict::Refuse(Refusal { code: e.code(), detail: e.to_string(), version })
+}

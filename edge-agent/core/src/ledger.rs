@@ -1,0 +1,80 @@
+//! What the agent keeps: the operations that change it and the image that it starts from.
+
+use cnova_shared::ids::{Digest, WorkloadId};
+use cnova_shared::report::{StoredStream, StreamOp};
+use serde::{Deserialize, Serialize};
+
+/// An instance as the ledger knows it; written before the runtime is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRow {
+    /// The workload.
+    pub id: WorkloadId,
+    /// The newest instance's number; it only goes up.
+    pub attempt: u32,
+    /// The digest of the specification of that instance.
+    pub spec: Digest,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What is meant to become of it.
+    pub phase: Phase,
+}
+
+/// What is meant to become of an instance after a restart of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It was started, or is about to be.
+    Active,
+    /// It ended and is started again after a pause.
+    Backoff,
+    /// It ended as it may and stays so.
+    Finished,
+    /// It failed too often.
+    CrashLoop,
+}
+
+/// One change. All changes of one [`crate::Action::Persist`] are committed together or not at all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    /// The twin in force, as it came.
+    PutTwin(Vec<u8>),
+    /// The newest time that was verified, seconds since 1970.
+    TimeFloor(u64),
+    /// An instance.
+    PutInstance(InstanceRow),
+    /// A workload that is gone.
+    DeleteInstance(WorkloadId),
+    /// A change to the report stream.
+    Stream(StreamOp),
+}
+
+/// The whole ledger, as read at boot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stored {
+    /// The twin in force, as it came.
+    pub twin: Option<Vec<u8>>,
+    /// The newest time that was verified.
+    pub time_floor: u64,
+    /// All instances.
+    pub instances: Vec<InstanceRow>,
+    /// The report stream.
+    pub stream: StoredStream,
+}
+
+impl Stored {
+    /// Applies operations to an image in memory, as a store does on disk. The simulator's store is made of this.
+    pub fn apply(&mut self, ops: &[Op]) {
+        for op in ops {
+            match op.clone() {
+                Op::PutTwin(bytes) => self.twin = Some(bytes),
+                Op::TimeFloor(t) => self.time_floor = t,
+                Op::PutInstance(row) => {
+                    self.instances.retain(|r| r.id != row.id);
+                    self.instances.push(row);
+                }
+                Op::DeleteInstance(id) => self.instances.retain(|r| r.id != id),
+                Op::Stream(op) => self.stream.apply(&op),
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! TLS 1.3 with mutual certificates, and the identity that a certificate proves.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme, version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::config::{ClientTlsMaterial, TlsMaterial};
+use crate::error::EndpointError;
+use crate::topics;
+
+/// The server side: every client must show a certificate of one of our authorities.
+pub(crate) fn server_config(material: TlsMaterial) -> Result<ServerConfig, EndpointError> {
+    let provider = provider();
+    let roots = roots(&material.client_ca)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|error| EndpointError::Authority {
+            reason: error.to_string(),
+        })?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|source| EndpointError::Tls { source })?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(material.cert_chain, material.key)
+        .map_err(|source| EndpointError::Tls { source })?;
+    // A resumed session would carry on an identity whose certificate has expired since.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// The client side, for an external broker.
+pub(crate) fn client_config(material: ClientTlsMaterial) -> Result<ClientConfig, EndpointError> {
+    let provider = provider();
+    let name = ServerName::try_from(material.server_name.clone()).map_err(|_| EndpointError::Invalid {
+        what: "the server name",
+        value: material.server_name,
+    })?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&material.ca)?), provider.clone())
+        .build()
+        .map_err(|error| EndpointError::Authority {
+            reason: error.to_string(),
+        })?;
+    ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|source| EndpointError::Tls { source })?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(NamedServer { verifier, name }))
+        .with_client_auth_cert(material.cert_chain, material.key)
+        .map_err(|source| EndpointError::Tls { source })
+}
+
+/// The node id in a certificate: its one subject CN, if that is a node id.
+pub(crate) fn node_of(certificate: &CertificateDer<'_>) -> Result<String, String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| format!("its certificate cannot be read: {error}"))?;
+    let mut names = parsed.subject().iter_common_name();
+    let name = match (names.next(), names.next()) {
+        (Some(name), None) => name
+            .as_str()
+            .map_err(|error| format!("the CN of its certificate is not text: {error}"))?,
+        _ => return Err("its certificate must have exactly one subject CN".to_owned()),
+    };
+    if !topics::is_node_id(name) {
+        return Err(format!(
+            "the CN `{}` of its certificate is not a node id",
+            name.escape_debug()
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, EndpointError> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone()).map_err(|error| EndpointError::Authority {
+            reason: error.to_string(),
+        })?;
+    }
+    if roots.is_empty() {
+        return Err(EndpointError::Authority {
+            reason: "the list is empty".to_owned(),
+        });
+    }
+    Ok(roots)
+}
+
+/// Checks the broker's certificate against the configured name. rumqttc would check it against the host that it
+/// dials, which is often an address.
+#[derive(Debug)]
+struct NamedServer {
+    verifier: Arc<WebPkiServerVerifier>,
+    name: ServerName<'static>,
+}
+
+impl ServerCertVerifier for NamedServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _dialled: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verifier
+            .verify_server_cert(end_entity, intermediates, &self.name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}

@@ -1,0 +1,66 @@
+//! CNDL, the CloudNova Definition Language: the YAML or JSON that a person writes, checked against a schema that we
+//! publish. [`parse`] reports every mistake with its line, its column and what was probably meant.
+
+mod checks;
+mod convert;
+mod errors;
+mod manifest;
+mod model;
+mod quantity;
+mod schema;
+mod site_pattern;
+mod tree;
+mod wire;
+mod wire_values;
+
+pub use errors::{MAX_REPORTED_ERRORS, ManifestError, ManifestErrors};
+pub use manifest::Manifest;
+pub use model::{
+    Application, ArtifactRef, FileInput, Grants, Limits, PlacementRule, Replicas, Resources, Restart, RestartPolicy,
+    RuntimeKind, WorkloadDef,
+};
+pub use quantity::{MAX_CPU_MILLIS, MAX_DURATION_MS};
+pub use schema::json_schema;
+pub use site_pattern::{InvalidSitePattern, SitePattern};
+
+/// A larger text is refused before it is parsed.
+pub const MAX_MANIFEST_BYTES: usize = 1 << 20;
+/// Deepest nesting of maps and lists.
+pub const MAX_DEPTH: usize = 32;
+/// Most workloads in one application; the schema says the same.
+pub const MAX_WORKLOADS: usize = 256;
+/// Most values in one manifest.
+pub const MAX_NODES: usize = 100_000;
+/// Most YAML aliases, and most anchors.
+pub const MAX_ALIASES: usize = 1_000;
+/// Most values that all aliases together may expand to.
+pub const MAX_ALIAS_EVENTS: usize = 50_000;
+/// Longest key.
+pub const MAX_KEY_CHARS: usize = 256;
+/// Identifies the schema; also the name of its checked-in copy.
+pub const SCHEMA_ID: &str = "https://cloudnova.dev/schema/cndl-v1.schema.json";
+
+const DEFAULT_BACKOFF_MIN_MS: u64 = 1_000;
+const DEFAULT_BACKOFF_MAX_MS: u64 = 60_000;
+
+/// Reads a manifest, YAML or JSON. `source_name` stands before each error; usually the path of the file.
+///
+/// # Errors
+/// Everything that is wrong, by place. Only a syntax error or a broken limit stands alone, because nothing
+/// after it can be trusted.
+pub fn parse(text: &str, source_name: &str) -> Result<Manifest, ManifestErrors> {
+    Manifest::parse(text, source_name)
+}
+
+/// The one text for a manifest: JSON without spaces, keys in the order of the schema, every default filled in.
+/// [`parse`] gives the same manifest back.
+#[must_use]
+pub fn canonical_json(manifest: &Manifest) -> String {
+    // Nothing in the wire form can fail to serialize: keys are text and numbers are finite.
+    serde_json::to_string(manifest).unwrap_or_default()
+}
+
+fn convert_error(message: &str) -> ManifestError {
+    let message = format!("passed the schema but not the decoder, which is a bug: {message}");
+    ManifestError { line: 1, column: 1, pointer: String::new(), message, hint: None }
+}

@@ -1,0 +1,173 @@
+//! What a schema cannot say: quantities in range, names unique, fields that must fit each other. Works on the raw value,
+//! so that a mistake elsewhere hides none of these; a field that the schema already refused is passed over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::errors::{ManifestError, quoted};
+use super::quantity::{self, InvalidQuantity};
+use super::site_pattern::SitePattern;
+use super::tree::Node;
+
+/// Everything that is wrong beyond the schema.
+pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError]) -> Vec<ManifestError> {
+    let refused = schema_errors.iter().map(|e| e.pointer.as_str()).collect();
+    let mut checker = Checker { tree, root: value, refused, errors: Vec::new() };
+    let workloads = value.get("workloads").and_then(Value::as_array).map_or(0, Vec::len);
+    for index in 0..workloads.min(super::MAX_WORKLOADS) {
+        checker.workload(&format!("/workloads/{index}"));
+    }
+    let names: Vec<String> = (0..workloads).map(|i| format!("/workloads/{i}/name")).collect();
+    checker.unique(&names, "workload name");
+    checker.errors
+}
+
+struct Checker<'a> {
+    tree: &'a Node,
+    root: &'a Value,
+    refused: BTreeSet<&'a str>,
+    errors: Vec<ManifestError>,
+}
+
+impl<'a> Checker<'a> {
+    fn push(&mut self, pointer: &str, message: String, hint: Option<String>) {
+        let position = self.tree.position_of(pointer);
+        self.errors.push(ManifestError {
+            line: position.line,
+            column: position.column,
+            pointer: pointer.to_owned(),
+            message,
+            hint,
+        });
+    }
+
+    /// The value, unless it is absent or the schema has already refused it.
+    fn get(&self, pointer: &str) -> Option<&'a Value> {
+        if self.refused.contains(pointer) { None } else { self.root.pointer(pointer) }
+    }
+
+    fn text(&self, pointer: &str) -> Option<&'a str> {
+        self.get(pointer)?.as_str()
+    }
+
+    fn items(&self, pointer: &str) -> usize {
+        self.get(pointer).and_then(Value::as_array).map_or(0, Vec::len)
+    }
+
+    fn workload(&mut self, at: &str) {
+        self.quantities(at);
+        for field in ["priority", "restart/crashLoopAfter", "placement/replicas", "artifact/size"] {
+            self.whole_number(&format!("{at}/{field}"));
+        }
+        self.site(&format!("{at}/placement/site"));
+        self.spread(at);
+        self.file_path(&format!("{at}/artifact/file"));
+        let files = self.items(&format!("{at}/files"));
+        for index in 0..files {
+            self.file_path(&format!("{at}/files/{index}/artifact/file"));
+            self.whole_number(&format!("{at}/files/{index}/artifact/size"));
+            self.mount_path(&format!("{at}/files/{index}/path"));
+        }
+        let paths: Vec<String> = (0..files).map(|i| format!("{at}/files/{i}/path")).collect();
+        self.unique(&paths, "file path");
+        for index in 0..self.items(&format!("{at}/grants/network")) {
+            self.peer(&format!("{at}/grants/network/{index}"));
+        }
+    }
+
+    fn quantities(&mut self, at: &str) {
+        self.quantity(&format!("{at}/resources/memory"), quantity::size);
+        self.quantity(&format!("{at}/resources/cpu"), quantity::cpu);
+        self.quantity(&format!("{at}/limits/log"), quantity::size);
+        self.quantity(&format!("{at}/stopGrace"), quantity::duration);
+        self.quantity(&format!("{at}/limits/wallTime"), positive_duration);
+        self.quantity(&format!("{at}/restart/backoffMin"), positive_duration);
+        self.quantity(&format!("{at}/restart/backoffMax"), positive_duration);
+        let backoff = |field: &str| self.get(&format!("{at}/restart/{field}")).and_then(|v| positive_duration(v).ok());
+        let min = backoff("backoffMin").unwrap_or(super::DEFAULT_BACKOFF_MIN_MS);
+        let max = backoff("backoffMax").unwrap_or(super::DEFAULT_BACKOFF_MAX_MS);
+        if min > max {
+            let message = format!("backoffMin ({min} ms) is longer than backoffMax ({max} ms)");
+            self.push(&format!("{at}/restart"), message, None);
+        }
+    }
+
+    fn quantity<T>(&mut self, pointer: &str, parse: impl Fn(&Value) -> Result<T, InvalidQuantity>) {
+        if let Some(Err(why)) = self.get(pointer).map(parse) {
+            let written = self.root.pointer(pointer).map(ToString::to_string).unwrap_or_default();
+            self.push(pointer, format!("{} {why}", written.trim_matches('"').escape_debug()), None);
+        }
+    }
+
+    /// JSON Schema takes 5.0 for an integer; we want it written as one, so that every reader agrees.
+    fn whole_number(&mut self, pointer: &str) {
+        if let Some(Value::Number(number)) = self.get(pointer)
+            && number.as_u64().is_none()
+        {
+            self.push(pointer, format!("expected a whole number, found {number}"), None);
+        }
+    }
+
+    fn site(&mut self, pointer: &str) {
+        if let Some(text) = self.text(pointer)
+            && let Err(why) = SitePattern::new(text)
+        {
+            let hint = "segments joined by \"/\", for example plant-7/line-2/**".to_owned();
+            self.push(pointer, format!("the site pattern {} {why}", quoted(text)), Some(hint));
+        }
+    }
+
+    fn spread(&mut self, at: &str) {
+        let pointer = format!("{at}/placement/spread");
+        if self.get(&pointer) == Some(&Value::Bool(false)) {
+            let message = "false is not possible: a node runs a workload at most once".to_owned();
+            self.push(&pointer, message, Some("remove the line".to_owned()));
+        }
+    }
+
+    fn file_path(&mut self, pointer: &str) {
+        if let Some(text) = self.text(pointer)
+            && (text.ends_with('/') || text.contains('\\'))
+        {
+            let message = format!("{} does not name a file", quoted(text));
+            self.push(pointer, message, Some("a path with forward slashes, relative to the manifest".to_owned()));
+        }
+    }
+
+    fn mount_path(&mut self, pointer: &str) {
+        if let Some(text) = self.text(pointer)
+            && text.split('/').any(|s| s == "." || s == "..")
+        {
+            self.push(pointer, format!("{} must not contain \".\" or \"..\"", quoted(text)), None);
+        }
+    }
+
+    fn peer(&mut self, pointer: &str) {
+        let port = self.text(pointer).and_then(|t| t.rsplit_once(':')).map(|(_, port)| port);
+        if let Some(port) = port
+            && port != "*"
+            && !port.parse::<u16>().is_ok_and(|p| p > 0)
+        {
+            self.push(pointer, format!("the port {} is not between 1 and 65535", quoted(port)), None);
+        }
+    }
+
+    fn unique(&mut self, pointers: &[String], what: &str) {
+        let mut seen: BTreeMap<&str, &String> = BTreeMap::new();
+        for pointer in pointers {
+            let Some(text) = self.text(pointer) else { continue };
+            if let Some(first) = seen.get(text) {
+                let line = self.tree.position_of(first).line;
+                let message = format!("the {what} {} is already used in line {line}", quoted(text));
+                self.push(pointer, message, None);
+            } else {
+                seen.insert(text, pointer);
+            }
+        }
+    }
+}
+
+fn positive_duration(value: &Value) -> Result<u64, InvalidQuantity> {
+    quantity::duration(value).and_then(|ms| if ms == 0 { Err(InvalidQuantity::Zero) } else { Ok(ms) })
+}

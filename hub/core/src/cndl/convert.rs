@@ -1,0 +1,193 @@
+//! Wire form <-> domain form. Both ways are total on what the checks let through.
+
+use super::model::{
+    Application, ArtifactRef, FileInput, Grants, Limits, PlacementRule, Replicas, Resources, Restart, RestartPolicy,
+    RuntimeKind, WorkloadDef,
+};
+use super::site_pattern::{InvalidSitePattern, SitePattern};
+use super::wire;
+use super::wire_values as value;
+
+impl TryFrom<wire::Document> for Application {
+    type Error = InvalidSitePattern;
+
+    fn try_from(document: wire::Document) -> Result<Self, Self::Error> {
+        Ok(Self {
+            name: document.metadata.name.0,
+            labels: document.metadata.labels.0,
+            workloads: document.workloads.into_iter().map(WorkloadDef::try_from).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl TryFrom<wire::Workload> for WorkloadDef {
+    type Error = InvalidSitePattern;
+
+    fn try_from(w: wire::Workload) -> Result<Self, Self::Error> {
+        Ok(Self {
+            name: w.name.0,
+            runtime: w.runtime.into(),
+            artifact: w.artifact.into(),
+            files: w.files.into_iter().map(|f| FileInput { path: f.path.0, artifact: f.artifact.into() }).collect(),
+            args: w.args.into_iter().map(|a| a.0).collect(),
+            env: w.env.0,
+            resources: Resources { memory_bytes: w.resources.memory.map(|m| m.0), cpu_millis: w.resources.cpu.0 },
+            limits: Limits { log_bytes: w.limits.log.0, wall_time_ms: w.limits.wall_time.map(|t| t.0) },
+            grants: Grants {
+                clocks: w.grants.clocks,
+                random: w.grants.random,
+                network: w.grants.network.into_iter().map(|p| p.0).collect(),
+            },
+            restart: Restart {
+                policy: w.restart.policy.into(),
+                backoff_min_ms: w.restart.backoff_min.0,
+                backoff_max_ms: w.restart.backoff_max.0,
+                crash_loop_after: w.restart.crash_loop_after,
+            },
+            stop_grace_ms: w.stop_grace.0,
+            settings: w.settings,
+            priority: w.priority,
+            placement: PlacementRule {
+                site: SitePattern::new(&w.placement.site)?,
+                labels: w.placement.labels.0,
+                replicas: match w.placement.replicas {
+                    value::Replicas::Count(n) => Replicas::Count(n),
+                    value::Replicas::Each => Replicas::Each,
+                },
+                spread: w.placement.spread,
+            },
+        })
+    }
+}
+
+impl From<wire::Artifact> for ArtifactRef {
+    fn from(artifact: wire::Artifact) -> Self {
+        let size = artifact.size;
+        match artifact.digest {
+            Some(digest) => Self::Digest { digest, size },
+            // The schema has made sure that exactly one of the two is there.
+            None => Self::File { path: artifact.file.unwrap_or_default(), size },
+        }
+    }
+}
+
+impl From<wire::Runtime> for RuntimeKind {
+    fn from(runtime: wire::Runtime) -> Self {
+        match runtime {
+            wire::Runtime::Wasm => Self::Wasm,
+            wire::Runtime::Container => Self::Container,
+            wire::Runtime::Ebpf => Self::Ebpf,
+        }
+    }
+}
+
+impl From<wire::RestartPolicy> for RestartPolicy {
+    fn from(policy: wire::RestartPolicy) -> Self {
+        match policy {
+            wire::RestartPolicy::Always => Self::Always,
+            wire::RestartPolicy::OnFailure => Self::OnFailure,
+            wire::RestartPolicy::Never => Self::Never,
+        }
+    }
+}
+
+impl From<&Application> for wire::Document {
+    fn from(application: &Application) -> Self {
+        Self {
+            api_version: wire::ApiVersion::V1,
+            kind: wire::DocumentKind::Application,
+            metadata: wire::Metadata {
+                name: value::Name(application.name.clone()),
+                labels: value::Labels(application.labels.clone()),
+            },
+            workloads: application.workloads.iter().map(wire::Workload::from).collect(),
+        }
+    }
+}
+
+impl From<&WorkloadDef> for wire::Workload {
+    fn from(w: &WorkloadDef) -> Self {
+        Self {
+            name: value::Name(w.name.clone()),
+            runtime: w.runtime.into(),
+            artifact: (&w.artifact).into(),
+            files: w
+                .files
+                .iter()
+                .map(|f| wire::FileInput {
+                    path: value::AbsolutePath(f.path.clone()),
+                    artifact: (&f.artifact).into(),
+                })
+                .collect(),
+            args: w.args.iter().cloned().map(value::Text).collect(),
+            env: value::Environment(w.env.clone()),
+            resources: wire::Resources {
+                memory: w.resources.memory_bytes.map(value::Size),
+                cpu: value::Cpu(w.resources.cpu_millis),
+            },
+            limits: wire::Limits {
+                log: value::Size(w.limits.log_bytes),
+                wall_time: w.limits.wall_time_ms.map(value::Duration),
+            },
+            grants: wire::Grants {
+                clocks: w.grants.clocks,
+                random: w.grants.random,
+                network: w.grants.network.iter().cloned().map(value::Peer).collect(),
+            },
+            restart: wire::Restart {
+                policy: w.restart.policy.into(),
+                backoff_min: value::Duration(w.restart.backoff_min_ms),
+                backoff_max: value::Duration(w.restart.backoff_max_ms),
+                crash_loop_after: w.restart.crash_loop_after,
+            },
+            stop_grace: value::Duration(w.stop_grace_ms),
+            settings: w.settings.clone(),
+            priority: w.priority,
+            placement: (&w.placement).into(),
+        }
+    }
+}
+
+impl From<&PlacementRule> for wire::Placement {
+    fn from(rule: &PlacementRule) -> Self {
+        Self {
+            site: rule.site.as_str().to_owned(),
+            labels: value::Labels(rule.labels.clone()),
+            replicas: match rule.replicas {
+                Replicas::Count(n) => value::Replicas::Count(n),
+                Replicas::Each => value::Replicas::Each,
+            },
+            spread: rule.spread,
+        }
+    }
+}
+
+impl From<&ArtifactRef> for wire::Artifact {
+    fn from(artifact: &ArtifactRef) -> Self {
+        Self {
+            file: artifact.file().map(str::to_owned),
+            digest: artifact.digest().map(str::to_owned),
+            size: artifact.size(),
+        }
+    }
+}
+
+impl From<RuntimeKind> for wire::Runtime {
+    fn from(runtime: RuntimeKind) -> Self {
+        match runtime {
+            RuntimeKind::Wasm => Self::Wasm,
+            RuntimeKind::Container => Self::Container,
+            RuntimeKind::Ebpf => Self::Ebpf,
+        }
+    }
+}
+
+impl From<RestartPolicy> for wire::RestartPolicy {
+    fn from(policy: RestartPolicy) -> Self {
+        match policy {
+            RestartPolicy::Always => Self::Always,
+            RestartPolicy::OnFailure => Self::OnFailure,
+            RestartPolicy::Never => Self::Never,
+        }
+    }
+}

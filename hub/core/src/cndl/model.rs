@@ -1,0 +1,241 @@
+//! What a manifest says once it has been checked: plain values in base units, every default filled in.
+
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
+
+use super::site_pattern::SitePattern;
+
+/// One application: what a person writes, versions and removes as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Application {
+    /// Name, unique in the hub; a DNS label.
+    pub name: String,
+    /// Free labels for people and policies; they do not steer placement.
+    pub labels: BTreeMap<String, String>,
+    /// At least one workload, names unique, in the order they were written.
+    pub workloads: Vec<WorkloadDef>,
+}
+
+impl Application {
+    /// The workload of that name.
+    #[must_use]
+    pub fn workload(&self, name: &str) -> Option<&WorkloadDef> {
+        self.workloads.iter().find(|w| w.name == name)
+    }
+}
+
+/// One workload of an application.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorkloadDef {
+    /// Name, unique in the application; a DNS label.
+    pub name: String,
+    /// What runs it.
+    pub runtime: RuntimeKind,
+    /// The program: a Wasm module or component, an eBPF object, or an OCI layout.
+    pub artifact: ArtifactRef,
+    /// Read-only input files.
+    pub files: Vec<FileInput>,
+    /// Command-line arguments.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// What it asks of a node.
+    pub resources: Resources,
+    /// What it may not exceed.
+    pub limits: Limits,
+    /// What it may touch.
+    pub grants: Grants,
+    /// What happens when it ends.
+    pub restart: Restart,
+    /// Time between the request to stop and the kill.
+    pub stop_grace_ms: u64,
+    /// Free settings, handed to the workload as they are.
+    pub settings: BTreeMap<String, serde_json::Value>,
+    /// 0..=1000; under pressure the lowest is shed first.
+    pub priority: u16,
+    /// Where it may run and how often.
+    pub placement: PlacementRule,
+}
+
+/// What runs a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    /// A WASI preview 1 module or a component.
+    Wasm,
+    /// An OCI layout.
+    Container,
+    /// An eBPF object.
+    Ebpf,
+}
+
+impl RuntimeKind {
+    /// The name as written in manifests and reported by nodes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wasm => "wasm",
+            Self::Container => "container",
+            Self::Ebpf => "ebpf",
+        }
+    }
+}
+
+/// Content-addressed bytes, or a file that still has to be uploaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArtifactRef {
+    /// A path relative to the manifest. Only the CLI can resolve it; the hub refuses it.
+    File {
+        /// The path as written.
+        path: String,
+        /// Size in bytes, where it was given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    },
+    /// Content in the artifact store.
+    Digest {
+        /// `sha256:` and 64 lowercase hex digits.
+        digest: String,
+        /// Size in bytes, where it was given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    },
+}
+
+impl ArtifactRef {
+    /// The digest, unless this is still a file.
+    #[must_use]
+    pub fn digest(&self) -> Option<&str> {
+        match self {
+            Self::Digest { digest, .. } => Some(digest),
+            Self::File { .. } => None,
+        }
+    }
+
+    /// The path, if this is still a file.
+    #[must_use]
+    pub fn file(&self) -> Option<&str> {
+        match self {
+            Self::File { path, .. } => Some(path),
+            Self::Digest { .. } => None,
+        }
+    }
+
+    /// Size in bytes, where the manifest gave it.
+    #[must_use]
+    pub const fn size(&self) -> Option<u64> {
+        match self {
+            Self::File { size, .. } | Self::Digest { size, .. } => *size,
+        }
+    }
+}
+
+/// A read-only input file of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileInput {
+    /// Absolute path inside the workload.
+    pub path: String,
+    /// Its content.
+    pub artifact: ArtifactRef,
+}
+
+/// What a workload asks of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Resources {
+    /// Memory, which is also its limit. `None` where the manifest does not say; the built-in policy refuses that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// CPU share, in thousandths of a core.
+    pub cpu_millis: u32,
+}
+
+/// What a workload may not exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Bytes of log the node keeps.
+    pub log_bytes: u64,
+    /// Longest run, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wall_time_ms: Option<u64>,
+}
+
+/// What a workload may touch besides its own memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Grants {
+    /// Wall and monotonic clocks.
+    pub clocks: bool,
+    /// Random numbers.
+    pub random: bool,
+    /// Peers it may connect to: `host:port`, `tcp:host:port`, `udp:host:port`, or `*`.
+    pub network: Vec<String>,
+}
+
+/// What happens when a workload ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Restart {
+    /// When it is started again.
+    pub policy: RestartPolicy,
+    /// First wait.
+    pub backoff_min_ms: u64,
+    /// Longest wait.
+    pub backoff_max_ms: u64,
+    /// Failures in a row after which it counts as crash-looping.
+    pub crash_loop_after: u32,
+}
+
+/// When a workload is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Whenever it ends.
+    Always,
+    /// When it failed.
+    OnFailure,
+    /// Never: it runs once.
+    Never,
+}
+
+impl RestartPolicy {
+    /// The name as written in manifests.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::OnFailure => "on-failure",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// Where a workload may run and how often.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlacementRule {
+    /// Which site paths.
+    pub site: SitePattern,
+    /// Labels that a node must have, all of them.
+    pub labels: BTreeMap<String, String>,
+    /// On how many nodes.
+    pub replicas: Replicas,
+    /// Replicas go to different nodes. Always so today: a node runs a workload at most once.
+    pub spread: bool,
+}
+
+/// On how many nodes a workload runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicas {
+    /// On that many.
+    Count(u32),
+    /// On every node that fits the rule.
+    Each,
+}
+
+impl Serialize for Replicas {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Count(n) => serializer.serialize_u32(*n),
+            Self::Each => serializer.serialize_str("each"),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The published JSON Schema, and its verdict turned into sentences.
+
+use std::sync::LazyLock;
+
+use jsonschema::error::{TypeKind, ValidationErrorKind as Kind};
+use jsonschema::{ValidationError, Validator};
+use serde_json::Value;
+
+use super::errors::{ManifestError, join, nearest, quoted};
+use super::tree::{Node, Position};
+use super::wire;
+
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+    let mut schema = schemars::schema_for!(wire::Document);
+    schema.insert("$id".to_owned(), super::SCHEMA_ID.into());
+    schema.to_value()
+});
+
+// The schema comes from our own types, so that a failure is a bug; a test pins that it compiles.
+static VALIDATOR: LazyLock<Option<Validator>> = LazyLock::new(|| jsonschema::validator_for(&SCHEMA).ok());
+
+/// The JSON Schema of manifests, draft 2020-12.
+#[must_use]
+pub fn json_schema() -> Value {
+    SCHEMA.clone()
+}
+
+/// Everything that the schema finds wrong.
+pub(super) fn check(tree: &Node, value: &Value) -> Vec<ManifestError> {
+    let Some(validator) = VALIDATOR.as_ref() else {
+        return vec![error(Position::START, "", "the built-in schema does not compile; this is a bug", None)];
+    };
+    validator.iter_errors(value).flat_map(|e| explain(tree, &e)).collect()
+}
+
+fn error(position: Position, pointer: &str, message: impl Into<String>, hint: Option<String>) -> ManifestError {
+    ManifestError {
+        line: position.line,
+        column: position.column,
+        pointer: pointer.to_owned(),
+        message: message.into(),
+        hint,
+    }
+}
+
+fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
+    let pointer = problem.instance_path().as_str();
+    let schema_path = problem.schema_path().as_str();
+    let parent = schema_path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let schema = SCHEMA.pointer(parent);
+    let here = tree.position_of(pointer);
+    let found = problem.instance().as_ref();
+    match problem.kind() {
+        Kind::AdditionalProperties { unexpected } => {
+            unexpected.iter().map(|name| unknown_field(tree, schema, pointer, name, found)).collect()
+        }
+        Kind::Required { property } => {
+            let name = property.as_str().unwrap_or_default();
+            vec![error(here, pointer, format!("the field \"{name}\" is missing"), None)]
+        }
+        Kind::PropertyNames { error: inner } => {
+            let name = inner.instance().as_str().unwrap_or_default().to_owned();
+            let path = join(pointer, &name);
+            let expected = expected_at(schema.and_then(|s| s.get("propertyNames"))).unwrap_or("another name");
+            let message = format!("expected {expected}, found {}", quoted(&name));
+            vec![error(tree.key_position_of(&path), &path, message, None)]
+        }
+        Kind::Enum { options } => {
+            let names: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            vec![choice(here, pointer, &names, found)]
+        }
+        Kind::Constant { expected_value } => {
+            vec![choice(here, pointer, &expected_value.as_str().into_iter().collect::<Vec<_>>(), found)]
+        }
+        Kind::OneOfNotValid { .. } | Kind::OneOfMultipleValid { .. } => {
+            let expected = expected_at(schema).unwrap_or("something else");
+            vec![error(here, pointer, format!("expected {expected}"), None)]
+        }
+        kind => {
+            let expected = match kind {
+                Kind::Type { kind } => Some(expected_at(schema).map_or_else(|| type_names(kind), str::to_owned)),
+                _ => expected_at(schema).map(str::to_owned),
+            };
+            let message = expected.map_or_else(
+                || problem.masked().to_string(),
+                |expected| format!("expected {expected}, found {}", describe(found)),
+            );
+            vec![error(here, pointer, message, hint_for_type(kind, found))]
+        }
+    }
+}
+
+fn expected_at(schema: Option<&Value>) -> Option<&str> {
+    schema?.get("x-expected")?.as_str()
+}
+
+fn unknown_field(tree: &Node, schema: Option<&Value>, pointer: &str, name: &str, found: &Value) -> ManifestError {
+    let properties = schema.and_then(|s| s.get("properties")).and_then(Value::as_object);
+    let known: Vec<&str> = properties.into_iter().flat_map(|p| p.keys().map(String::as_str)).collect();
+    // What is already there is not what was meant.
+    let free = known.iter().copied().filter(|k| found.get(*k).is_none());
+    let hint = nearest(name, free).unwrap_or_else(|| format!("known fields: {}", known.join(", ")));
+    let path = join(pointer, name);
+    error(tree.key_position_of(&path), &path, format!("unknown field {}", quoted(name)), Some(hint))
+}
+
+fn choice(here: Position, pointer: &str, options: &[&str], found: &Value) -> ManifestError {
+    let list: Vec<String> = options.iter().map(|o| format!("\"{o}\"")).collect();
+    let expected = if list.len() == 1 { list.concat() } else { format!("one of {}", list.join(", ")) };
+    let hint = found.as_str().and_then(|text| nearest(text, options.iter().copied()));
+    error(here, pointer, format!("expected {expected}, found {}", describe(found)), hint)
+}
+
+fn type_names(kind: &TypeKind) -> String {
+    let name = |t: &str| match t {
+        "object" => "a map",
+        "array" => "a list",
+        "string" => "text",
+        "integer" => "a whole number",
+        "number" => "a number",
+        "boolean" => "true or false",
+        _ => "nothing",
+    };
+    match kind {
+        TypeKind::Single(t) => name(&t.to_string()).to_owned(),
+        TypeKind::Multiple(set) => {
+            set.iter().map(|t| name(&t.to_string()).to_owned()).collect::<Vec<_>>().join(" or ")
+        }
+    }
+}
+
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "nothing".to_owned(),
+        Value::Bool(b) => format!("the boolean {b}"),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(text) => format!("the text {}", quoted(text)),
+        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Object(entries) => format!("a map of {}", entries.len()),
+    }
+}
+
+/// YAML guesses types; who wrote `2` or `true` where text belongs only has to quote it.
+fn hint_for_type(kind: &Kind, found: &Value) -> Option<String> {
+    let Kind::Type { kind: TypeKind::Single(wanted) } = kind else { return None };
+    match (wanted.to_string().as_str(), found) {
+        ("string", Value::Number(_) | Value::Bool(_)) => Some(format!("write \"{found}\" with its quotes")),
+        (_, Value::Null) => Some("give it a value or remove the line".to_owned()),
+        ("boolean", Value::String(text)) => match text.to_lowercase().as_str() {
+            "yes" | "on" | "y" | "true" => Some("did you mean true?".to_owned()),
+            "no" | "off" | "n" | "false" => Some("did you mean false?".to_owned()),
+            _ => None,
+        },
+        ("integer" | "number", Value::String(text)) if text.parse::<f64>().is_ok() => {
+            Some("remove the quotes".to_owned())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_compiles() {
+        assert!(VALIDATOR.is_some(), "{:?}", jsonschema::validator_for(&SCHEMA).err());
+        assert!(jsonschema::meta::is_valid(&SCHEMA));
+    }
+}

@@ -1,0 +1,217 @@
+//! Policy at admission: Rego decides which manifests may go on. What cannot be evaluated denies.
+
+mod rego;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::cndl::{Application, Manifest};
+
+/// Largest policy text.
+pub const MAX_POLICY_BYTES: usize = 256 << 10;
+/// Most policy texts in one set.
+pub const MAX_POLICIES: usize = 256;
+/// Most instructions that one policy may take for one manifest. Counted, not timed: the same manifest gets the same
+/// answer on a busy machine.
+pub const MAX_POLICY_INSTRUCTIONS: usize = 5_000_000;
+/// Most reasons that are kept of one denial.
+pub const MAX_DENY_REASONS: usize = 1_000;
+/// The text of [`PolicySet::builtin`].
+pub const BUILTIN_POLICY: &str = include_str!("policy/default.rego");
+
+/// One Rego text with a name for messages, usually its file name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicySource {
+    /// Unique in the set.
+    pub name: String,
+    /// Rego, v1 or v0.
+    pub text: String,
+}
+
+/// The policies of a hub, compiled.
+///
+/// A text in `package cnova.admission` is asked for `deny`, a set of messages. Texts in other packages are
+/// libraries that all of these can use.
+#[derive(Clone, Debug)]
+pub struct PolicySet {
+    policies: Vec<rego::Compiled>,
+}
+
+/// Why a set of policies cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Two texts have the same name.
+    #[error("policy {name}: given twice")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// Larger than [`MAX_POLICY_BYTES`].
+    #[error("policy {name}: {bytes} bytes; at most {MAX_POLICY_BYTES} are accepted")]
+    TooLarge {
+        /// The policy.
+        name: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// More than [`MAX_POLICIES`].
+    #[error("{count} policies; at most {MAX_POLICIES} are accepted")]
+    TooMany {
+        /// How many were given.
+        count: usize,
+    },
+    /// Neither Rego v1 nor v0.
+    #[error("policy {name}: {message}")]
+    Syntax {
+        /// The policy.
+        name: String,
+        /// What the parser said of it as v1.
+        message: String,
+    },
+    /// A v0 text that uses words of v1 without importing them: it would parse, and then deny everything or nothing.
+    #[error("policy {name}: line {line}: \"{word}\" means nothing in Rego v0 without an import")]
+    KeywordWithoutImport {
+        /// The policy.
+        name: String,
+        /// The line.
+        line: usize,
+        /// The word.
+        word: &'static str,
+    },
+    /// In the right package, but without the rule.
+    #[error("policy {name}: has no rule \"deny\"; it would never deny anything")]
+    NoDenyRule {
+        /// The policy.
+        name: String,
+    },
+    /// Parsed, but not compiled.
+    #[error("policy {name}: does not compile: {message}")]
+    Compile {
+        /// The policy.
+        name: String,
+        /// What the compiler said.
+        message: String,
+    },
+    /// A set that admits everything is never what was meant.
+    #[error("no policy in package cnova.admission")]
+    NoAdmissionPolicy,
+}
+
+/// Who asks, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdmissionContext {
+    /// The user, as authenticated.
+    pub user: String,
+    /// Now, in seconds since 1970; policies see it as `input.now`.
+    pub now_unix_s: u64,
+}
+
+/// A manifest that policy let through. Only [`PolicySet::admit`] makes one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdmittedManifest {
+    manifest: Manifest,
+    context: AdmissionContext,
+}
+
+impl AdmittedManifest {
+    /// The manifest.
+    #[must_use]
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What it says.
+    #[must_use]
+    pub const fn application(&self) -> &Application {
+        self.manifest.application()
+    }
+
+    /// For whom it was admitted, and when.
+    #[must_use]
+    pub const fn context(&self) -> &AdmissionContext {
+        &self.context
+    }
+}
+
+/// What policy said no to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PolicyDenied {
+    /// Name of the policy and its message; sorted, never empty.
+    pub reasons: Vec<(String, String)>,
+}
+
+impl fmt::Display for PolicyDenied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (policy, message)) in self.reasons.iter().enumerate() {
+            let line_break = if i > 0 { "\n" } else { "" };
+            write!(f, "{line_break}denied by {policy}: {message}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PolicyDenied {}
+
+impl PolicySet {
+    /// Compiles named Rego texts.
+    ///
+    /// # Errors
+    /// The first text that cannot be used; a set without any admission policy.
+    pub fn new(sources: &[PolicySource]) -> Result<Self, PolicyError> {
+        if sources.len() > MAX_POLICIES {
+            return Err(PolicyError::TooMany { count: sources.len() });
+        }
+        let mut names = BTreeSet::new();
+        for source in sources {
+            let name = source.name.clone();
+            if source.text.len() > MAX_POLICY_BYTES {
+                return Err(PolicyError::TooLarge { name, bytes: source.text.len() });
+            }
+            if !names.insert(&source.name) {
+                return Err(PolicyError::DuplicateName { name });
+            }
+        }
+        let policies = rego::compile(sources)?;
+        if policies.is_empty() { Err(PolicyError::NoAdmissionPolicy) } else { Ok(Self { policies }) }
+    }
+
+    /// The policy of a hub that was given no other.
+    ///
+    /// # Errors
+    /// Never, which a test pins; the caller still starts nothing without it.
+    pub fn builtin() -> Result<Self, PolicyError> {
+        Self::new(&[PolicySource { name: "default.rego".to_owned(), text: BUILTIN_POLICY.to_owned() }])
+    }
+
+    /// Names of the admission policies, sorted.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        self.policies.iter().map(rego::Compiled::name).collect()
+    }
+
+    /// Asks every policy. One that fails to answer denies.
+    ///
+    /// # Errors
+    /// Every reason of every policy.
+    pub fn admit(&self, manifest: Manifest, context: &AdmissionContext) -> Result<AdmittedManifest, PolicyDenied> {
+        let input = serde_json::json!({
+            "manifest": manifest.to_value(),
+            "user": context.user,
+            "now": context.now_unix_s,
+        });
+        let input = input.to_string();
+        let mut reasons = BTreeSet::new();
+        for policy in &self.policies {
+            match policy.deny(&input) {
+                Ok(messages) => reasons.extend(messages.into_iter().map(|m| (policy.name().to_owned(), m))),
+                Err(why) => {
+                    reasons.insert((policy.name().to_owned(), format!("could not be evaluated, and so denies: {why}")));
+                }
+            }
+        }
+        if reasons.is_empty() {
+            return Ok(AdmittedManifest { manifest, context: context.clone() });
+        }
+        Err(PolicyDenied { reasons: reasons.into_iter().take(MAX_DENY_REASONS).collect() })
+    }
+}

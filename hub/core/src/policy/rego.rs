@@ -1,0 +1,178 @@
+//! Behind this module stands regorus: texts become bytecode once, and run with an instruction limit.
+
+use std::sync::Arc;
+
+use regorus::languages::rego::compiler::Compiler;
+use regorus::rvm::{Program, RegoVM};
+use regorus::{Engine, Value};
+
+use super::{MAX_POLICY_INSTRUCTIONS, PolicyError, PolicySource};
+
+const PACKAGE: &str = "data.cnova.admission";
+const DENY: &str = "data.cnova.admission.deny";
+
+/// Words that v0 takes for identifiers unless they are imported. The parser only prints a warning.
+const FUTURE_KEYWORDS: [&str; 4] = ["contains", "every", "if", "in"];
+
+/// One admission policy, ready to run.
+#[derive(Clone)]
+pub(super) struct Compiled {
+    name: String,
+    program: Arc<Program>,
+}
+
+impl std::fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compiled").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A text whose version and package are known.
+struct Parsed<'a> {
+    source: &'a PolicySource,
+    v0: bool,
+    package: String,
+}
+
+/// Compiles every admission policy, each with all libraries.
+pub(super) fn compile(sources: &[PolicySource]) -> Result<Vec<Compiled>, PolicyError> {
+    let mut parsed = sources.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    parsed.sort_by(|a, b| a.source.name.cmp(&b.source.name));
+    let (admission, libraries): (Vec<_>, Vec<_>) = parsed.into_iter().partition(|p| p.package == PACKAGE);
+    admission.iter().map(|policy| compile_one(policy, &libraries)).collect()
+}
+
+/// v1 first: v1 text in a v0 engine parses, with a warning that nobody sees, and then means something else.
+fn parse(source: &PolicySource) -> Result<Parsed<'_>, PolicyError> {
+    let as_v1 = match add(&mut Engine::new(), source, false) {
+        Ok(package) => return Ok(Parsed { source, v0: false, package }),
+        Err(message) => message,
+    };
+    let Ok(package) = add(&mut Engine::new(), source, true) else {
+        return Err(PolicyError::Syntax { name: source.name.clone(), message: as_v1 });
+    };
+    match keyword_without_import(&source.text) {
+        Some((line, word)) => Err(PolicyError::KeywordWithoutImport { name: source.name.clone(), line, word }),
+        None => Ok(Parsed { source, v0: true, package }),
+    }
+}
+
+fn add(engine: &mut Engine, source: &PolicySource, v0: bool) -> Result<String, String> {
+    engine.set_rego_v0(v0);
+    engine.add_policy(source.name.clone(), source.text.clone()).map_err(|e| e.to_string().trim().to_owned())
+}
+
+fn compile_one(policy: &Parsed<'_>, libraries: &[Parsed<'_>]) -> Result<Compiled, PolicyError> {
+    let name = policy.source.name.clone();
+    let failed = |message: String| PolicyError::Compile { name: name.clone(), message: message.trim().to_owned() };
+    let mut engine = Engine::new();
+    for library in libraries {
+        add(&mut engine, library.source, library.v0).map_err(failed)?;
+    }
+    add(&mut engine, policy.source, policy.v0).map_err(failed)?;
+    match engine.has_declared_rule_rooted_at(&name, "deny") {
+        Ok(true) => {}
+        Ok(false) => return Err(PolicyError::NoDenyRule { name }),
+        Err(e) => return Err(failed(e.to_string())),
+    }
+    let compiled = engine.compile_with_entrypoint(&DENY.into()).map_err(|e| failed(e.to_string()))?;
+    let program = Compiler::compile_from_policy(&compiled, &[DENY]).map_err(|e| failed(e.to_string()))?;
+    Ok(Compiled { name, program })
+}
+
+impl Compiled {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The messages of `deny`; empty means that the policy has nothing against it.
+    pub(super) fn deny(&self, input: &str) -> Result<Vec<String>, String> {
+        let mut vm = RegoVM::new();
+        vm.load_program(Arc::clone(&self.program));
+        vm.set_max_instructions(MAX_POLICY_INSTRUCTIONS);
+        // Otherwise a failing builtin is undefined, its rule does not hold, and nothing is denied.
+        vm.set_strict_builtin_errors(true);
+        vm.set_data(Value::new_object()).map_err(|e| e.to_string())?;
+        vm.set_input(Value::from_json_str(input).map_err(|e| e.to_string())?);
+        match vm.execute_entry_point_by_name(DENY).map_err(|e| e.to_string())? {
+            Value::Set(messages) => messages.iter().map(message).collect(),
+            other => Err(format!("deny is not a set of messages but {other}")),
+        }
+    }
+}
+
+fn message(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) => Ok(text.to_string()),
+        other => Err(format!("deny holds {other} where a message belongs")),
+    }
+}
+
+/// The first future keyword that a v0 text uses without importing it. Strings and comments do not count, and neither
+/// does `contains(`, which is a function.
+fn keyword_without_import(text: &str) -> Option<(usize, &'static str)> {
+    let imports = |word: &str| {
+        text.lines().map(str::trim).any(|line| {
+            line.strip_prefix("import").is_some_and(|rest| {
+                let path = rest.trim();
+                path == "rego.v1" || path == "future.keywords" || path == format!("future.keywords.{word}")
+            })
+        })
+    };
+    let bare = without_strings_and_comments(text);
+    for (index, line) in bare.lines().enumerate().filter(|(_, l)| !l.trim_start().starts_with("import")) {
+        for (start, word) in words(line) {
+            let Some(keyword) = FUTURE_KEYWORDS.into_iter().find(|k| *k == word) else { continue };
+            let called = line[start + word.len()..].trim_start().starts_with('(');
+            let field = line[..start].ends_with('.');
+            if !field && !(keyword == "contains" && called) && !imports(keyword) {
+                return Some((index + 1, keyword));
+            }
+        }
+    }
+    None
+}
+
+fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
+    line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|w| !w.is_empty())
+        .map(move |w| (w.as_ptr().addr() - line.as_ptr().addr(), w))
+}
+
+fn without_strings_and_comments(text: &str) -> String {
+    let mut bare = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    let mut quote = None;
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (_, '\n') => bare.push('\n'),
+            (Some('"'), '\\') => {
+                chars.next();
+            }
+            (Some(open), c) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '`') => quote = Some(c),
+            (None, '#') => quote = Some('\u{0}'),
+            (None, c) => bare.push(c),
+        }
+        // A comment ends with its line.
+        if c == '\n' && quote == Some('\u{0}') {
+            quote = None;
+        }
+    }
+    bare
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn future_keywords_in_v0_text() {
+        assert_eq!(keyword_without_import("package a\ndeny[x] { x := 1 if true }"), Some((2, "if")));
+        assert_eq!(keyword_without_import("package a\nimport future.keywords.if\nx := 1 if true"), None);
+        assert_eq!(keyword_without_import("x { contains(a, \"if\") } # every day in May"), None);
+        assert_eq!(keyword_without_import("x { input.if == `in` }"), None);
+        assert_eq!(keyword_without_import("deny contains x"), Some((1, "contains")));
+    }
+}

@@ -1,0 +1,136 @@
+//! The link to a node's parent: whose messages are believed, and the hello that is repeated until it is answered.
+
+use crate::bundle::{Role, TrustBundle};
+use crate::certificate;
+use crate::envelope::{EnvelopeError, Untrusted, VerifiedBytes};
+use crate::ids::NodeId;
+use crate::keys::PublicKey;
+use crate::time::Backoff;
+use crate::topics::Kind;
+use thiserror::Error;
+
+/// Why the parent's words were not believed.
+#[derive(Debug, Error)]
+pub enum ParentError {
+    /// The envelope did not hold.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// The certificate that introduced it did not hold.
+    #[error("the parent's certificate: {0}")]
+    Certificate(#[from] certificate::CertificateError),
+    /// It is signed by somebody who is not the parent.
+    #[error("{0} signed it, which is not this node's parent")]
+    NotTheParent(NodeId),
+}
+
+/// The link's state.
+#[derive(Debug)]
+pub struct Parent {
+    id: NodeId,
+    key: Option<PublicKey>,
+    connected: bool,
+    welcomed: bool,
+    hello_at: Option<u64>,
+    backoff: Backoff,
+}
+
+impl Parent {
+    /// A link that is not connected yet.
+    #[must_use]
+    pub fn new(id: NodeId) -> Self {
+        Self { id, key: None, connected: false, welcomed: false, hello_at: None, backoff: Backoff::default() }
+    }
+
+    /// Whether the transport is up.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// The transport is up: a hello is due.
+    pub fn connected(&mut self, mono_ms: u64) {
+        self.connected = true;
+        self.welcomed = false;
+        self.backoff.reset();
+        self.hello_at = Some(mono_ms);
+    }
+
+    /// The transport is down.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.welcomed = false;
+        self.hello_at = None;
+    }
+
+    /// Whether a hello is due; it is repeated with backoff until [`Parent::welcomed`].
+    pub fn poll_hello(&mut self, mono_ms: u64) -> bool {
+        let due = self.connected && self.hello_at.is_some_and(|t| t <= mono_ms);
+        if due {
+            self.hello_at = Some(mono_ms + self.backoff.next_pause());
+        }
+        due
+    }
+
+    /// The hello was answered. True for the first answer on this connection.
+    pub fn welcomed(&mut self) -> bool {
+        self.hello_at = None;
+        self.backoff.reset();
+        !std::mem::replace(&mut self.welcomed, true)
+    }
+
+    /// When a hello is due, monotonic milliseconds.
+    #[must_use]
+    pub fn timeout(&self) -> Option<u64> {
+        self.hello_at
+    }
+
+    /// Opens what the parent itself signed for this node: acknowledgements and chunks.
+    ///
+    /// # Errors
+    /// [`ParentError`]; nothing of the payload was decoded.
+    pub fn open(
+        &mut self,
+        kind: Kind,
+        bytes: &[u8],
+        me: &NodeId,
+        trust: &TrustBundle,
+        now_s: u64,
+    ) -> Result<VerifiedBytes, ParentError> {
+        let untrusted = Untrusted::read(bytes)?;
+        if untrusted.claims.iss != self.id {
+            return Err(ParentError::NotTheParent(untrusted.claims.iss));
+        }
+        if let Some(hub_key) = trust.key(untrusted.kid, Role::Twin, now_s) {
+            return Ok(untrusted.verify(kind, hub_key)?.meant_for(me, now_s)?);
+        }
+        if !untrusted.x5chain.is_empty() {
+            let introduced = certificate::verify(&untrusted.x5chain, &trust.authorities(), now_s)?;
+            if introduced.node != self.id {
+                return Err(ParentError::NotTheParent(introduced.node));
+            }
+            let verified = untrusted.verify(kind, &introduced.key)?.meant_for(me, now_s)?;
+            self.key = Some(introduced.key);
+            return Ok(verified);
+        }
+        let unknown = EnvelopeError::UnknownKey { iss: self.id.clone(), kid: untrusted.kid };
+        let key = self.key.as_ref().ok_or(unknown)?;
+        Ok(untrusted.verify(kind, key)?.meant_for(me, now_s)?)
+    }
+
+    /// Opens what the hub signed for this node: commands.
+    ///
+    /// # Errors
+    /// [`ParentError`]; nothing of the payload was decoded.
+    pub fn open_hub(
+        kind: Kind,
+        bytes: &[u8],
+        me: &NodeId,
+        trust: &TrustBundle,
+        now_s: u64,
+    ) -> Result<VerifiedBytes, ParentError> {
+        let untrusted = Untrusted::read(bytes)?;
+        let unknown = EnvelopeError::UnknownKey { iss: untrusted.claims.iss.clone(), kid: untrusted.kid };
+        let key = trust.key(untrusted.kid, Role::Twin, now_s).ok_or(unknown)?;
+        Ok(untrusted.verify(kind, key)?.meant_for(me, now_s)?)
+    }
+}

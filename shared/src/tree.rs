@@ -1,0 +1,543 @@
+//! The part of a parent that hub and gateways share: who hangs below, what they said, which twin each should have.
+//!
+//! A [`Tree`] takes what children say, verifies every author's signature, accepts each stream in order and once, and
+//! repeats twins until they are reported. It holds no spool and places nothing; its owner does.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::certificate::{self, NodeCertificate};
+use crate::envelope::Untrusted;
+use crate::hop::{Admit, Position, admit};
+use crate::ids::{Digest, HUB_AUDIENCE, NodeId, SitePath};
+use crate::limits;
+use crate::time::{Backoff, Now};
+use crate::topics::Kind;
+use crate::twin::{VerifiedTwin, Version};
+use crate::wire::v1::{self, Body, Stream};
+
+/// A change that must be on disk before an acknowledgement or a twin goes out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TreeOp {
+    /// A descendant said hello.
+    PutDescendant {
+        /// Which.
+        node: NodeId,
+        /// The direct child behind which it hangs; itself when it is one.
+        via: NodeId,
+        /// Its hello, as it came; it carries its certificate.
+        hello: Vec<u8>,
+    },
+    /// The twin that a descendant should have, as the hub signed it.
+    PutTwin {
+        /// Which.
+        node: NodeId,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
+    /// A child's stream was taken up to here.
+    Received {
+        /// Which child.
+        child: NodeId,
+        /// Which stream.
+        stream: Stream,
+        /// How far.
+        position: Position,
+    },
+}
+
+/// A tree as its store holds it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoredTree {
+    /// Descendants: the child behind which they hang, and their hello.
+    pub descendants: BTreeMap<NodeId, (NodeId, Vec<u8>)>,
+    /// Twins.
+    pub twins: BTreeMap<NodeId, Vec<u8>>,
+    /// Streams.
+    pub received: BTreeMap<(NodeId, Stream), Position>,
+}
+
+impl StoredTree {
+    /// Applies a change to an image in memory.
+    pub fn apply(&mut self, op: &TreeOp) {
+        match op.clone() {
+            TreeOp::PutDescendant { node, via, hello } => {
+                self.descendants.insert(node, (via, hello));
+            }
+            TreeOp::PutTwin { node, bytes } => {
+                self.twins.insert(node, bytes);
+            }
+            TreeOp::Received { child, stream, position } => {
+                self.received.insert((child, stream), position);
+            }
+        }
+    }
+}
+
+/// What one author said, verified.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Said {
+    /// Here I am.
+    Hello(v1::Hello),
+    /// This happened.
+    Report(v1::Report),
+    /// The answer to a command.
+    Reply(v1::Reply),
+}
+
+/// What a tree's owner is to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TreeEvent {
+    /// Keep this.
+    Persist(TreeOp),
+    /// Somebody below said something new; `raw` are its signed bytes.
+    Heard {
+        /// The author.
+        author: NodeId,
+        /// What.
+        said: Said,
+        /// Its kind.
+        kind: Kind,
+        /// The signed bytes.
+        raw: Vec<u8>,
+    },
+    /// Acknowledge to a child, after what came before is on disk.
+    Ack {
+        /// The child.
+        child: NodeId,
+        /// The acknowledgement.
+        ack: v1::Ack,
+        /// Whether it introduces this node with its certificate.
+        introduce: bool,
+    },
+    /// A child wants a piece of an artifact.
+    ChunkWanted {
+        /// The child.
+        child: NodeId,
+        /// What it wants.
+        request: v1::ChunkRequest,
+    },
+    /// Send signed bytes to a child unchanged.
+    Forward {
+        /// The child.
+        child: NodeId,
+        /// The kind.
+        kind: Kind,
+        /// The node that they are for.
+        node: NodeId,
+        /// The version, when it is a twin's first way down.
+        first: Option<Version>,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Something was not taken.
+    Note(String),
+}
+
+#[derive(Clone, Debug)]
+struct Wanted {
+    version: Version,
+    digest: Digest,
+    bytes: Vec<u8>,
+    forwarded: bool,
+    resend_at: u64,
+    backoff: Backoff,
+}
+
+#[derive(Clone, Debug)]
+struct Descendant {
+    via: NodeId,
+    certificate: NodeCertificate,
+    hello: Vec<u8>,
+    has: Option<(Version, Option<Digest>)>,
+}
+
+/// Everything below one parent.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    me: NodeId,
+    descendants: BTreeMap<NodeId, Descendant>,
+    twins: BTreeMap<NodeId, Wanted>,
+    received: BTreeMap<(NodeId, Stream), Position>,
+    connected: BTreeSet<NodeId>,
+    events: VecDeque<TreeEvent>,
+}
+
+impl Tree {
+    /// A tree as its store holds it. `reopen` verifies a stored twin; what does not verify is left out and comes again.
+    #[must_use]
+    pub fn new(
+        me: NodeId,
+        stored: StoredTree,
+        reopen: impl Fn(&[u8]) -> Result<VerifiedTwin, crate::twin::TwinError>,
+    ) -> Self {
+        let mut tree = Self {
+            me,
+            descendants: BTreeMap::new(),
+            twins: BTreeMap::new(),
+            received: stored.received,
+            connected: BTreeSet::new(),
+            events: VecDeque::new(),
+        };
+        for (node, (via, hello)) in stored.descendants {
+            // This node wrote these bytes after it had verified them; they only name a key and a route.
+            let read = Untrusted::read(&hello).ok().and_then(|u| certificate::read(u.x5chain.first()?).ok());
+            match read {
+                Some(certificate) if certificate.node == node => {
+                    tree.descendants.insert(node, Descendant { via, certificate, hello, has: None });
+                }
+                _ => tree.note(format!("the stored hello of {node} cannot be read; it will say hello again")),
+            }
+        }
+        for (node, bytes) in stored.twins {
+            match reopen(&bytes) {
+                Ok(twin) if twin.twin().node == node => tree.hold(&twin),
+                Ok(_) => tree.note(format!("the stored twin of {node} names another node; it is left out")),
+                Err(e) => tree.note(format!("the stored twin of {node} does not verify and is left out: {e}")),
+            }
+        }
+        tree
+    }
+
+    fn hold(&mut self, twin: &VerifiedTwin) {
+        let wanted = Wanted {
+            version: twin.version(),
+            digest: twin.digest(),
+            bytes: twin.bytes().to_vec(),
+            forwarded: false,
+            resend_at: 0,
+            backoff: Backoff::default(),
+        };
+        self.twins.insert(twin.twin().node.clone(), wanted);
+    }
+
+    fn note(&mut self, text: String) {
+        self.events.push_back(TreeEvent::Note(text));
+    }
+
+    /// The next thing to do.
+    pub fn poll_event(&mut self) -> Option<TreeEvent> {
+        self.events.pop_front()
+    }
+
+    /// The names of all descendants.
+    pub fn descendants(&self) -> impl Iterator<Item = &NodeId> {
+        self.descendants.keys()
+    }
+
+    /// A descendant's hello, as it came.
+    #[must_use]
+    pub fn hello_of(&self, node: &NodeId) -> Option<&[u8]> {
+        self.descendants.get(node).map(|d| d.hello.as_slice())
+    }
+
+    /// The direct child behind which `node` hangs.
+    #[must_use]
+    pub fn via(&self, node: &NodeId) -> Option<&NodeId> {
+        self.descendants.get(node).map(|d| &d.via)
+    }
+
+    /// The version of the twin that `node` should have.
+    #[must_use]
+    pub fn desired(&self, node: &NodeId) -> Option<Version> {
+        self.twins.get(node).map(|t| t.version)
+    }
+
+    /// The signed twin that `node` should have.
+    #[must_use]
+    pub fn twin_bytes(&self, node: &NodeId) -> Option<&[u8]> {
+        self.twins.get(node).map(|t| t.bytes.as_slice())
+    }
+
+    /// The version that `node` last said it has.
+    #[must_use]
+    pub fn reported(&self, node: &NodeId) -> Option<Version> {
+        self.descendants.get(node).and_then(|d| d.has).map(|(v, _)| v)
+    }
+
+    /// Whether a direct child is connected.
+    #[must_use]
+    pub fn is_connected(&self, child: &NodeId) -> bool {
+        self.connected.contains(child)
+    }
+
+    /// A child's transport is up. Nothing is sent until it says hello.
+    pub fn child_connected(&mut self, child: &NodeId) {
+        self.connected.insert(child.clone());
+    }
+
+    /// A child's transport is down.
+    pub fn child_disconnected(&mut self, child: &NodeId) {
+        self.connected.remove(child);
+    }
+
+    /// A newer twin for a node: keep it and send it when its way is known. Older and equal ones change nothing.
+    pub fn put_twin(&mut self, twin: &VerifiedTwin, now: Now) -> bool {
+        let node = twin.twin().node.clone();
+        if let Some(held) = self.twins.get_mut(&node) {
+            if held.version == twin.version() && held.digest == twin.digest() {
+                held.resend_at = now.mono_ms;
+                return false;
+            }
+            if held.version >= twin.version() {
+                let text = format!("a twin {} for {node} came, {} is held", twin.version(), held.version);
+                self.note(text);
+                return false;
+            }
+        } else if self.twins.len() >= limits::DESCENDANTS {
+            self.note(format!("twin for {node} not kept: {} nodes already", limits::DESCENDANTS));
+            return false;
+        }
+        self.hold(twin);
+        self.events.push_back(TreeEvent::Persist(TreeOp::PutTwin { node, bytes: twin.bytes().to_vec() }));
+        true
+    }
+
+    /// A child said something.
+    pub fn on_message(&mut self, child: &NodeId, kind: Kind, bytes: &[u8], authorities: &[Vec<u8>], now_s: u64) {
+        // A message proves a connection, also where the broker does not tell (an external one).
+        self.connected.insert(child.clone());
+        let result = match kind {
+            Kind::Hello => self.on_hello(child, child, bytes, authorities, now_s),
+            Kind::Report => self.on_report_stream(child, bytes),
+            Kind::Relay => self.on_relay(child, bytes, authorities, now_s),
+            Kind::Reply => self.on_reply(child, bytes),
+            Kind::ChunkRequest => self.on_chunk_request(child, bytes),
+            other => Err(format!("a {} is not understood", other.as_str())),
+        };
+        if let Err(why) = result {
+            self.note(format!("{} of {child} was not taken: {why}", kind.as_str()));
+        }
+    }
+
+    fn on_hello(
+        &mut self,
+        child: &NodeId,
+        author: &NodeId,
+        bytes: &[u8],
+        authorities: &[Vec<u8>],
+        now_s: u64,
+    ) -> Result<(), String> {
+        let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
+        let certificate = certificate::verify(&untrusted.x5chain, authorities, now_s).map_err(|e| e.to_string())?;
+        if untrusted.claims.iss != certificate.node || certificate.node != *author {
+            return Err(format!("{} signed it with the certificate of {}", untrusted.claims.iss, certificate.node));
+        }
+        let verified = untrusted.verify(Kind::Hello, &certificate.key).map_err(|e| e.to_string())?;
+        let hello = verified.decode::<v1::Hello>().map_err(|e| e.to_string())?.into_value();
+        self.check_hello(author, &hello, certificate.site.as_ref())?;
+        let has = (Version { epoch: hello.epoch, generation: hello.generation }, hello.digest);
+        let known = Descendant { via: child.clone(), certificate, hello: bytes.to_vec(), has: Some(has) };
+        self.descendants.insert(author.clone(), known);
+        let put = TreeOp::PutDescendant { node: author.clone(), via: child.clone(), hello: bytes.to_vec() };
+        self.events.push_back(TreeEvent::Persist(put));
+        if child == author {
+            self.welcome(child, &hello);
+        }
+        // Whatever was on its way when the link broke is sent again at once.
+        if let Some(twin) = self.twins.get_mut(author) {
+            twin.backoff.reset();
+            twin.resend_at = 0;
+        }
+        let (raw, author) = (bytes.to_vec(), author.clone());
+        self.events.push_back(TreeEvent::Heard { author, said: Said::Hello(hello), kind: Kind::Hello, raw });
+        Ok(())
+    }
+
+    fn check_hello(&self, author: &NodeId, hello: &v1::Hello, site: Option<&SitePath>) -> Result<(), String> {
+        if hello.v != v1::VERSION {
+            return Err(format!("it is of version {}, this node reads {}", hello.v, v1::VERSION));
+        }
+        if let Some(site) = site.filter(|s| **s != hello.site) {
+            return Err(format!("it says its site is {}, its certificate says {site}", hello.site));
+        }
+        if !self.descendants.contains_key(author) && self.descendants.len() >= limits::DESCENDANTS {
+            return Err(format!("{} descendants are the most", limits::DESCENDANTS));
+        }
+        Ok(())
+    }
+
+    fn welcome(&mut self, child: &NodeId, hello: &v1::Hello) {
+        let streams: &[Stream] = match hello.role {
+            v1::NodeRole::Agent => &[Stream::Report],
+            v1::NodeRole::Gateway => &[Stream::Report, Stream::Relay],
+        };
+        for &stream in streams {
+            self.ack(child, stream, Some(hello.boot.clone()));
+        }
+    }
+
+    fn ack(&mut self, child: &NodeId, stream: Stream, hello: Option<String>) {
+        let held = self.received.get(&(child.clone(), stream)).copied().unwrap_or_default();
+        let introduce = hello.is_some();
+        let ack = v1::Ack { v: v1::VERSION, stream, incarnation: held.incarnation, seq: held.seq, hello };
+        self.events.push_back(TreeEvent::Ack { child: child.clone(), ack, introduce });
+    }
+
+    fn open<T: serde::de::DeserializeOwned>(&self, author: &NodeId, kind: Kind, bytes: &[u8]) -> Result<T, String> {
+        let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
+        if untrusted.claims.iss != *author {
+            return Err(format!("{} is named as its author", untrusted.claims.iss));
+        }
+        let known = self.descendants.get(author).ok_or("it has not said hello since this node began anew")?;
+        let for_me = [self.me.as_str(), HUB_AUDIENCE];
+        if !for_me.contains(&untrusted.claims.aud.as_str()) {
+            return Err(format!("it is for {}", untrusted.claims.aud));
+        }
+        let verified = untrusted.verify(kind, &known.certificate.key).map_err(|e| e.to_string())?;
+        Ok(verified.decode::<T>().map_err(|e| e.to_string())?.into_value())
+    }
+
+    /// Takes one message of a stream if it is the next; says whether it was.
+    fn advance(&mut self, child: &NodeId, stream: Stream, incarnation: u64, from: u64, to: u64) -> bool {
+        let key = (child.clone(), stream);
+        let held = self.received.get(&key).copied().unwrap_or_default();
+        match admit(held, incarnation, from, to) {
+            Admit::Fresh(position) => {
+                self.received.insert(key, position);
+                let op = TreeOp::Received { child: child.clone(), stream, position };
+                self.events.push_back(TreeEvent::Persist(op));
+                true
+            }
+            Admit::Duplicate | Admit::Gap => false,
+        }
+    }
+
+    fn on_report_stream(&mut self, child: &NodeId, bytes: &[u8]) -> Result<(), String> {
+        let report = self.open::<v1::Report>(child, Kind::Report, bytes)?;
+        if self.advance(child, Stream::Report, report.incarnation, report.from, report.to) {
+            self.on_report(child, report, bytes);
+        }
+        self.ack(child, Stream::Report, None);
+        Ok(())
+    }
+
+    fn on_report(&mut self, author: &NodeId, report: v1::Report, bytes: &[u8]) {
+        for entry in &report.entries {
+            if let (Body::Twin { epoch, generation, digest, .. }, Some(d)) =
+                (&entry.body, self.descendants.get_mut(author))
+            {
+                let version = Version { epoch: *epoch, generation: *generation };
+                d.has = Some((version, Some(*digest)));
+            }
+        }
+        let (raw, author) = (bytes.to_vec(), author.clone());
+        self.events.push_back(TreeEvent::Heard { author, said: Said::Report(report), kind: Kind::Report, raw });
+    }
+
+    fn on_relay(
+        &mut self,
+        child: &NodeId,
+        bytes: &[u8],
+        authorities: &[Vec<u8>],
+        now_s: u64,
+    ) -> Result<(), String> {
+        let relay = self.open::<v1::Relay>(child, Kind::Relay, bytes)?;
+        if relay.items.len() > limits::RELAY_ITEMS {
+            return Err(format!("{} messages in it, at most {}", relay.items.len(), limits::RELAY_ITEMS));
+        }
+        if self.advance(child, Stream::Relay, relay.incarnation, relay.from, relay.to) {
+            for item in &relay.items {
+                if let Err(why) = self.on_carried(child, &item.kind, &item.body, authorities, now_s) {
+                    self.note(format!("a {} that {child} carried was not taken: {why}", item.kind));
+                }
+            }
+        }
+        self.ack(child, Stream::Relay, None);
+        Ok(())
+    }
+
+    fn on_carried(
+        &mut self,
+        child: &NodeId,
+        kind: &str,
+        bytes: &[u8],
+        authorities: &[Vec<u8>],
+        now_s: u64,
+    ) -> Result<(), String> {
+        let (claims, _) = crate::envelope::peek(bytes).map_err(|e| e.to_string())?;
+        let author = claims.iss;
+        if author == self.me || self.connected.contains(&author) && author != *child {
+            return Err(format!("{author} is connected here itself"));
+        }
+        match Kind::parse(kind) {
+            Some(Kind::Hello) => self.on_hello(child, &author, bytes, authorities, now_s),
+            Some(Kind::Report) => {
+                let report = self.open::<v1::Report>(&author, Kind::Report, bytes)?;
+                self.on_report(&author, report, bytes);
+                Ok(())
+            }
+            Some(Kind::Reply) => self.on_reply(&author, bytes),
+            _ => Err("its kind is not carried".into()),
+        }
+    }
+
+    fn on_reply(&mut self, author: &NodeId, bytes: &[u8]) -> Result<(), String> {
+        let reply = self.open::<v1::Reply>(author, Kind::Reply, bytes)?;
+        let (author, raw) = (author.clone(), bytes.to_vec());
+        self.events.push_back(TreeEvent::Heard { author, said: Said::Reply(reply), kind: Kind::Reply, raw });
+        Ok(())
+    }
+
+    fn on_chunk_request(&mut self, child: &NodeId, bytes: &[u8]) -> Result<(), String> {
+        let request = self.open::<v1::ChunkRequest>(child, Kind::ChunkRequest, bytes)?;
+        if request.length == 0 || request.length > limits::CHUNK_BYTES {
+            return Err(format!("{} bytes asked for, 1 to {} can be had", request.length, limits::CHUNK_BYTES));
+        }
+        self.events.push_back(TreeEvent::ChunkWanted { child: child.clone(), request });
+        Ok(())
+    }
+
+    /// The store of this tree's own parent was lost: every child is to say everything again.
+    pub fn forget_received(&mut self) {
+        let keys: Vec<(NodeId, Stream)> = self.received.keys().cloned().collect();
+        for (child, stream) in keys {
+            let position = Position::default();
+            self.received.insert((child.clone(), stream), position);
+            let op = TreeOp::Received { child: child.clone(), stream, position };
+            self.events.push_back(TreeEvent::Persist(op));
+            if self.connected.contains(&child) {
+                self.ack(&child, stream, None);
+            }
+        }
+    }
+
+    /// Sends the twins that are due to nodes whose way is known and that have not reported them.
+    pub fn poll_twins(&mut self, now: Now) {
+        for (node, twin) in &mut self.twins {
+            let Some(d) = self.descendants.get(node) else { continue };
+            if !is_due(d, twin) || !self.connected.contains(&d.via) || twin.resend_at > now.mono_ms {
+                continue;
+            }
+            twin.resend_at = now.mono_ms + twin.backoff.next_pause();
+            let first = (!twin.forwarded).then_some(twin.version);
+            twin.forwarded = true;
+            self.events.push_back(TreeEvent::Forward {
+                child: d.via.clone(),
+                kind: Kind::Twin,
+                node: node.clone(),
+                first,
+                bytes: twin.bytes.clone(),
+            });
+        }
+    }
+
+    /// When [`Tree::poll_twins`] has something to send again, monotonic milliseconds.
+    #[must_use]
+    pub fn timeout(&self) -> Option<u64> {
+        let due = self.twins.iter().filter_map(|(node, twin)| {
+            let d = self.descendants.get(node)?;
+            (is_due(d, twin) && self.connected.contains(&d.via)).then_some(twin.resend_at)
+        });
+        due.min()
+    }
+}
+
+/// A node's twin is due until the node has said hello and reported exactly it, or a newer one.
+fn is_due(d: &Descendant, twin: &Wanted) -> bool {
+    match d.has {
+        None => false,
+        Some((version, digest)) => version < twin.version || (version == twin.version && digest != Some(twin.digest)),
+    }
+}
