@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::server::TlsStream;
 
 use crate::codec::{self, Announcement, Incoming, Publish, decode, frame_len, reason};
 use crate::config::Limits;
@@ -77,7 +79,9 @@ impl From<RouterGone> for End {
 }
 
 /// Serves an admitted child until its end, and tells the daemon of both.
-pub(crate) async fn serve(shared: &Shared, peer: Authenticated, outbox: Arc<Outbox>) -> End {
+///
+/// Hands the connection back when a DISCONNECT is on its way that should still arrive.
+pub(crate) async fn serve(shared: &Shared, peer: Authenticated, outbox: Arc<Outbox>) -> (End, Option<Halves>) {
     let Authenticated {
         mut stream,
         node,
@@ -116,10 +120,8 @@ pub(crate) async fn serve(shared: &Shared, peer: Authenticated, outbox: Arc<Outb
     outbox.die();
     shared.registry.remove(&outbox);
     outbox.set_gone();
-    if end.code.is_some() {
-        say_farewell(&mut reading, &mut writing).await;
-    }
-    end
+    let halves = end.code.is_some().then_some(Halves { reading, writing });
+    (end, halves)
 }
 
 async fn tell(shared: &Shared, outbox: &Outbox, marker: &str, text: &str) -> Result<(), RouterGone> {
@@ -164,8 +166,18 @@ async fn exchange<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
+/// Both directions of a connection that has ended.
+pub(crate) struct Halves {
+    reading: ReadHalf<TlsStream<TcpStream>>,
+    writing: WriteHalf<TlsStream<TcpStream>>,
+}
+
 /// Closes in a way that lets the DISCONNECT arrive: a socket closed with unread input resets the connection.
-async fn say_farewell<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(reading: &mut R, writing: &mut W) {
+pub(crate) async fn say_farewell(halves: Halves) {
+    let Halves {
+        mut reading,
+        mut writing,
+    } = halves;
     let farewell = async {
         writing.shutdown().await?;
         let mut rest = vec![0; 16 << 10];

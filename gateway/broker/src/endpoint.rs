@@ -282,3 +282,27 @@ async fn canary(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_router_that_does_not_answer_is_reported() {
+        let lanes = lane::start(1 << 20).await.unwrap();
+        let (sender, mut receiver) = lanes.canary;
+        // Its messages never come back: another receiver takes them.
+        tokio::spawn(async move { while receiver.recv().await.is_ok() {} });
+        let (events, mut heard) = mpsc::channel(1);
+        let watched = (sender, lanes.up.1);
+        canary(watched, Duration::from_millis(1), Duration::from_millis(200), events).await;
+        assert!(matches!(heard.recv().await, Some(EndpointEvent::Stalled { reason }) if reason.contains("canary")));
+    }
+
+    #[tokio::test]
+    async fn a_pump_that_ends_is_reported() {
+        let (events, mut heard) = mpsc::channel(1);
+        watch_over(async { RouterGone }, "up", events).await;
+        assert!(matches!(heard.recv().await, Some(EndpointEvent::Stalled { .. })));
+    }
+}

@@ -25,75 +25,105 @@ pub(crate) struct Authenticated {
 }
 
 /// Why a peer is turned away.
-#[derive(Debug)]
 pub(crate) struct Refusal {
     /// The identity that its certificate proved, if it came that far.
     pub(crate) node: Option<String>,
     pub(crate) reason: String,
+    /// The CONNACK that tells the peer, when there is somebody to tell.
+    pub(crate) farewell: Option<Farewell>,
+}
+
+/// A connection to be closed with a CONNACK that says no.
+pub(crate) struct Farewell {
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) code: u8,
 }
 
 /// Runs the handshake. The caller bounds its time.
 pub(crate) async fn authenticate(acceptor: TlsAcceptor, tcp: TcpStream) -> Result<Authenticated, Refusal> {
     // A small twin must not wait 40 ms for the acknowledgement of the packet before it.
     let _ = tcp.set_nodelay(true);
-    let refusal = |node: Option<&str>, reason: String| Refusal {
-        node: node.map(str::to_owned),
-        reason,
-    };
     let mut stream = acceptor
         .accept(tcp)
         .await
-        .map_err(|error| refusal(None, format!("the TLS handshake failed: {error}")))?;
+        .map_err(|error| Refusal::stranger(format!("the TLS handshake failed: {error}")))?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let node = match certificate.map(tls::node_of) {
         Some(Ok(node)) => node,
-        Some(Err(why)) => {
-            refuse(stream, reason::CLIENT_IDENTIFIER_NOT_VALID, &why).await;
-            return Err(refusal(None, why));
+        Some(Err(reason)) => {
+            let farewell = Some(Farewell {
+                stream,
+                code: reason::CLIENT_IDENTIFIER_NOT_VALID,
+            });
+            return Err(Refusal {
+                node: None,
+                reason,
+                farewell,
+            });
         }
-        None => return Err(refusal(None, "it showed no certificate".to_owned())),
+        None => return Err(Refusal::stranger("it showed no certificate".to_owned())),
     };
     let mut buffer = BytesMut::new();
-    let packet = match first_packet(&mut stream, &mut buffer).await {
-        Ok(packet) => packet,
-        Err(why) => return Err(refusal(Some(&node), why)),
+    let first = match first_packet(&mut stream, &mut buffer).await {
+        Ok(packet) => decode_connect(&packet).map_err(explain),
+        Err(FirstPacket::Bad(why)) => Err(why),
+        Err(FirstPacket::Left(reason)) => {
+            return Err(Refusal {
+                node: Some(node),
+                reason,
+                farewell: None,
+            });
+        }
     };
-    match decode_connect(&packet)
-        .map_err(explain)
-        .and_then(|connect| check(connect, &node))
-    {
+    match first.and_then(|connect| check(connect, &node)) {
         Ok(connect) => Ok(Authenticated {
             stream,
             node,
             connect,
             buffer,
         }),
-        Err((code, why)) => {
-            refuse(stream, code, &why).await;
-            Err(refusal(Some(&node), why))
+        Err((code, reason)) => Err(Refusal {
+            node: Some(node),
+            reason,
+            farewell: Some(Farewell { stream, code }),
+        }),
+    }
+}
+
+impl Refusal {
+    /// Of a peer that proved nothing and is told nothing.
+    pub(crate) fn stranger(reason: String) -> Self {
+        Self {
+            node: None,
+            reason,
+            farewell: None,
         }
     }
 }
 
-/// Answers with a CONNACK that says no, and closes.
-pub(crate) async fn refuse(mut stream: TlsStream<TcpStream>, code: u8, why: &str) {
-    let mut out = BytesMut::new();
-    if code == V3 {
-        codec::connack_v3_refusal(&mut out);
-    } else {
-        codec::connack(&mut out, code, None, why);
+impl Farewell {
+    /// Says why, and closes.
+    pub(crate) async fn say(mut self, why: &str) {
+        let mut out = BytesMut::new();
+        if self.code == V3 {
+            codec::connack_v3_refusal(&mut out);
+        } else {
+            codec::connack(&mut out, self.code, None, why);
+        }
+        let farewell = async {
+            self.stream.write_all(&out).await?;
+            self.stream.shutdown().await?;
+            // Until the peer has closed too: closing with unread input would destroy the answer on its way.
+            let mut rest = [0; 1024];
+            while self.stream.read(&mut rest).await? > 0 {}
+            Ok::<_, std::io::Error>(())
+        };
+        let _ = timeout(FAREWELL, farewell).await;
     }
-    let farewell = async {
-        stream.write_all(&out).await?;
-        stream.shutdown().await?;
-        // Until the peer has closed too: closing with unread input would destroy the answer on its way.
-        let mut rest = [0; 1024];
-        while stream.read(&mut rest).await? > 0 {}
-        Ok::<_, std::io::Error>(())
-    };
-    let _ = timeout(FAREWELL, farewell).await;
 }
 
+/// First byte of a CONNECT.
+const CONNECT: u8 = 0x10;
 /// Not a code of MQTT 5: marks the refusal that a client of MQTT 3 understands.
 const V3: u8 = 0x01;
 
@@ -135,18 +165,28 @@ fn check(connect: Connect, node: &str) -> Result<Connect, (u8, String)> {
     Ok(connect)
 }
 
-async fn first_packet(stream: &mut TlsStream<TcpStream>, buffer: &mut BytesMut) -> Result<BytesMut, String> {
+/// Why there is no first packet.
+enum FirstPacket {
+    Bad((u8, String)),
+    Left(String),
+}
+
+async fn first_packet(stream: &mut TlsStream<TcpStream>, buffer: &mut BytesMut) -> Result<BytesMut, FirstPacket> {
     loop {
+        // Not after its length was waited for: another protocol's bytes may promise many more.
+        if buffer.first().is_some_and(|first| *first != CONNECT) {
+            return Err(FirstPacket::Bad(explain(ConnectError::NotConnect)));
+        }
         match frame_len(buffer, MAX_CONNECT_BYTES) {
             Ok(Some(len)) => return Ok(buffer.split_to(len)),
             Ok(None) => {}
-            Err(malformed) => return Err(format!("bad first packet: {}", malformed.what)),
+            Err(malformed) => return Err(FirstPacket::Bad(explain(ConnectError::Malformed(malformed)))),
         }
         match stream.read_buf(buffer).await {
-            // TLS 1.3: a client learns only now that its certificate was refused, or it leaves without a word.
-            Ok(0) => return Err("it left before CONNECT".to_owned()),
+            Ok(0) => return Err(FirstPacket::Left("it left before CONNECT".to_owned())),
             Ok(_) => {}
-            Err(error) => return Err(format!("it left before CONNECT: {error}")),
+            // In TLS 1.3 a client that does not believe our certificate tells it here.
+            Err(error) => return Err(FirstPacket::Left(format!("it left before CONNECT: {error}"))),
         }
     }
 }

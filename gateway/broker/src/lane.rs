@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rumqttd::local::{LinkBuilder, LinkRx, LinkTx};
+use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
 use rumqttd::protocol::{Filter, Packet, Publish, PublishProperties, QoS, RetainForwardRule, Subscribe};
 use rumqttd::{Notification, Router, RouterConfig};
 use tokio::sync::{Mutex, Semaphore};
@@ -90,7 +90,7 @@ pub(crate) async fn start(max_packet_bytes: usize) -> Result<Lanes, EndpointErro
     })
 }
 
-fn build(max_packet_bytes: usize) -> Result<[(LinkTx, LinkRx); 3], rumqttd::local::LinkError> {
+fn build(max_packet_bytes: usize) -> Result<[(LinkTx, LinkRx); 3], Box<LinkError>> {
     let config = RouterConfig {
         max_connections: 8,
         max_outgoing_packet_count: BATCH,
@@ -100,7 +100,12 @@ fn build(max_packet_bytes: usize) -> Result<[(LinkTx, LinkRx); 3], rumqttd::loca
         ..RouterConfig::default()
     };
     let router = Router::new(0, config).spawn();
-    let link = |name: &str| LinkBuilder::new(name, router.clone()).clean_session(true).build();
+    let link = |name: &str| {
+        LinkBuilder::new(name, router.clone())
+            .clean_session(true)
+            .build()
+            .map_err(Box::new)
+    };
     let ((up_tx, up_rx, _), (down_tx, down_rx, _), (canary_tx, canary_rx, _)) =
         (link("up")?, link("down")?, link("canary")?);
     Ok([(up_tx, up_rx), (down_tx, down_rx), (canary_tx, canary_rx)])
@@ -217,6 +222,8 @@ fn cost(topic: &str, payload: &Bytes) -> u32 {
 mod tests {
     use std::time::Duration;
 
+    use rumqttd::protocol::{Disconnect, DisconnectReasonCode};
+
     use super::*;
 
     #[tokio::test]
@@ -249,6 +256,33 @@ mod tests {
             }
         }
         sending.await.unwrap();
+    }
+
+    /// rumqttd panics when a link says "ready" after "disconnect". Whatever kills it, every lane must notice.
+    #[tokio::test]
+    async fn every_lane_notices_the_router_s_end() {
+        let Lanes {
+            up,
+            mut down,
+            canary: (sender, receiver),
+        } = start(1 << 20).await.unwrap();
+        let disconnect = Disconnect {
+            reason_code: DisconnectReasonCode::NormalDisconnection,
+        };
+        sender
+            .link
+            .lock()
+            .await
+            .send(Packet::Disconnect(disconnect, None))
+            .await
+            .unwrap();
+        let _ = receiver.link.wake().await;
+        let heard = tokio::time::timeout(Duration::from_secs(20), down.1.recv())
+            .await
+            .unwrap();
+        assert_eq!(heard.err(), Some(RouterGone));
+        let said = up.0.send(topics::up("a", "hello"), Bytes::new(), 0).await;
+        assert_eq!(said, Err(RouterGone));
     }
 
     #[tokio::test]

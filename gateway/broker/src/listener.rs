@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::codec::reason;
 use crate::connection::{self, Shared};
 use crate::event::EndpointEvent;
-use crate::handshake::{self, Refusal};
+use crate::handshake::{self, Farewell, Refusal};
 use crate::outbox::OutboxLimits;
 use crate::registry::NotAdmitted;
 
@@ -63,21 +63,18 @@ impl Listener {
 
     fn accept(&self, tcp: TcpStream, peer: SocketAddr, handshakes: &Arc<Semaphore>, tasks: &mut JoinSet<()>) {
         let Ok(slot) = handshakes.clone().try_acquire_owned() else {
-            report(
-                &self.events,
-                peer,
-                Refusal {
-                    node: None,
-                    reason: "too many handshakes at once".to_owned(),
-                },
-            );
+            report(&self.events, peer, None, "too many handshakes at once".to_owned());
             return;
         };
         let config = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (shared, events) = (self.shared.clone(), self.events.clone());
         tasks.spawn(async move {
             if let Err(refusal) = attend(&shared, TlsAcceptor::from(config), tcp, peer, slot, &events).await {
-                report(&events, peer, refusal);
+                let Refusal { node, reason, farewell } = refusal;
+                report(&events, peer, node, reason.clone());
+                if let Some(farewell) = farewell {
+                    farewell.say(&reason).await;
+                }
             }
         });
     }
@@ -95,9 +92,11 @@ async fn attend(
     let deadline = Instant::now() + limits.handshake_timeout;
     let authenticated = timeout_at(deadline, handshake::authenticate(acceptor, tcp))
         .await
-        .map_err(|_| Refusal {
-            node: None,
-            reason: format!("no TLS handshake and CONNECT within {:?}", limits.handshake_timeout),
+        .map_err(|_| {
+            Refusal::stranger(format!(
+                "no TLS handshake and CONNECT within {:?}",
+                limits.handshake_timeout
+            ))
         })??;
     let outbox_limits = OutboxLimits::new(
         limits,
@@ -117,27 +116,26 @@ async fn attend(
                 NotAdmitted::StillClosing(_) | NotAdmitted::Full(_) => reason::SERVER_BUSY,
                 NotAdmitted::ShuttingDown => reason::SERVER_SHUTTING_DOWN,
             };
-            let why = refused.to_string();
-            handshake::refuse(authenticated.stream, code, &why).await;
+            let farewell = Some(Farewell {
+                stream: authenticated.stream,
+                code,
+            });
             return Err(Refusal {
                 node: Some(authenticated.node),
-                reason: why,
+                reason: refused.to_string(),
+                farewell,
             });
         }
     };
     let node = authenticated.node.clone();
     tracing::debug!(%node, %peer, "connected");
-    let end = connection::serve(shared, authenticated, outbox).await;
+    let (end, halves) = connection::serve(shared, authenticated, outbox).await;
     tracing::debug!(%node, %peer, reason = end.reason, "disconnected");
     if end.is_offence {
-        report(
-            events,
-            peer,
-            Refusal {
-                node: Some(node),
-                reason: end.reason,
-            },
-        );
+        report(events, peer, Some(node), end.reason);
+    }
+    if let Some(halves) = halves {
+        connection::say_farewell(halves).await;
     }
     Ok(())
 }
@@ -147,15 +145,9 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn report(events: &mpsc::Sender<EndpointEvent>, peer: SocketAddr, refusal: Refusal) {
-    let peer = match refusal.node {
-        Some(node) => format!("{peer} ({node})"),
-        None => peer.to_string(),
-    };
-    tracing::warn!(peer, reason = refusal.reason, "refused");
+fn report(events: &mpsc::Sender<EndpointEvent>, peer: SocketAddr, node: Option<String>, reason: String) {
+    let peer = node.map_or_else(|| peer.to_string(), |node| format!("{peer} ({node})"));
+    tracing::warn!(peer, reason, "refused");
     // Lost when the daemon is behind: strangers must not be able to fill its queue.
-    let _ = events.try_send(EndpointEvent::Refused {
-        peer,
-        reason: refusal.reason,
-    });
+    let _ = events.try_send(EndpointEvent::Refused { peer, reason });
 }

@@ -1,1 +1,10 @@
-//! cnova-gateway-core
+//! The gateway's decisions, without I/O: it keeps its descendants' twins, relays what they say, caches artifacts, and
+//! answers its children while its own parent is away. Events in, actions out, time passed in.
+
+pub mod api;
+mod cache;
+mod gateway;
+pub mod spool;
+
+pub use api::{Action, Config, Event, Op, Stored, UpMessage};
+pub use gateway::Gateway;

@@ -35,6 +35,8 @@ pub const MAX_NODES: usize = 100_000;
 pub const MAX_ALIASES: usize = 1_000;
 /// Most values that all aliases together may expand to.
 pub const MAX_ALIAS_EVENTS: usize = 50_000;
+/// Most bytes of text with escapes that stand under anchors; each alias copies them.
+pub const MAX_ANCHOR_BYTES: usize = 64 << 10;
 /// Longest key.
 pub const MAX_KEY_CHARS: usize = 256;
 /// Identifies the schema; also the name of its checked-in copy.
@@ -57,7 +59,24 @@ pub fn parse(text: &str, source_name: &str) -> Result<Manifest, ManifestErrors> 
 #[must_use]
 pub fn canonical_json(manifest: &Manifest) -> String {
     // Nothing in the wire form can fail to serialize: keys are text and numbers are finite.
-    serde_json::to_string(manifest).unwrap_or_default()
+    let json = serde_json::to_string(manifest).unwrap_or_default();
+    if !json.contains(is_unprintable) {
+        return json;
+    }
+    // These can only stand inside strings, where an escape means the same.
+    json.chars().fold(String::with_capacity(json.len()), |mut out, c| {
+        if is_unprintable(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
+/// What JSON lets stand in a string and YAML does not; [`parse`] reads both with the same eyes.
+fn is_unprintable(c: char) -> bool {
+    matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
 }
 
 fn convert_error(message: &str) -> ManifestError {

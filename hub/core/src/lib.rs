@@ -1,1 +1,15 @@
-//! cnova-hub-core
+//! The hub's decisions, without I/O: manifests become placements, placements become twins, reports become inventory.
+//! Events in, actions out, time passed in.
+
+pub mod api;
+pub mod cndl;
+mod hub;
+pub mod inventory;
+pub mod placement;
+pub mod policy;
+pub mod rollout;
+pub mod timeline;
+pub mod views;
+
+pub use api::{Action, CompileKey, Config, Event, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry};
+pub use hub::Hub;

@@ -4,6 +4,7 @@ mod rego;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use crate::cndl::{Application, Manifest};
 
@@ -13,7 +14,10 @@ pub const MAX_POLICY_BYTES: usize = 256 << 10;
 pub const MAX_POLICIES: usize = 256;
 /// Most instructions that one policy may take for one manifest. Counted, not timed: the same manifest gets the same
 /// answer on a busy machine.
-pub const MAX_POLICY_INSTRUCTIONS: usize = 5_000_000;
+pub const MAX_POLICY_INSTRUCTIONS: usize = 1_000_000;
+/// Longest time that one policy may take for one manifest. Only a last resort behind the instructions; regorus reads
+/// its own clock for it.
+pub const MAX_POLICY_TIME: Duration = Duration::from_secs(5);
 /// Most reasons that are kept of one denial.
 pub const MAX_DENY_REASONS: usize = 1_000;
 /// The text of [`PolicySet::builtin`].
@@ -114,6 +118,13 @@ pub struct AdmittedManifest {
 }
 
 impl AdmittedManifest {
+    /// A manifest that was admitted before and comes back from the hub's own store. It is not asked about again: a
+    /// policy that was tightened since must not take down what runs.
+    #[must_use]
+    pub const fn restored(manifest: Manifest, context: AdmissionContext) -> Self {
+        Self { manifest, context }
+    }
+
     /// The manifest.
     #[must_use]
     pub const fn manifest(&self) -> &Manifest {
@@ -134,7 +145,7 @@ impl AdmittedManifest {
 }
 
 /// What policy said no to.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PolicyDenied {
     /// Name of the policy and its message; sorted, never empty.
     pub reasons: Vec<(String, String)>,

@@ -1,1 +1,22 @@
-//! cnova-link
+//! A node's side of MQTT: who it is, how it reaches its parent, and the pieces of configuration that say so.
+//!
+//! ```text
+//!  Identity::load -> client_tls -> Uplink::start -> UplinkEvent::{Connected, Message, Disconnected}
+//!        |                              ^
+//!        +-- seal --------------------- send
+//! ```
+//!
+//! Nothing here is durable and nothing is repeated: a message that could not be sent is dropped with an error, because
+//! the cores say everything again until their parent has acknowledged it.
+
+mod address;
+pub mod config;
+mod identity;
+mod reason;
+mod tls;
+mod uplink;
+
+pub use address::{Address, InvalidAddress};
+pub use identity::{Identity, IdentityError};
+pub use tls::{FloorClock, TlsError, client_tls};
+pub use uplink::{SendError, Uplink, UplinkConfig, UplinkEvent};

@@ -19,6 +19,8 @@ const MODULE_ENTRY: &str = "_start";
 const COMPONENT_ENTRY: &str = "wasi:cli/run@0.2.";
 /// Imports that are listed; a file may have more.
 const IMPORTS_MAX: usize = 1_000;
+/// Longest name of an import that is kept, in bytes; the rest is cut off.
+const IMPORT_BYTES_MAX: usize = 200;
 
 /// Proposals worth naming when they are what a file is refused for.
 const NAMED: [(WasmFeatures, &str); 6] = [
@@ -141,7 +143,8 @@ struct Found {
 }
 
 impl Found {
-    fn import(&mut self, offered: bool, name: String) {
+    fn import(&mut self, offered: bool, mut name: String) {
+        name.truncate(name.floor_char_boundary(IMPORT_BYTES_MAX));
         if !offered && self.foreign.is_none() {
             self.foreign = Some(name.clone());
         }

@@ -114,7 +114,7 @@ impl<'a> Checker<'a> {
             && let Err(why) = SitePattern::new(text)
         {
             let hint = "segments joined by \"/\", for example plant-7/line-2/**".to_owned();
-            self.push(pointer, format!("the site pattern {} {why}", quoted(text)), Some(hint));
+            self.push(pointer, format!("the site pattern {}: {why}", quoted(text)), Some(hint));
         }
     }
 

@@ -9,7 +9,7 @@ pub const MAX_REPORTED_ERRORS: usize = 1_000;
 const MAX_QUOTED_CHARS: usize = 60;
 
 /// One mistake in a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ManifestError {
     /// Line, from 1.
     pub line: u32,
@@ -38,23 +38,23 @@ impl fmt::Display for ManifestError {
 }
 
 /// Everything that is wrong with a manifest, sorted by place. Never empty.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ManifestErrors {
     /// The name of the manifest as the caller gave it, usually its path.
     pub source_name: String,
     /// The mistakes, by line and column.
     pub errors: Vec<ManifestError>,
-    /// How many more there are beyond [`MAX_REPORTED_ERRORS`].
-    pub omitted: usize,
+    /// Whether there are more than [`MAX_REPORTED_ERRORS`].
+    pub truncated: bool,
 }
 
 impl ManifestErrors {
     pub(super) fn new(source_name: &str, mut errors: Vec<ManifestError>) -> Self {
         errors.sort();
         errors.dedup();
-        let omitted = errors.len().saturating_sub(MAX_REPORTED_ERRORS);
+        let truncated = errors.len() > MAX_REPORTED_ERRORS;
         errors.truncate(MAX_REPORTED_ERRORS);
-        Self { source_name: source_name.to_owned(), errors, omitted }
+        Self { source_name: source_name.to_owned(), errors, truncated }
     }
 }
 
@@ -67,8 +67,8 @@ impl fmt::Display for ManifestErrors {
             }
             write!(f, "{}:{error}", self.source_name)?;
         }
-        if self.omitted > 0 {
-            write!(f, "\n{}: and {} more errors", self.source_name, self.omitted)?;
+        if self.truncated {
+            write!(f, "\n{}: and more; only {MAX_REPORTED_ERRORS} errors are shown", self.source_name)?;
         }
         Ok(())
     }
@@ -85,15 +85,19 @@ pub(super) fn quoted(text: &str) -> String {
 
 /// `did you mean "memory"?`, if one of the candidates is near enough.
 pub(super) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest_by(text, candidates.into_iter().map(|c| (c, c.to_owned())))
+}
+
+/// The same for candidates that are called otherwise than what they are compared by.
+pub(super) fn nearest_by<'a>(text: &str, candidates: impl Iterator<Item = (&'a str, String)>) -> Option<String> {
     // A third of the letters may differ; further away a suggestion confuses more than it helps.
     let lower = text.to_lowercase();
     let allowed = lower.chars().count().div_ceil(3).min(4);
     candidates
-        .into_iter()
-        .map(|c| (strsim::damerau_levenshtein(&lower, &c.to_lowercase()), c))
+        .map(|(compared, name)| (strsim::damerau_levenshtein(&lower, &compared.to_lowercase()), name))
         .filter(|(distance, _)| *distance <= allowed)
         .min()
-        .map(|(_, c)| format!("did you mean \"{c}\"?"))
+        .map(|(_, name)| format!("did you mean \"{name}\"?"))
 }
 
 /// One step of a JSON pointer, escaped.

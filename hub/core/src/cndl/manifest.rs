@@ -49,7 +49,7 @@ impl Manifest {
         let application = Application::try_from(document).map_err(|e| fail(vec![convert_error(&e.to_string())]))?;
         let places = artifacts(&application).map(|(pointer, _)| (pointer.clone(), tree.position_of(&pointer))).collect();
         let manifest = Self { application, source_name: source_name.to_owned(), places };
-        manifest.check_written_size(&tree).map_err(|e| fail(vec![e]))?;
+        manifest.check_written_form(&tree).map_err(|e| fail(vec![e]))?;
         Ok(manifest)
     }
 
@@ -110,15 +110,19 @@ impl Manifest {
         if errors.is_empty() { Ok(self) } else { Err(ManifestErrors::new(&self.source_name, errors)) }
     }
 
-    /// The hub stores the canonical form and parses it again at boot, so that it has to fit the same limit.
-    fn check_written_size(&self, tree: &Node) -> Result<(), ManifestError> {
-        let bytes = super::canonical_json(self).len() + artifacts(&self.application).count() * DIGEST_BYTES;
-        if bytes <= MAX_MANIFEST_BYTES {
-            return Ok(());
-        }
+    /// The hub stores the canonical form and parses it again at boot: what is accepted once must be accepted then,
+    /// with its defaults and aliases written out and its files replaced by digests.
+    fn check_written_form(&self, tree: &Node) -> Result<(), ManifestError> {
+        let written = super::canonical_json(self);
+        let bytes = written.len() + artifacts(&self.application).count() * DIGEST_BYTES;
+        let refusal = if bytes > MAX_MANIFEST_BYTES {
+            Some(format!("it has {bytes} bytes; at most {MAX_MANIFEST_BYTES} are accepted"))
+        } else {
+            tree::read(&written).err().map(|e| e.message)
+        };
+        let Some(why) = refusal else { return Ok(()) };
         let Position { line, column } = tree.position;
-        let message =
-            format!("with its defaults and aliases written out the manifest has {bytes} bytes; at most {MAX_MANIFEST_BYTES} are accepted");
+        let message = format!("cannot be stored with its defaults and aliases written out: {why}");
         Err(ManifestError { line, column, pointer: String::new(), message, hint: None })
     }
 }

@@ -51,7 +51,7 @@ impl Decimal {
     fn scaled(self, scale: u64) -> Option<u128> {
         let product = self.digits * u128::from(scale);
         let divisor = 10_u128.pow(self.places);
-        (product % divisor == 0).then(|| product / divisor)
+        product.is_multiple_of(divisor).then(|| product / divisor)
     }
 }
 

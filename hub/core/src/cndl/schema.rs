@@ -3,10 +3,10 @@
 use std::sync::LazyLock;
 
 use jsonschema::error::{TypeKind, ValidationErrorKind as Kind};
-use jsonschema::{ValidationError, Validator};
-use serde_json::Value;
+use jsonschema::{JsonType, ValidationError, Validator};
+use serde_json::{Map, Value};
 
-use super::errors::{ManifestError, join, nearest, quoted};
+use super::errors::{MAX_REPORTED_ERRORS, ManifestError, join, nearest, nearest_by, quoted};
 use super::tree::{Node, Position};
 use super::wire;
 
@@ -30,7 +30,8 @@ pub(super) fn check(tree: &Node, value: &Value) -> Vec<ManifestError> {
     let Some(validator) = VALIDATOR.as_ref() else {
         return vec![error(Position::START, "", "the built-in schema does not compile; this is a bug", None)];
     };
-    validator.iter_errors(value).flat_map(|e| explain(tree, &e)).collect()
+    // One more than is shown, so that the reader learns that there are more.
+    validator.iter_errors(value).flat_map(|e| explain(tree, &e)).take(MAX_REPORTED_ERRORS + 1).collect()
 }
 
 fn error(position: Position, pointer: &str, message: impl Into<String>, hint: Option<String>) -> ManifestError {
@@ -45,14 +46,13 @@ fn error(position: Position, pointer: &str, message: impl Into<String>, hint: Op
 
 fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
     let pointer = problem.instance_path().as_str();
-    let schema_path = problem.schema_path().as_str();
-    let parent = schema_path.rsplit_once('/').map_or("", |(parent, _)| parent);
-    let schema = SCHEMA.pointer(parent);
+    let schema = parent_schema(problem.schema_path().as_str());
     let here = tree.position_of(pointer);
     let found = problem.instance().as_ref();
     match problem.kind() {
         Kind::AdditionalProperties { unexpected } => {
-            unexpected.iter().map(|name| unknown_field(tree, schema, pointer, name, found)).collect()
+            let names = unexpected.iter().take(MAX_REPORTED_ERRORS + 1);
+            names.map(|name| unknown_field(tree, schema, pointer, name, found)).collect()
         }
         Kind::Required { property } => {
             let name = property.as_str().unwrap_or_default();
@@ -61,7 +61,7 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
         Kind::PropertyNames { error: inner } => {
             let name = inner.instance().as_str().unwrap_or_default().to_owned();
             let path = join(pointer, &name);
-            let expected = expected_at(schema.and_then(|s| s.get("propertyNames"))).unwrap_or("another name");
+            let expected = expected_at(parent_schema(inner.schema_path().as_str())).unwrap_or("another name");
             let message = format!("expected {expected}, found {}", quoted(&name));
             vec![error(tree.key_position_of(&path), &path, message, None)]
         }
@@ -77,11 +77,7 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
             vec![error(here, pointer, format!("expected {expected}"), None)]
         }
         kind => {
-            let expected = match kind {
-                Kind::Type { kind } => Some(expected_at(schema).map_or_else(|| type_names(kind), str::to_owned)),
-                _ => expected_at(schema).map(str::to_owned),
-            };
-            let message = expected.map_or_else(
+            let message = expected_by(kind, schema).map_or_else(
                 || problem.masked().to_string(),
                 |expected| format!("expected {expected}, found {}", describe(found)),
             );
@@ -90,8 +86,25 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
     }
 }
 
+/// The schema that holds the keyword at the end of the path.
+fn parent_schema(path: &str) -> Option<&'static Value> {
+    SCHEMA.pointer(path.rsplit_once('/').map_or("", |(parent, _)| parent))
+}
+
 fn expected_at(schema: Option<&Value>) -> Option<&str> {
     schema?.get("x-expected")?.as_str()
+}
+
+fn expected_by(kind: &Kind, schema: Option<&Value>) -> Option<String> {
+    match kind {
+        // Of a number where a text belongs, how long the text may be is beside the point.
+        Kind::Type { kind: TypeKind::Single(JsonType::Array | JsonType::Object | JsonType::String) } => None,
+        _ => expected_at(schema).map(str::to_owned),
+    }
+    .or_else(|| match kind {
+        Kind::Type { kind } => Some(type_names(kind)),
+        _ => None,
+    })
 }
 
 fn unknown_field(tree: &Node, schema: Option<&Value>, pointer: &str, name: &str, found: &Value) -> ManifestError {
@@ -99,9 +112,21 @@ fn unknown_field(tree: &Node, schema: Option<&Value>, pointer: &str, name: &str,
     let known: Vec<&str> = properties.into_iter().flat_map(|p| p.keys().map(String::as_str)).collect();
     // What is already there is not what was meant.
     let free = known.iter().copied().filter(|k| found.get(*k).is_none());
-    let hint = nearest(name, free).unwrap_or_else(|| format!("known fields: {}", known.join(", ")));
+    let hint = nearest(name, free)
+        .or_else(|| nearest_below(name, properties))
+        .unwrap_or_else(|| format!("known fields: {}", known.join(", ")));
     let path = join(pointer, name);
     error(tree.key_position_of(&path), &path, format!("unknown field {}", quoted(name)), Some(hint))
+}
+
+/// `resources.memory` for a `memory` that was written one level too high.
+fn nearest_below(name: &str, properties: Option<&Map<String, Value>>) -> Option<String> {
+    let below = properties.into_iter().flatten().filter_map(|(field, schema)| {
+        let target = schema.get("$ref")?.as_str()?.strip_prefix('#')?;
+        Some((field, SCHEMA.pointer(target)?.get("properties")?.as_object()?))
+    });
+    let fields = below.flat_map(|(field, inner)| inner.keys().map(move |key| (key.as_str(), format!("{field}.{key}"))));
+    nearest_by(name, fields)
 }
 
 fn choice(here: Position, pointer: &str, options: &[&str], found: &Value) -> ManifestError {

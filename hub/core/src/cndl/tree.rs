@@ -10,7 +10,9 @@ use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPo
 use serde_saphyr::{DefaultMessageFormatter, Error as YamlError, MessageFormatter, Options, Spanned};
 
 use super::errors::{ManifestError, quoted};
-use super::{MAX_ALIAS_EVENTS, MAX_ALIASES, MAX_DEPTH, MAX_KEY_CHARS, MAX_MANIFEST_BYTES, MAX_NODES};
+use super::{
+    MAX_ALIAS_EVENTS, MAX_ALIASES, MAX_ANCHOR_BYTES, MAX_DEPTH, MAX_KEY_CHARS, MAX_MANIFEST_BYTES, MAX_NODES,
+};
 
 /// Where something stands, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +39,11 @@ pub(super) struct Node {
 enum Content {
     Scalar(Value),
     List(Vec<Node>),
-    Map(Vec<(String, Position, Node)>),
+    /// Sorted by key; the parser has refused duplicates.
+    Map(Vec<Entry>),
 }
+
+type Entry = (String, Position, Node);
 
 impl Node {
     /// The value without its places.
@@ -74,7 +79,10 @@ impl Node {
             let next = match &node.content {
                 Content::Scalar(_) => None,
                 Content::List(items) => step.parse::<usize>().ok().and_then(|i| items.get(i)).map(|n| (None, n)),
-                Content::Map(entries) => entries.iter().find(|(k, ..)| *k == step).map(|(_, p, n)| (Some(*p), n)),
+                Content::Map(entries) => {
+                    let found = entries.binary_search_by(|(k, ..)| k.as_str().cmp(&step)).ok();
+                    found.map(|i| &entries[i]).map(|(_, p, n)| (Some(*p), n))
+                }
             };
             match next {
                 Some((p, n)) => (key, node) = (p, n),
@@ -142,7 +150,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Content, A::Error> {
-        let mut map = Vec::new();
+        let mut map: Vec<Entry> = Vec::new();
         while let Some(key) = entries.next_key::<Spanned<String>>()? {
             // The canonical form is JSON that must parse again; its keys have a limit there too.
             if key.value.chars().count() > MAX_KEY_CHARS {
@@ -150,6 +158,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
             }
             map.push((key.value, Position::of(key.referenced), entries.next_value()?));
         }
+        map.sort_by(|(a, ..), (b, ..)| a.cmp(b));
         Ok(Content::Map(map))
     }
 }
@@ -179,8 +188,11 @@ fn options() -> Options {
             max_aliases: MAX_ALIASES,
             max_anchors: MAX_ALIASES,
             max_recorded_anchor_events: MAX_ALIAS_EVENTS,
-            max_recorded_anchor_bytes: MAX_MANIFEST_BYTES,
+            max_recorded_anchor_bytes: MAX_ANCHOR_BYTES,
+            // Many uses of one anchor are what anchors are for; the other limits bound what they add up to.
+            enforce_alias_anchor_ratio: false,
             max_documents: 1,
+            // Counts what aliases repeat, so that they cannot multiply a long text.
             max_total_scalar_bytes: MAX_MANIFEST_BYTES,
             max_inclusion_depth: 0,
         },
@@ -217,7 +229,11 @@ fn explain(text: &str, error: &YamlError) -> ManifestError {
         }
         YamlError::MergeKeyNotAllowed { .. } => ("merge keys (\"<<\") are not supported".to_owned(), None),
         YamlError::Budget { breach: BudgetBreach::Depth { .. }, .. } => (too_deep(), None),
-        YamlError::Budget { .. } => ("the manifest has more values or aliases than are accepted".to_owned(), None),
+        YamlError::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
+            (format!("the manifest has more than {MAX_NODES} values"), None)
+        }
+        YamlError::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => (aliases_too_large(), None),
+        YamlError::Budget { .. } => ("the manifest has more anchors and aliases than are accepted".to_owned(), None),
         YamlError::AliasReplayLimitExceeded { .. }
         | YamlError::AliasExpansionLimitExceeded { .. }
         | YamlError::AliasReplayStackDepthExceeded { .. }
@@ -237,6 +253,10 @@ fn explain(text: &str, error: &YamlError) -> ManifestError {
         }
     };
     at(position, message, hint)
+}
+
+fn aliases_too_large() -> String {
+    format!("with its aliases written out the manifest has more than {MAX_MANIFEST_BYTES} bytes")
 }
 
 fn too_deep() -> String {

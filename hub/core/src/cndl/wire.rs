@@ -212,7 +212,7 @@ pub(super) enum RestartPolicy {
 pub(super) struct Placement {
     /// Site paths: exact segments, `*` for one segment, `**` at the end for any tail.
     #[serde(default = "everywhere")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), extend("x-expected" = "a site pattern such as plant-7/line-2/**"))]
     pub(super) site: String,
     /// Labels a node must have, all of them.
     #[serde(default)]

@@ -1,12 +1,16 @@
-//! Behind this module stands regorus: texts become bytecode once, and run with an instruction limit.
+//! Behind this module stands regorus, both of its engines. The bytecode machine counts instructions, so that a policy
+//! that never ends is denied the same way everywhere; but it takes a failing builtin for a rule that does not hold,
+//! and would then admit. The interpreter reports that failure, so that its answer is the one that counts.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use regorus::languages::rego::compiler::Compiler;
 use regorus::rvm::{Program, RegoVM};
+use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 
-use super::{MAX_POLICY_INSTRUCTIONS, PolicyError, PolicySource};
+use super::{MAX_POLICY_INSTRUCTIONS, MAX_POLICY_TIME, PolicyError, PolicySource};
 
 const PACKAGE: &str = "data.cnova.admission";
 const DENY: &str = "data.cnova.admission.deny";
@@ -19,6 +23,7 @@ const FUTURE_KEYWORDS: [&str; 4] = ["contains", "every", "if", "in"];
 pub(super) struct Compiled {
     name: String,
     program: Arc<Program>,
+    interpreter: Engine,
 }
 
 impl std::fmt::Debug for Compiled {
@@ -77,7 +82,12 @@ fn compile_one(policy: &Parsed<'_>, libraries: &[Parsed<'_>]) -> Result<Compiled
     }
     let compiled = engine.compile_with_entrypoint(&DENY.into()).map_err(|e| failed(e.to_string()))?;
     let program = Compiler::compile_from_policy(&compiled, &[DENY]).map_err(|e| failed(e.to_string()))?;
-    Ok(Compiled { name, program })
+    engine.set_strict_builtin_errors(true);
+    engine.set_execution_timer_config(ExecutionTimerConfig {
+        limit: MAX_POLICY_TIME,
+        check_interval: NonZeroU32::new(1_000).unwrap_or(NonZeroU32::MIN),
+    });
+    Ok(Compiled { name, program, interpreter: engine })
 }
 
 impl Compiled {
@@ -87,18 +97,32 @@ impl Compiled {
 
     /// The messages of `deny`; empty means that the policy has nothing against it.
     pub(super) fn deny(&self, input: &str) -> Result<Vec<String>, String> {
-        let mut vm = RegoVM::new();
-        vm.load_program(Arc::clone(&self.program));
-        vm.set_max_instructions(MAX_POLICY_INSTRUCTIONS);
-        // Otherwise a failing builtin is undefined, its rule does not hold, and nothing is denied.
-        vm.set_strict_builtin_errors(true);
-        vm.set_data(Value::new_object()).map_err(|e| e.to_string())?;
-        vm.set_input(Value::from_json_str(input).map_err(|e| e.to_string())?);
-        match vm.execute_entry_point_by_name(DENY).map_err(|e| e.to_string())? {
+        let input = Value::from_json_str(input).map_err(|e| one_line(&e))?;
+        self.count_instructions(input.clone())?;
+        let mut interpreter = self.interpreter.clone();
+        interpreter.set_input(input);
+        match interpreter.eval_rule(DENY.to_owned()).map_err(|e| one_line(&e))? {
             Value::Set(messages) => messages.iter().map(message).collect(),
             other => Err(format!("deny is not a set of messages but {other}")),
         }
     }
+
+    /// Fails if the policy takes too long for this input.
+    fn count_instructions(&self, input: Value) -> Result<(), String> {
+        let mut vm = RegoVM::new();
+        vm.load_program(Arc::clone(&self.program));
+        vm.set_max_instructions(MAX_POLICY_INSTRUCTIONS);
+        vm.set_data(Value::new_object()).map_err(|e| one_line(&e))?;
+        vm.set_input(input);
+        vm.execute_entry_point_by_name(DENY).map(|_| ()).map_err(|e| one_line(&e))
+    }
+}
+
+/// The parser draws the line with an arrow below; in a reason only the last line says something.
+fn one_line(error: &impl ToString) -> String {
+    let text = error.to_string();
+    let last = text.lines().map(str::trim).rfind(|l| !l.is_empty()).unwrap_or_default();
+    last.trim_start_matches("error: ").to_owned()
 }
 
 fn message(value: &Value) -> Result<String, String> {
@@ -124,8 +148,8 @@ fn keyword_without_import(text: &str) -> Option<(usize, &'static str)> {
         for (start, word) in words(line) {
             let Some(keyword) = FUTURE_KEYWORDS.into_iter().find(|k| *k == word) else { continue };
             let called = line[start + word.len()..].trim_start().starts_with('(');
-            let field = line[..start].ends_with('.');
-            if !field && !(keyword == "contains" && called) && !imports(keyword) {
+            let harmless = line[..start].ends_with('.') || (keyword == "contains" && called) || imports(keyword);
+            if !harmless {
                 return Some((index + 1, keyword));
             }
         }

@@ -1,0 +1,133 @@
+//! One run, from the spec to the exit file.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use cnova_ral::{
+    Exit, ExitReason, FolderError, LogError, LogWriter, ServeError, Server, Spec, State, open_folder, serve,
+    write_exit, write_state,
+};
+use rustix::fs::Mode;
+use wasmtime::Engine;
+
+use crate::artifact::{self, ArtifactError};
+use crate::control::Shared;
+use crate::guest::{self, Outcome};
+use crate::output::Output;
+use crate::supervisor::{self, Signals};
+use crate::wasi::{self, WorldError};
+
+/// Status of the process when the folder already has a runtime; its files are not touched then.
+const STATUS_HELD: u8 = 3;
+
+/// Why a workload was not started; it becomes the detail of a `refused` exit.
+#[derive(Debug, thiserror::Error)]
+enum LaunchError {
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    World(#[from] WorldError),
+    #[error("cannot {action}: {source}")]
+    System { action: &'static str, source: io::Error },
+    #[error("cannot set up the engine: {reason}")]
+    Engine { reason: String },
+}
+
+/// Runs the workload in `dir` to its end. The status is the workload's code if it has one that fits, else 1.
+pub(crate) fn run(dir: &Path) -> ExitCode {
+    let dir = match std::path::absolute(dir) {
+        Ok(dir) => dir,
+        Err(error) => return complain(&error, 1),
+    };
+    if let Err(error) = confine() {
+        return complain(&error, 1);
+    }
+    let (_lock, spec) = match open_folder(&dir) {
+        Ok(opened) => opened,
+        Err(error @ FolderError::Held { .. }) => return complain(&error, STATUS_HELD),
+        Err(error) => return refuse(&dir, &error.into()),
+    };
+    match launch(&dir, &spec) {
+        Ok((exit, _server)) => end(&dir, &exit),
+        Err(error) => refuse(&dir, &error),
+    }
+}
+
+/// A session of its own, so that nobody's Ctrl-C or hang-up reaches the workload; no way to gain rights.
+fn confine() -> io::Result<()> {
+    match rustix::process::setsid() {
+        // Whoever started us may have made the session already.
+        Ok(_) | Err(rustix::io::Errno::PERM) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
+    let system = |action| move |source| LaunchError::System { action, source };
+    let signals = Signals::block().map_err(system("block signals"))?;
+    let log = LogWriter::open(dir, spec.limits.log_bytes)?;
+    let shared = Shared::new(Output::new(log), spec.stop_grace_ms);
+    let server = serve(dir, shared.clone())?;
+    let engine = Engine::new(&cnova_wasm_engine::config()).map_err(|error| LaunchError::Engine {
+        reason: format!("{error:#}"),
+    })?;
+    let artifact = artifact::load(&engine, spec)?;
+    let world = wasi::build(spec, &shared)?;
+    supervisor::start(signals, engine.clone(), shared.clone(), &spec.limits, dir)
+        .map_err(system("start the supervisor"))?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_time();
+    if !spec.grants.network.is_empty() {
+        runtime.enable_io();
+    }
+    let runtime = runtime.build().map_err(system("start the event loop"))?;
+    let started = || {
+        shared.started();
+        write_state(dir, &State::of_this_process(spec)?)?;
+        Ok(())
+    };
+    let outcome: Outcome = runtime.block_on(guest::run(&engine, artifact, world, spec, &shared, started));
+    let exit = outcome.into_exit(&shared);
+    if !shared.begin_end() {
+        // The supervisor ends this process any moment now, with the exit file that it writes.
+        loop {
+            std::thread::park();
+        }
+    }
+    shared.with_output(Output::finish);
+    // A thread that still looks up a name must not hold the end up.
+    runtime.shutdown_background();
+    Ok((exit, server))
+}
+
+/// Writes the exit file as the last thing. The server is dropped after it, so that the agent sees one or the other.
+fn end(dir: &Path, exit: &Exit) -> ExitCode {
+    let status = match exit.code {
+        Some(code) => u8::try_from(code).unwrap_or(1),
+        None => 1,
+    };
+    match write_exit(dir, exit) {
+        Ok(()) => ExitCode::from(status),
+        Err(error) => complain(&error, 1),
+    }
+}
+
+fn refuse(dir: &Path, error: &LaunchError) -> ExitCode {
+    eprintln!("refused: {error}");
+    end(dir, &Exit::new(ExitReason::Refused).with_detail(error.to_string()))
+}
+
+fn complain(error: &dyn std::error::Error, status: u8) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(status)
+}

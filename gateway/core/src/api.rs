@@ -1,0 +1,195 @@
+//! What goes into the core and what comes out of it.
+
+use std::collections::BTreeMap;
+
+use cnova_shared::bundle::TrustBundle;
+use cnova_shared::ids::{Digest, NodeId, SitePath};
+use cnova_shared::report::{StoredStream, StreamOp};
+use cnova_shared::topics::Kind;
+use cnova_shared::tree::{StoredTree, TreeOp};
+use cnova_shared::wire::v1;
+use serde::{Deserialize, Serialize};
+
+use crate::spool::{SpoolOp, StoredSpool};
+
+/// What a gateway is told about itself before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name.
+    pub node: NodeId,
+    /// Its place in the tree.
+    pub site: SitePath,
+    /// The node above it.
+    pub parent: NodeId,
+    /// Labels from its configuration.
+    pub labels: BTreeMap<String, String>,
+    /// The program's version.
+    pub software: String,
+    /// Differs on every start.
+    pub boot: String,
+    /// Whom it trusts.
+    pub trust: TrustBundle,
+    /// Conditions that the daemon met before the core existed.
+    pub alarms: Vec<v1::Alarm>,
+}
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The parent's endpoint is connected and subscribed to.
+    ParentConnected,
+    /// It is not any more.
+    ParentDisconnected,
+    /// The parent said something.
+    FromParent {
+        /// The topic's kind.
+        kind: Kind,
+        /// The bytes, unverified.
+        bytes: Vec<u8>,
+    },
+    /// A child's transport is up; its certificate names it.
+    ChildConnected(NodeId),
+    /// A child's transport is down.
+    ChildDisconnected {
+        /// Which.
+        child: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// A child said something.
+    FromChild {
+        /// Which.
+        child: NodeId,
+        /// The topic's kind.
+        kind: Kind,
+        /// The bytes, unverified.
+        bytes: Vec<u8>,
+    },
+    /// A fetched artifact's digest matched and it is in the cache.
+    ArtifactStored {
+        /// Which.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+    },
+    /// A fetched artifact's digest did not match, or it could not be written.
+    ArtifactFailed {
+        /// Which.
+        digest: Digest,
+        /// Why.
+        detail: String,
+    },
+    /// Time went by.
+    Tick,
+}
+
+/// A change that must be on disk before what follows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    /// Descendants, twins, streams.
+    Tree(TreeOp),
+    /// What waits for the parent.
+    Spool(SpoolOp),
+    /// The gateway's own report stream.
+    Stream(StreamOp),
+    /// The newest time that was verified, seconds since 1970.
+    TimeFloor(u64),
+}
+
+/// The whole store, as read at boot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// Descendants, twins, streams.
+    pub tree: StoredTree,
+    /// What waits for the parent.
+    pub spool: StoredSpool,
+    /// The gateway's own report stream.
+    pub stream: StoredStream,
+    /// The newest time that was verified.
+    pub time_floor: u64,
+}
+
+impl Stored {
+    /// Applies changes to an image in memory. The simulator's store is made of this.
+    pub fn apply(&mut self, ops: &[Op]) {
+        for op in ops {
+            match op {
+                Op::Tree(op) => self.tree.apply(op),
+                Op::Spool(op) => self.spool.apply(op),
+                Op::Stream(op) => self.stream.apply(op),
+                Op::TimeFloor(t) => self.time_floor = *t,
+            }
+        }
+    }
+}
+
+/// What the gateway itself says to its parent, before it is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpMessage {
+    /// To the hub; introduces the gateway with its certificate.
+    Hello(v1::Hello),
+    /// To the hub.
+    Report(v1::Report),
+    /// To the parent.
+    Relay(v1::Relay),
+    /// To the parent.
+    ChunkRequest(v1::ChunkRequest),
+}
+
+/// Something to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Commit these before going on to the next action.
+    Persist(Vec<Op>),
+    /// Sign and send to the parent.
+    SendUp(UpMessage),
+    /// Sign and send to a child.
+    Ack {
+        /// The child.
+        child: NodeId,
+        /// The acknowledgement.
+        ack: v1::Ack,
+        /// Whether it introduces the gateway with its certificate.
+        introduce: bool,
+    },
+    /// Send signed bytes to a child unchanged.
+    Forward {
+        /// The child.
+        child: NodeId,
+        /// The kind.
+        kind: Kind,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Read a piece of a cached artifact, sign it and send it to a child.
+    ServeChunk {
+        /// The child.
+        child: NodeId,
+        /// The artifact.
+        digest: Digest,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Sign and send a chunk that says why there is none.
+    RefuseChunk {
+        /// The child.
+        child: NodeId,
+        /// The chunk.
+        chunk: v1::Chunk,
+    },
+    /// Write bytes into an artifact's partial file; when `complete`, check its digest and answer with an event.
+    AppendChunk {
+        /// The artifact.
+        digest: Digest,
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Vec<u8>,
+        /// Whether it was the last.
+        complete: bool,
+    },
+    /// For the log.
+    Note(String),
+}

@@ -1,0 +1,224 @@
+//! Between the core's changes and rows.
+
+use std::collections::BTreeSet;
+
+use cnova_gateway_core::spool::{Item, SpoolOp};
+use cnova_gateway_core::{Op, Stored};
+use cnova_shared::hop::Position;
+use cnova_shared::ids::NodeId;
+use cnova_shared::report::StreamOp;
+use cnova_shared::tree::TreeOp;
+use cnova_shared::wire::{self, v1};
+use rusqlite::{Connection, Row, params};
+
+const SPOOL: &str = "spool";
+const STREAM: &str = "stream";
+const TIME_FLOOR: &str = "time-floor";
+
+/// A row that this program cannot have written, or cannot write.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError {
+    /// SQLite said no.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// A value that does not have its form.
+    #[error("table {table}: {detail}")]
+    Value {
+        /// Which table.
+        table: &'static str,
+        /// What is wrong with the value.
+        detail: String,
+    },
+}
+
+fn bad(table: &'static str, detail: impl std::fmt::Display) -> RowError {
+    RowError::Value { table, detail: detail.to_string() }
+}
+
+/// Makes one change. The caller holds the transaction.
+///
+/// # Errors
+/// [`RowError`]; the transaction must then be rolled back.
+pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
+    match op {
+        Op::Tree(op) => apply_tree(db, op)?,
+        Op::Spool(op) => apply_spool(db, op)?,
+        Op::Stream(op) => apply_stream(db, op)?,
+        Op::TimeFloor(t) => run(
+            db,
+            "INSERT INTO number (name, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
+            params![TIME_FLOOR, t.cast_signed()],
+        )?,
+    }
+    Ok(())
+}
+
+fn run(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<(), rusqlite::Error> {
+    db.prepare_cached(sql)?.execute(params).map(|_| ())
+}
+
+fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), RowError> {
+    match op {
+        TreeOp::PutDescendant { node, via, hello } => run(
+            db,
+            "INSERT INTO descendant (node, via, hello) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET via = excluded.via, hello = excluded.hello",
+            params![node.as_str(), via.as_str(), hello],
+        )?,
+        TreeOp::PutTwin { node, bytes } => run(
+            db,
+            "INSERT INTO twin (node, bytes) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET bytes = excluded.bytes",
+            params![node.as_str(), bytes],
+        )?,
+        TreeOp::Received { child, stream, position } => run(
+            db,
+            "INSERT INTO received (child, stream, incarnation, seq) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET incarnation = excluded.incarnation, seq = excluded.seq",
+            params![
+                child.as_str(),
+                stream_name(*stream),
+                position.incarnation.cast_signed(),
+                position.seq.cast_signed()
+            ],
+        )?,
+    }
+    Ok(())
+}
+
+fn apply_spool(db: &Connection, op: &SpoolOp) -> Result<(), RowError> {
+    match op {
+        SpoolOp::Put { seq, item } => {
+            let keys = serde_json::to_string(&item.keys).map_err(|e| bad(SPOOL, e))?;
+            run(
+                db,
+                "INSERT INTO spool (seq, node, kind, keys, bytes) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET node = excluded.node, kind = excluded.kind, keys = excluded.keys,
+                 bytes = excluded.bytes",
+                params![seq.cast_signed(), item.node.as_str(), item.kind, keys, item.bytes],
+            )?;
+        }
+        SpoolOp::Delete(seq) => run(db, "DELETE FROM spool WHERE seq = ?1", params![seq.cast_signed()])?,
+        SpoolOp::Acked(position) => put_position(db, SPOOL, *position)?,
+    }
+    Ok(())
+}
+
+fn apply_stream(db: &Connection, op: &StreamOp) -> Result<(), RowError> {
+    match op {
+        // Replaced, not updated: the row's place then is behind all others, as in memory.
+        StreamOp::Put(entry) => {
+            let bytes = wire::encode(entry).map_err(|e| bad(STREAM, e))?;
+            run(
+                db,
+                "INSERT OR REPLACE INTO stream (key, seq, entry) VALUES (?1, ?2, ?3)",
+                params![entry.key, entry.seq.cast_signed(), bytes],
+            )?;
+        }
+        StreamOp::Delete(key) => run(db, "DELETE FROM stream WHERE key = ?1", params![key])?,
+        StreamOp::Acked(position) => put_position(db, STREAM, *position)?,
+    }
+    Ok(())
+}
+
+fn put_position(db: &Connection, name: &str, position: Position) -> Result<(), rusqlite::Error> {
+    run(
+        db,
+        "INSERT INTO position (name, incarnation, seq) VALUES (?1, ?2, ?3)
+         ON CONFLICT DO UPDATE SET incarnation = excluded.incarnation, seq = excluded.seq",
+        params![name, position.incarnation.cast_signed(), position.seq.cast_signed()],
+    )
+}
+
+/// Gives a new store its incarnations: what began anew must not be taken for what was before.
+///
+/// # Errors
+/// [`RowError`] when it cannot be written.
+pub fn begin(db: &Connection, wall_ms: u64) -> Result<(), RowError> {
+    let position = Position { incarnation: wall_ms.max(1), seq: 0 };
+    put_position(db, SPOOL, position)?;
+    put_position(db, STREAM, position)?;
+    Ok(())
+}
+
+/// Reads everything.
+///
+/// # Errors
+/// [`RowError`] when a row is not what this program writes: the file was damaged or changed.
+pub fn load(db: &Connection) -> Result<Stored, RowError> {
+    let mut stored = Stored::default();
+    each(db, "SELECT node, via, hello FROM descendant", |row| {
+        stored.tree.descendants.insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
+        Ok(())
+    })?;
+    each(db, "SELECT node, bytes FROM twin", |row| {
+        stored.tree.twins.insert(node(row, 0, "twin")?, row.get(1)?);
+        Ok(())
+    })?;
+    each(db, "SELECT child, stream, incarnation, seq FROM received", |row| {
+        let name: String = row.get(1)?;
+        let stream = stream_of(&name).ok_or_else(|| bad("received", format!("stream {name:?}")))?;
+        stored.tree.received.insert((node(row, 0, "received")?, stream), position(row, 2)?);
+        Ok(())
+    })?;
+    each(db, "SELECT seq, node, kind, keys, bytes FROM spool", |row| {
+        let keys: String = row.get(3)?;
+        let keys: BTreeSet<String> = serde_json::from_str(&keys).map_err(|e| bad(SPOOL, e))?;
+        let item = Item { node: node(row, 1, SPOOL)?, kind: row.get(2)?, keys, bytes: row.get(4)? };
+        stored.spool.items.insert(unsigned(row, 0)?, item);
+        Ok(())
+    })?;
+    each(db, "SELECT entry FROM stream ORDER BY place", |row| {
+        let bytes: Vec<u8> = row.get(0)?;
+        stored.stream.entries.push(wire::decode(&bytes).map_err(|e| bad(STREAM, e))?);
+        Ok(())
+    })?;
+    each(db, "SELECT name, incarnation, seq FROM position", |row| {
+        match row.get::<_, String>(0)?.as_str() {
+            SPOOL => stored.spool.acked = position(row, 1)?,
+            STREAM => stored.stream.acked = position(row, 1)?,
+            other => return Err(bad("position", format!("name {other:?}"))),
+        }
+        Ok(())
+    })?;
+    each(db, "SELECT value FROM number WHERE name = 'time-floor'", |row| {
+        stored.time_floor = unsigned(row, 0)?;
+        Ok(())
+    })?;
+    Ok(stored)
+}
+
+fn each(
+    db: &Connection,
+    sql: &str,
+    mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>,
+) -> Result<(), RowError> {
+    let mut statement = db.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        take(row)?;
+    }
+    Ok(())
+}
+
+fn node(row: &Row<'_>, column: usize, table: &'static str) -> Result<NodeId, RowError> {
+    NodeId::new(row.get::<_, String>(column)?).map_err(|e| bad(table, e))
+}
+
+fn unsigned(row: &Row<'_>, column: usize) -> Result<u64, rusqlite::Error> {
+    row.get::<_, i64>(column).map(i64::cast_unsigned)
+}
+
+fn position(row: &Row<'_>, column: usize) -> Result<Position, rusqlite::Error> {
+    Ok(Position { incarnation: unsigned(row, column)?, seq: unsigned(row, column + 1)? })
+}
+
+fn stream_name(stream: v1::Stream) -> &'static str {
+    match stream {
+        v1::Stream::Report => "report",
+        v1::Stream::Relay => "relay",
+    }
+}
+
+fn stream_of(name: &str) -> Option<v1::Stream> {
+    [v1::Stream::Report, v1::Stream::Relay].into_iter().find(|s| stream_name(*s) == name)
+}

@@ -1,0 +1,49 @@
+//! The tables. What the gateway looks for or a person would ask for is a column; what others signed is a BLOB, byte for
+//! byte.
+
+/// The schema's version, in `user_version`.
+pub const VERSION: i32 = 1;
+
+/// Everything, for an empty database.
+///
+/// Unsigned 64-bit numbers are stored as the signed number with the same bits.
+pub const CREATE: &str = "
+CREATE TABLE descendant (
+    node TEXT NOT NULL PRIMARY KEY,
+    via TEXT NOT NULL,
+    hello BLOB NOT NULL
+) STRICT;
+CREATE TABLE twin (
+    node TEXT NOT NULL PRIMARY KEY,
+    bytes BLOB NOT NULL
+) STRICT;
+CREATE TABLE received (
+    child TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    incarnation INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (child, stream)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE spool (
+    seq INTEGER NOT NULL PRIMARY KEY,
+    node TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    keys TEXT NOT NULL,
+    bytes BLOB NOT NULL
+) STRICT;
+CREATE TABLE stream (
+    place INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    seq INTEGER NOT NULL,
+    entry BLOB NOT NULL
+) STRICT;
+CREATE TABLE position (
+    name TEXT NOT NULL PRIMARY KEY,
+    incarnation INTEGER NOT NULL,
+    seq INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE number (
+    name TEXT NOT NULL PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";

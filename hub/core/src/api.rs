@@ -1,0 +1,337 @@
+//! What goes into the core and what comes out of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cnova_shared::bundle::TrustBundle;
+use cnova_shared::ids::{Digest, Name, NodeId};
+use cnova_shared::topics::Kind;
+use cnova_shared::tree::{StoredTree, TreeOp};
+use cnova_shared::wire::v1;
+use serde::{Deserialize, Serialize};
+
+use crate::placement::CurrentPlacement;
+use crate::policy::AdmittedManifest;
+
+/// What a hub is told about itself before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its node id, the `iss` of everything that it signs.
+    pub node: NodeId,
+    /// Whom it trusts; also whom its nodes trust.
+    pub trust: TrustBundle,
+}
+
+/// Names what a waiting caller asked; the daemon chooses it.
+pub type RequestId = u64;
+
+/// What a Wasm module is precompiled for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CompileKey {
+    /// The uploaded module or component.
+    pub source: Digest,
+    /// The node's target.
+    pub target: String,
+    /// The node's engine.
+    pub engine: String,
+}
+
+/// Something happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Somebody applies a manifest that policy let through.
+    Apply {
+        /// Whom to answer.
+        request: RequestId,
+        /// The manifest.
+        manifest: Box<AdmittedManifest>,
+    },
+    /// Somebody deletes an application.
+    Delete {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which.
+        name: Name,
+    },
+    /// Somebody asks a node something.
+    Ask {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which node.
+        node: NodeId,
+        /// What.
+        op: v1::Operation,
+    },
+    /// An artifact was uploaded and its digest checked.
+    Uploaded {
+        /// Which.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+    },
+    /// The compile worker is done.
+    Compiled {
+        /// What for.
+        key: CompileKey,
+        /// The result, in the store; or why there is none.
+        result: Result<v1::Artifact, String>,
+    },
+    /// A twin that the core asked for is signed.
+    TwinSigned(Vec<u8>),
+    /// A child's transport is up.
+    ChildConnected(NodeId),
+    /// A child's transport is down.
+    ChildDisconnected {
+        /// Which.
+        child: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// A child said something.
+    FromChild {
+        /// Which.
+        child: NodeId,
+        /// The topic's kind.
+        kind: Kind,
+        /// The bytes, unverified.
+        bytes: Vec<u8>,
+    },
+    /// Time went by.
+    Tick,
+}
+
+/// An application as the store holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredApp {
+    /// Its generation.
+    pub generation: u64,
+    /// Its manifest in canonical form.
+    pub manifest: String,
+    /// Who applied it.
+    pub user: String,
+    /// When it was admitted, seconds since 1970.
+    pub admitted_s: u64,
+    /// Where it is.
+    pub placement: CurrentPlacement,
+}
+
+/// An entry of a node's report stream as the store holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredEntry {
+    /// The life of the stream.
+    pub incarnation: u64,
+    /// When it came, milliseconds since 1970 by the hub's clock.
+    pub received_ms: u64,
+    /// The entry.
+    pub entry: v1::Entry,
+}
+
+/// A change that must be on disk before what follows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    /// Descendants, twins, streams.
+    Tree(TreeOp),
+    /// The hub's epoch.
+    Epoch(u64),
+    /// An application.
+    PutApp {
+        /// Its name.
+        name: Name,
+        /// It.
+        app: StoredApp,
+    },
+    /// An application that is no more. Its generation is kept, so that a later one of its name goes on counting.
+    DeleteApp {
+        /// Its name.
+        name: Name,
+        /// Its last generation.
+        generation: u64,
+    },
+    /// An uploaded artifact.
+    PutArtifact {
+        /// Which.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+    },
+    /// A precompiled artifact.
+    PutCompiled {
+        /// What for.
+        key: CompileKey,
+        /// The result.
+        artifact: v1::Artifact,
+    },
+    /// The newest word of a node on a subject; also goes into the history.
+    PutEntry {
+        /// The node.
+        node: NodeId,
+        /// The entry.
+        stored: StoredEntry,
+    },
+    /// A node's stream began anew: what was said in its earlier lives is void.
+    ClearEntries(NodeId),
+    /// A subject that is no more.
+    DeleteEntry {
+        /// The node.
+        node: NodeId,
+        /// The subject.
+        key: String,
+    },
+}
+
+/// The whole store, as read at boot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// Descendants, twins, streams.
+    pub tree: StoredTree,
+    /// The hub's epoch, 0 in a fresh store.
+    pub epoch: u64,
+    /// Applications.
+    pub apps: BTreeMap<Name, StoredApp>,
+    /// Generations of applications that were deleted.
+    pub deleted: BTreeMap<Name, u64>,
+    /// Uploaded artifacts and their sizes.
+    pub artifacts: BTreeMap<Digest, u64>,
+    /// Precompiled artifacts.
+    pub compiled: BTreeMap<CompileKey, v1::Artifact>,
+    /// Reported state.
+    pub entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
+}
+
+impl Stored {
+    /// Applies changes to an image in memory. The simulator's store is made of this.
+    pub fn apply(&mut self, ops: &[Op]) {
+        for op in ops.iter().cloned() {
+            match op {
+                Op::Tree(op) => self.tree.apply(&op),
+                Op::Epoch(epoch) => self.epoch = epoch,
+                Op::PutApp { name, app } => {
+                    self.deleted.remove(&name);
+                    self.apps.insert(name, app);
+                }
+                Op::DeleteApp { name, generation } => {
+                    self.apps.remove(&name);
+                    self.deleted.insert(name, generation);
+                }
+                Op::PutArtifact { digest, size } => {
+                    self.artifacts.insert(digest, size);
+                }
+                Op::PutCompiled { key, artifact } => {
+                    self.compiled.insert(key, artifact);
+                }
+                Op::PutEntry { node, stored } => {
+                    self.entries.entry(node).or_default().insert(stored.entry.key.clone(), stored);
+                }
+                Op::ClearEntries(node) => {
+                    self.entries.remove(&node);
+                }
+                Op::DeleteEntry { node, key } => {
+                    self.entries.entry(node).or_default().remove(&key);
+                }
+            }
+        }
+    }
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The application is stored and its twins are on their way.
+    Applied {
+        /// Its name.
+        name: Name,
+        /// Its new generation, or the one it had when nothing changed.
+        generation: u64,
+        /// Whether anything changed.
+        changed: bool,
+        /// Nodes by workload.
+        placed: BTreeMap<String, BTreeSet<String>>,
+        /// Workloads without all their nodes, and why.
+        unplaced: BTreeMap<String, String>,
+    },
+    /// The application is deleted.
+    Deleted {
+        /// Its name.
+        name: Name,
+    },
+    /// Nothing was changed, and why.
+    Refused {
+        /// Reasons, each complete in itself.
+        reasons: Vec<String>,
+    },
+    /// There is no such thing.
+    NotFound {
+        /// What there is not.
+        what: String,
+    },
+    /// A node's answer.
+    Replied {
+        /// Whether it could do it.
+        ok: bool,
+        /// What it said.
+        text: String,
+    },
+}
+
+/// Something to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Commit these before going on to the next action.
+    Persist(Vec<Op>),
+    /// Answer a waiting caller.
+    Answer {
+        /// Whom.
+        request: RequestId,
+        /// What.
+        outcome: Outcome,
+    },
+    /// Precompile in a worker; answered with [`Event::Compiled`].
+    Compile(CompileKey),
+    /// Sign with the hub's key; answered with [`Event::TwinSigned`].
+    SignTwin(Box<v1::Twin>),
+    /// Sign a command for a node and send it to a child.
+    Command {
+        /// The child.
+        child: NodeId,
+        /// The node.
+        node: NodeId,
+        /// The command.
+        command: v1::Command,
+    },
+    /// Sign and send to a child.
+    Ack {
+        /// The child.
+        child: NodeId,
+        /// The acknowledgement.
+        ack: v1::Ack,
+    },
+    /// Send signed bytes to a child unchanged.
+    Forward {
+        /// The child.
+        child: NodeId,
+        /// The kind.
+        kind: Kind,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Read a piece of an artifact, sign it and send it to a child.
+    ServeChunk {
+        /// The child.
+        child: NodeId,
+        /// The artifact.
+        digest: Digest,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Sign and send a chunk that says why there is none.
+    RefuseChunk {
+        /// The child.
+        child: NodeId,
+        /// The chunk.
+        chunk: v1::Chunk,
+    },
+    /// A stage was reached, or something odd happened; for the log and for those who watch.
+    Note(String),
+}

@@ -1,0 +1,91 @@
+//! What the nodes said: hellos and the newest entry of each subject.
+
+use std::collections::BTreeMap;
+
+use cnova_shared::ids::NodeId;
+use cnova_shared::wire::v1::{self, Body};
+
+use crate::api::{Op, StoredEntry};
+
+/// One node, as it described itself.
+#[derive(Clone, Debug)]
+pub struct NodeRecord {
+    /// Its last hello.
+    pub hello: Option<v1::Hello>,
+    /// When it last said anything, milliseconds since 1970 by the hub's clock; 0 when not since the hub started.
+    pub heard_ms: u64,
+    /// Its report stream.
+    pub entries: BTreeMap<String, StoredEntry>,
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    nodes: BTreeMap<NodeId, NodeRecord>,
+}
+
+impl Inventory {
+    /// An inventory with what the store held.
+    #[must_use]
+    pub fn new(entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>) -> Self {
+        let record = |entries| NodeRecord { hello: None, heard_ms: 0, entries };
+        Self { nodes: entries.into_iter().map(|(n, e)| (n, record(e))).collect() }
+    }
+
+    /// All nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &BTreeMap<NodeId, NodeRecord> {
+        &self.nodes
+    }
+
+    fn record(&mut self, node: &NodeId) -> &mut NodeRecord {
+        let empty = || NodeRecord { hello: None, heard_ms: 0, entries: BTreeMap::new() };
+        self.nodes.entry(node.clone()).or_insert_with(empty)
+    }
+
+    /// A node said hello; true when something that placement looks at has changed.
+    pub fn on_hello(&mut self, node: &NodeId, hello: v1::Hello, wall_ms: u64) -> bool {
+        let record = self.record(node);
+        record.heard_ms = wall_ms;
+        let same = record.hello.as_ref().is_some_and(|old| {
+            old.site == hello.site
+                && old.labels == hello.labels
+                && old.capabilities == hello.capabilities
+                && old.role == hello.role
+        });
+        record.hello = Some(hello);
+        !same
+    }
+
+    /// Takes the entries of a report that are newer than what is held, each once.
+    pub fn on_report(&mut self, node: &NodeId, report: &v1::Report, wall_ms: u64, ops: &mut Vec<Op>) -> Vec<v1::Entry> {
+        let record = self.record(node);
+        record.heard_ms = wall_ms;
+        let newest = record.entries.values().map(|e| e.incarnation).max().unwrap_or(0);
+        if report.incarnation < newest {
+            return Vec::new();
+        }
+        if report.incarnation > newest && !record.entries.is_empty() {
+            record.entries.clear();
+            ops.push(Op::ClearEntries(node.clone()));
+        }
+        let mut fresh = Vec::new();
+        for entry in &report.entries {
+            let held = record.entries.get(&entry.key);
+            if held.is_some_and(|h| h.entry.seq >= entry.seq) {
+                continue;
+            }
+            let stored =
+                StoredEntry { incarnation: report.incarnation, received_ms: wall_ms, entry: entry.clone() };
+            record.entries.insert(entry.key.clone(), stored.clone());
+            ops.push(Op::PutEntry { node: node.clone(), stored });
+            if let Body::Gone { id } = &entry.body {
+                let key = format!("w/{id}");
+                record.entries.remove(&key);
+                ops.push(Op::DeleteEntry { node: node.clone(), key });
+            }
+            fresh.push(entry.clone());
+        }
+        fresh
+    }
+}

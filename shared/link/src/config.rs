@@ -1,0 +1,214 @@
+//! Pieces of configuration that daemons share, and reading it: one file, then the drop-ins beside it.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use cnova_shared::ids::NodeId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use crate::address::Address;
+use crate::identity::{Identity, IdentityError};
+
+/// Longest configuration file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Most drop-ins.
+const DROP_INS_MAX: usize = 64;
+
+/// `[identity]`: where the node's certificate, key and trust are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityConfig {
+    /// Certificates, PEM, the node's own first.
+    pub certificate: PathBuf,
+    /// Its key, PEM, PKCS #8.
+    pub key: PathBuf,
+    /// The signed trust bundle.
+    pub trust_bundle: PathBuf,
+}
+
+impl IdentityConfig {
+    /// Reads the three files.
+    ///
+    /// # Errors
+    /// [`IdentityError`] with the file and what to do.
+    pub fn load(&self) -> Result<Identity, IdentityError> {
+        Identity::load(&self.certificate, &self.key, &self.trust_bundle)
+    }
+}
+
+/// `[parent]`: the node above.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParentConfig {
+    /// Its node id, which its certificate must carry.
+    pub node: NodeId,
+    /// Where it listens.
+    pub address: Address,
+}
+
+/// Why a configuration was not taken.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// A file or folder cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// A file says something that is not understood.
+    #[error("{path}:{line}: {reason}")]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Something that must be said is said in no file.
+    #[error("{path}: {reason}")]
+    Incomplete {
+        /// The main file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+}
+
+struct Source {
+    path: PathBuf,
+    text: String,
+    /// Where its text begins in the space of all texts, so that a span names its file.
+    base: usize,
+}
+
+/// Reads `path` (`/etc/cnova/agent.toml`) and then, in the order of their names, the drop-ins in the folder of the same
+/// name without `.toml` and with `.d` (`/etc/cnova/agent.d/*.toml`). Tables are merged, anything else is replaced.
+///
+/// # Errors
+/// [`ConfigError`] with file, line and reason. An unknown key is an error where `T` says `deny_unknown_fields`.
+pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let mut sources = Vec::new();
+    let mut base = 0;
+    for path in std::iter::once(Ok(path.to_owned())).chain(drop_ins(path)?.into_iter().map(Ok)) {
+        let source = read(path?, base)?;
+        base += source.text.len() + 1;
+        sources.push(source);
+    }
+    let mut merged = DeTable::new();
+    for source in &sources {
+        let table = DeTable::parse(&source.text).map_err(|e| source.invalid(e.span(), e.message()))?;
+        merge(&mut merged, shift_table(table.into_inner(), source.base));
+    }
+    let root = Spanned::new(0..0, merged);
+    T::deserialize(toml::Deserializer::from(root)).map_err(|e| {
+        // A span of nothing is the whole document: something is missing.
+        match e.span().filter(|s| !s.is_empty()) {
+            Some(span) => located(&sources, span, e.message()),
+            None => ConfigError::Incomplete { path: path.to_owned(), reason: e.message().to_owned() },
+        }
+    })
+}
+
+fn located(sources: &[Source], span: Range<usize>, reason: &str) -> ConfigError {
+    let mut holding = sources.iter().rev();
+    match holding.find(|s| s.base <= span.start).or(sources.first()) {
+        Some(source) => source.invalid(Some(span.start - source.base..span.end - source.base), reason),
+        None => ConfigError::Incomplete { path: PathBuf::new(), reason: reason.to_owned() },
+    }
+}
+
+impl Source {
+    fn invalid(&self, span: Option<Range<usize>>, reason: &str) -> ConfigError {
+        let start = span.map_or(0, |s| s.start).min(self.text.len());
+        let line = self.text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count() + 1;
+        ConfigError::Invalid { path: self.path.clone(), line, reason: reason.replace('\n', " ") }
+    }
+}
+
+fn read(path: PathBuf, base: usize) -> Result<Source, ConfigError> {
+    let text = fs::metadata(&path).and_then(|meta| {
+        if meta.len() > FILE_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {FILE_BYTES_MAX} bytes")));
+        }
+        fs::read_to_string(&path)
+    });
+    match text {
+        Ok(text) => Ok(Source { path, text, base }),
+        Err(source) => Err(ConfigError::Read { path, source }),
+    }
+}
+
+/// The drop-ins of a file, by name; none when there is no folder.
+fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let folder = path.with_extension("d");
+    let fail = |source| ConfigError::Read { path: folder.clone(), source };
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        Err(e) => return Err(fail(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(fail)?.path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    if found.len() > DROP_INS_MAX {
+        let source = io::Error::other(format!("{} files in it, at most {DROP_INS_MAX} are read", found.len()));
+        return Err(fail(source));
+    }
+    Ok(found)
+}
+
+fn merge<'i>(into: &mut DeTable<'i>, from: DeTable<'i>) {
+    for (key, value) in from {
+        let (span, value) = (value.span(), value.into_inner());
+        match (into.get_mut(&key).map(Spanned::get_mut), value) {
+            (Some(DeValue::Table(old)), DeValue::Table(new)) => merge(old, new),
+            (_, value) => {
+                // Taken out first: a map keeps the old key, and its place in the old file, otherwise.
+                into.remove(&key);
+                into.insert(key, Spanned::new(span, value));
+            }
+        }
+    }
+}
+
+fn shift(span: Range<usize>, base: usize) -> Range<usize> {
+    span.start + base..span.end + base
+}
+
+fn shift_table(table: DeTable<'_>, base: usize) -> DeTable<'_> {
+    let mut shifted = DeTable::new();
+    for (key, value) in table {
+        let key = Spanned::new(shift(key.span(), base), key.into_inner());
+        shifted.insert(key, shift_value(value, base));
+    }
+    shifted
+}
+
+fn shift_value(value: Spanned<DeValue<'_>>, base: usize) -> Spanned<DeValue<'_>> {
+    let span = shift(value.span(), base);
+    let inner = match value.into_inner() {
+        DeValue::Table(t) => DeValue::Table(shift_table(t, base)),
+        DeValue::Array(a) => {
+            let mut shifted = DeArray::new();
+            for item in a {
+                shifted.push(shift_value(item, base));
+            }
+            DeValue::Array(shifted)
+        }
+        plain => plain,
+    };
+    Spanned::new(span, inner)
+}
