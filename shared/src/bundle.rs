@@ -46,6 +46,9 @@ pub struct Bundle {
     pub v: u32,
     /// Only goes up.
     pub version: u64,
+    /// When it was made, seconds since 1970: no node that holds it believes that it is earlier.
+    #[serde(default)]
+    pub issued_at: u64,
     /// The root keys that may sign the next bundle.
     pub roots: Vec<PublicKey>,
     /// How many of them must.

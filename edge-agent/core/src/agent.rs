@@ -73,7 +73,7 @@ impl Agent {
             reporter: Reporter::new(stored.stream),
             parent: Parent::new(config.parent.clone()),
             commands: Seen::default(),
-            floor_s: stored.time_floor,
+            floor_s: stored.time_floor.max(config.trust.contents().issued_at),
             ops: Vec::new(),
             stream_ops: Vec::new(),
             committed: None,

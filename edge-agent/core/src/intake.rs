@@ -52,6 +52,10 @@ pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>,
     if version > held.version {
         return Verdict::Take(Box::new(twin));
     }
+    #[cfg(feature = "planted-bugs")]
+    if planted::takes_older_twins() {
+        return Verdict::Take(Box::new(twin));
+    }
     if version < held.version {
         let detail = format!("generation {version} is older than {}, which is in force", held.version);
         return Verdict::Refuse(Refusal { code: "old-generation", detail, version });
@@ -69,4 +73,23 @@ pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>,
 
 fn refuse(e: &TwinError, version: Version) -> Verdict {
     Verdict::Refuse(Refusal { code: e.code(), detail: e.to_string(), version })
+}
+
+/// Bugs that the simulator must find. They exist in test builds only and are off unless a test turns one on.
+#[cfg(feature = "planted-bugs")]
+pub mod planted {
+    use std::cell::Cell;
+
+    thread_local! {
+        static TAKES_OLDER_TWINS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Makes this thread's agents take twins that are older than the one in force.
+    pub fn take_older_twins(on: bool) {
+        TAKES_OLDER_TWINS.set(on);
+    }
+
+    pub(super) fn takes_older_twins() -> bool {
+        TAKES_OLDER_TWINS.get()
+    }
 }

@@ -52,7 +52,7 @@ impl Gateway {
             cache: Cache::new(artifacts, partial),
             reporter: Reporter::new(stored.stream),
             parent: Parent::new(config.parent.clone()),
-            floor_s: stored.time_floor,
+            floor_s: stored.time_floor.max(config.trust.contents().issued_at),
             replies: 0,
             ops: Vec::new(),
             stream_ops: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use cnova_gateway_core::{Action, Gateway, Op};
+use cnova_gateway_core::{Action, Gateway, UpMessage};
 
 /// Most events taken into the core before their actions are performed.
 pub const EVENTS_MAX: usize = 64;
@@ -36,30 +36,17 @@ impl Batch {
     /// every write can still say so.
     pub fn take_hellos(&mut self) -> Vec<Action> {
         let (hellos, rest) = self.0.drain(..).partition(|a| {
-            matches!(a, Action::SendUp(cnova_gateway_core::UpMessage::Hello(_)))
+            matches!(a, Action::SendUp(UpMessage::Hello(_)))
         });
         self.0 = rest;
-        hellos
+        hellos.into()
     }
-}
-
-/// How many bytes these changes are about to write, for the log.
-#[must_use]
-pub fn payload_bytes(ops: &[Op]) -> usize {
-    use cnova_gateway_core::spool::SpoolOp;
-    use cnova_shared::tree::TreeOp;
-    ops.iter()
-        .map(|op| match op {
-            Op::Tree(TreeOp::PutDescendant { hello, .. }) => hello.len(),
-            Op::Tree(TreeOp::PutTwin { bytes, .. }) => bytes.len(),
-            Op::Spool(SpoolOp::Put { item, .. }) => item.bytes.len(),
-            _ => 0,
-        })
-        .sum()
 }
 
 #[cfg(test)]
 mod tests {
+    use cnova_gateway_core::Op;
+
     use super::*;
 
     #[test]

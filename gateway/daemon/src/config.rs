@@ -1,65 +1,43 @@
-//! `gateway.toml`: read whole, with every bad value named at once.
+//! `gateway.toml` and its drop-ins in `gateway.d/`: read whole, with every bad value named.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use cnova_link::config::{self, IdentityConfig, ParentConfig};
 use cnova_shared::ids::{NodeId, SitePath};
 use serde::Deserialize;
 
-/// Least room for the store: the schema, and one twin of the largest size in the file and in its journal.
-const STORE_BYTES_MIN: u64 = 4 << 20;
-/// Room for the store when nothing is said: ten thousand descendants with twins of some kilobytes.
+/// Least room for the store: the schema, and twins of the largest size in the file and in its journal.
+const STORE_BYTES_MIN: u64 = 8 << 20;
 const STORE_BYTES: u64 = 512 << 20;
-/// Room for artifacts when nothing is said.
 const CACHE_BYTES: u64 = 4 << 30;
 /// Most labels, as they go with every hello.
 const LABELS_MAX: usize = 64;
 /// Longest label, key or value.
 const LABEL_LEN_MAX: usize = 255;
 
-/// What the file says, checked.
+/// What the files say, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The gateway's name; the certificate's when the file names none.
+    /// The gateway's name; the certificate's when no file names one.
     pub node: Option<NodeId>,
-    /// Its place in the tree; the certificate's when the file names none.
+    /// Its place in the tree; the certificate's when no file names one.
     pub site: Option<SitePath>,
     /// Where it keeps its state; only it writes there.
     pub state_dir: PathBuf,
     /// The node above it.
-    pub parent: Parent,
+    pub parent: ParentConfig,
     /// Its keys and whom it trusts.
-    pub identity: IdentityFiles,
+    pub identity: IdentityConfig,
     /// Labels for its hello.
     pub labels: BTreeMap<String, String>,
     /// How children reach it.
     pub children: Children,
     /// How much it may keep.
-    pub limits: StoreLimits,
+    pub limits: Limits,
     /// How it logs.
     pub log: LogFormat,
-}
-
-/// The node above.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parent {
-    /// Its name; its certificate must carry it.
-    pub node: NodeId,
-    /// `host:port`.
-    pub address: String,
-}
-
-/// Files of the identity.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct IdentityFiles {
-    /// The node certificate and its intermediates, PEM.
-    pub certificate: PathBuf,
-    /// Its private key, PEM (PKCS #8).
-    pub key: PathBuf,
-    /// The signed trust bundle.
-    pub trust_bundle: PathBuf,
 }
 
 /// How children reach the gateway.
@@ -71,24 +49,32 @@ pub enum Children {
     Broker(ExternalBroker),
 }
 
-/// An MQTT 5 broker beside the gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `[external_broker]`: an MQTT 5 broker beside the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExternalBroker {
     /// Name or address.
     pub host: String,
     /// Port.
     pub port: u16,
-    /// The name in its certificate; the gateway's own when the file names none, as that is what children expect.
+    /// The name in its certificate; the gateway's own when nothing is said, as that is what children expect there.
     pub server_name: Option<String>,
 }
 
-/// How much is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreLimits {
-    /// Largest database.
+/// `[limits]`: how much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Largest database, bytes.
     pub max_store_bytes: u64,
     /// Most bytes of artifacts.
     pub max_cache_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_store_bytes: STORE_BYTES, max_cache_bytes: CACHE_BYTES }
+    }
 }
 
 /// How log lines look.
@@ -105,26 +91,13 @@ pub enum LogFormat {
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}. Name another file with --config")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is not the TOML that is expected.
-    #[error("{path} is not a gateway configuration: {source}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
-    },
-    /// Values in it are wrong.
-    #[error("{path} has {} wrong value(s); correct all of them:\n  {}", .problems.len(), .problems.join("\n  "))]
+    /// It cannot be read or understood.
+    #[error(transparent)]
+    File(#[from] config::ConfigError),
+    /// Values in it break a rule.
+    #[error("{path}: {} value(s) to correct:\n  {}", .problems.len(), .problems.join("\n  "))]
     Values {
-        /// The file.
+        /// The main file.
         path: PathBuf,
         /// Each with its name, its value and the rule.
         problems: Vec<String>,
@@ -134,225 +107,144 @@ pub enum ConfigError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    node: Option<String>,
-    site: Option<String>,
+    node: Option<NodeId>,
+    site: Option<SitePath>,
     state_dir: PathBuf,
-    parent: FileParent,
-    identity: IdentityFiles,
+    parent: ParentConfig,
+    identity: IdentityConfig,
     #[serde(default)]
     labels: BTreeMap<String, String>,
-    listen: Option<FileListen>,
-    external_broker: Option<FileBroker>,
+    listen: Option<Listen>,
+    external_broker: Option<ExternalBroker>,
     #[serde(default)]
-    limits: FileLimits,
+    limits: Limits,
     #[serde(default)]
-    log: FileLog,
+    log: Log,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileParent {
-    node: String,
-    address: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileListen {
-    address: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileBroker {
-    host: String,
-    port: u16,
-    server_name: Option<String>,
+struct Listen {
+    address: SocketAddr,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileLimits {
-    max_store_bytes: Option<u64>,
-    max_cache_bytes: Option<u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileLog {
-    #[serde(default)]
+#[serde(deny_unknown_fields, default)]
+struct Log {
     format: LogFormat,
 }
 
-/// What was wrong so far.
-#[derive(Default)]
-struct Problems(Vec<String>);
-
-impl Problems {
-    fn add(&mut self, what: impl Into<String>) {
-        self.0.push(what.into());
-    }
-
-    fn take<T, E: std::fmt::Display>(&mut self, name: &str, result: Result<T, E>) -> Option<T> {
-        result.map_err(|e| self.add(format!("{name}: {e}"))).ok()
-    }
-}
-
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a file and its drop-ins.
     ///
     /// # Errors
-    /// [`ConfigError`] with everything that is wrong in it.
+    /// [`ConfigError`]: the first thing that is not understood, with its line, or every value that breaks a rule.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
-    }
-
-    /// Checks the text of a file; `path` is for messages.
-    ///
-    /// # Errors
-    /// [`ConfigError`] with everything that is wrong in it.
-    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text)
-            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
-        let mut problems = Problems::default();
-        let checked = check(file, &mut problems);
-        match checked {
-            Some(config) if problems.0.is_empty() => Ok(config),
-            _ => Err(ConfigError::Values { path: path.to_owned(), problems: problems.0 }),
-        }
+        let file: File = config::load_toml(path)?;
+        check(file).map_err(|problems| ConfigError::Values { path: path.to_owned(), problems })
     }
 }
 
-fn check(file: File, problems: &mut Problems) -> Option<Config> {
-    let node = file.node.map(|n| problems.take("node", NodeId::new(n)));
-    let site = file.site.map(|s| problems.take("site", SitePath::new(s)));
-    let parent = problems.take("parent.node", NodeId::new(&file.parent.node));
-    if !is_host_and_port(&file.parent.address) {
-        problems.add(format!("parent.address: {:?} is not host:port", file.parent.address));
-    }
-    if let (Some(Some(node)), Some(parent)) = (&node, &parent)
-        && node == parent
-    {
-        problems.add(format!("parent.node: a gateway cannot be its own parent, {node}"));
+fn check(file: File) -> Result<Config, Vec<String>> {
+    let mut problems = Vec::new();
+    if file.node.as_ref() == Some(&file.parent.node) {
+        problems.push(format!("parent.node: {} cannot be its own parent", file.parent.node));
     }
     if !file.state_dir.is_absolute() {
-        problems.add(format!("state_dir: {} is not an absolute path", file.state_dir.display()));
+        problems.push(format!("state_dir: {} is not an absolute path", file.state_dir.display()));
     }
-    check_labels(&file.labels, problems);
-    let children = check_children(file.listen, file.external_broker, problems);
-    let limits = check_limits(&file.limits, problems);
-    Some(Config {
-        node: node.flatten(),
-        site: site.flatten(),
-        state_dir: file.state_dir,
-        parent: Parent { node: parent?, address: file.parent.address },
-        identity: file.identity,
-        labels: file.labels,
-        children: children?,
-        limits,
-        log: file.log.format,
-    })
-}
-
-fn is_host_and_port(address: &str) -> bool {
-    address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
-}
-
-fn check_labels(labels: &BTreeMap<String, String>, problems: &mut Problems) {
-    if labels.len() > LABELS_MAX {
-        problems.add(format!("labels: {} of them, at most {LABELS_MAX}", labels.len()));
+    if file.labels.len() > LABELS_MAX {
+        problems.push(format!("labels: {} of them, at most {LABELS_MAX}", file.labels.len()));
     }
-    for (key, value) in labels {
-        if key.is_empty() || key.len() > LABEL_LEN_MAX || value.len() > LABEL_LEN_MAX {
-            problems.add(format!("labels.{key}: key and value have at most {LABEL_LEN_MAX} bytes"));
-        }
+    let long = |(k, v): &(&String, &String)| k.is_empty() || k.len().max(v.len()) > LABEL_LEN_MAX;
+    for (key, _) in file.labels.iter().filter(long) {
+        problems.push(format!("labels.{key}: a key has 1 to {LABEL_LEN_MAX} bytes, a value at most {LABEL_LEN_MAX}"));
     }
-}
-
-fn check_children(
-    listen: Option<FileListen>,
-    broker: Option<FileBroker>,
-    problems: &mut Problems,
-) -> Option<Children> {
-    match (listen, broker) {
-        (Some(listen), None) => {
-            problems.take("listen.address", listen.address.parse()).map(Children::Listen)
-        }
-        (None, Some(FileBroker { host, port, server_name })) => {
-            if host.is_empty() || port == 0 {
-                problems.add("external_broker: host and port must be named");
+    if file.limits.max_store_bytes < STORE_BYTES_MIN {
+        let given = file.limits.max_store_bytes;
+        problems.push(format!("limits.max_store_bytes: {given} is below {STORE_BYTES_MIN}"));
+    }
+    let children = match (file.listen, file.external_broker) {
+        (Some(listen), None) => Some(Children::Listen(listen.address)),
+        (None, Some(broker)) => {
+            if broker.host.is_empty() || broker.port == 0 {
+                problems.push("external_broker: host and port must be named".into());
             }
-            Some(Children::Broker(ExternalBroker { host, port, server_name }))
+            Some(Children::Broker(broker))
         }
         _ => {
-            problems.add("either [listen] or [external_broker] must be there, and not both");
+            problems.push("either [listen] or [external_broker] must be there, and not both".into());
             None
         }
+    };
+    match children {
+        Some(children) if problems.is_empty() => Ok(Config {
+            node: file.node,
+            site: file.site,
+            state_dir: file.state_dir,
+            parent: file.parent,
+            identity: file.identity,
+            labels: file.labels,
+            children,
+            limits: file.limits,
+            log: file.log.format,
+        }),
+        _ => Err(problems),
     }
-}
-
-fn check_limits(limits: &FileLimits, problems: &mut Problems) -> StoreLimits {
-    let max_store_bytes = limits.max_store_bytes.unwrap_or(STORE_BYTES);
-    if max_store_bytes < STORE_BYTES_MIN {
-        problems.add(format!("limits.max_store_bytes: {max_store_bytes} is below {STORE_BYTES_MIN}"));
-    }
-    StoreLimits { max_store_bytes, max_cache_bytes: limits.max_cache_bytes.unwrap_or(CACHE_BYTES) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &str = r#"
-        node = "gw-1"
-        site = "plant-7/line-2"
-        state_dir = "/var/lib/cnova/gateway"
-        [parent]
-        node = "hub"
-        address = "hub.example:8883"
-        [identity]
-        certificate = "/etc/cnova/node.pem"
-        key = "/etc/cnova/node.key"
-        trust_bundle = "/etc/cnova/trust.cose"
-        [labels]
-        zone = "a"
-        [listen]
-        address = "0.0.0.0:8883"
-    "#;
+    const GOOD: &str = r#"node = "gw-1"
+site = "plant-7/line-2"
+state_dir = "/var/lib/cnova/gateway"
+[parent]
+node = "hub"
+address = "hub.example:8883"
+[identity]
+certificate = "/etc/cnova/node.pem"
+key = "/etc/cnova/node.key"
+trust_bundle = "/etc/cnova/trust.cose"
+[labels]
+zone = "a"
+[listen]
+address = "0.0.0.0:8883"
+"#;
 
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, Path::new("gateway.toml"))
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
     }
 
     #[test]
     fn a_good_file_is_taken() {
-        let config = parse(GOOD).unwrap();
+        let config = load(GOOD).unwrap();
         assert_eq!(config.node.unwrap().as_str(), "gw-1");
         assert_eq!(config.children, Children::Listen("0.0.0.0:8883".parse().unwrap()));
-        assert_eq!(config.limits, StoreLimits { max_store_bytes: STORE_BYTES, max_cache_bytes: CACHE_BYTES });
+        assert_eq!(config.limits, Limits { max_store_bytes: STORE_BYTES, max_cache_bytes: CACHE_BYTES });
+        assert_eq!(config.log, LogFormat::Text);
     }
 
     #[test]
-    fn every_wrong_value_is_named_at_once() {
-        let text = GOOD
-            .replace("\"gw-1\"", "\"GW\"")
-            .replace("hub.example:8883", "hub.example")
-            .replace("/var/lib/cnova/gateway", "state")
+    fn every_value_that_breaks_a_rule_is_named_at_once() {
+        let text = GOOD.replace("node = \"hub\"", "node = \"gw-1\"").replace("/var/lib/cnova/gateway", "state")
             + "[external_broker]\nhost = \"b\"\nport = 1\n[limits]\nmax_store_bytes = 1\n";
-        let ConfigError::Values { problems, .. } = parse(&text).unwrap_err() else { panic!("values") };
-        assert_eq!(problems.len(), 5, "{problems:?}");
-        for (name, problem) in ["node", "parent.address", "state_dir", "either", "limits.max"].iter().zip(&problems) {
+        let ConfigError::Values { problems, .. } = load(&text).unwrap_err() else { panic!("values") };
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        for (name, problem) in ["parent.node", "state_dir", "limits.max", "either"].iter().zip(&problems) {
             assert!(problem.starts_with(name), "{problem}");
         }
     }
 
     #[test]
-    fn a_misspelt_setting_is_an_error_with_its_line() {
-        let error = parse(&GOOD.replace("state_dir", "statedir")).unwrap_err().to_string();
-        assert!(error.contains("statedir") && error.contains("line 4"), "{error}");
+    fn what_is_not_understood_is_an_error_with_its_line() {
+        for (wrong, line) in [(GOOD.replace("state_dir", "statedir"), 3), (GOOD.replace("gw-1", "GW"), 1)] {
+            let error = load(&wrong).unwrap_err().to_string();
+            assert!(error.contains(&format!("gateway.toml:{line}:")), "{error}");
+        }
     }
 }

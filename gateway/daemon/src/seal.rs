@@ -3,50 +3,50 @@
 use std::sync::Arc;
 
 use cnova_gateway_core::UpMessage;
-use cnova_shared::envelope::{Claims, SealError, seal};
+use cnova_link::Identity;
+use cnova_shared::envelope::SealError;
 use cnova_shared::ids::{HUB_AUDIENCE, InvalidName, NodeId};
-use cnova_shared::keys::Signer;
 use cnova_shared::topics::Kind;
 use cnova_shared::wire::v1;
 
 /// The gateway's voice. Cheap to clone, so that chunks can be signed beside the event loop.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Sealer {
-    node: NodeId,
+    identity: Arc<Identity>,
     parent: NodeId,
     hub: NodeId,
-    signer: Arc<dyn Signer>,
-    chain: Arc<[Vec<u8>]>,
 }
 
 impl Sealer {
-    /// A voice with the key of the node certificate; `chain` is that certificate and its intermediates, DER.
+    /// A voice that speaks as `identity` to `parent`.
     ///
     /// # Errors
     /// Never in practice: [`HUB_AUDIENCE`] is a node id.
-    pub fn new(
-        node: NodeId,
-        parent: NodeId,
-        signer: Arc<dyn Signer>,
-        chain: &[Vec<u8>],
-    ) -> Result<Self, InvalidName> {
-        Ok(Self { node, parent, hub: NodeId::new(HUB_AUDIENCE)?, signer, chain: chain.into() })
+    pub fn new(identity: Arc<Identity>, parent: NodeId) -> Result<Self, InvalidName> {
+        Ok(Self { identity, parent, hub: NodeId::new(HUB_AUDIENCE)? })
     }
 
-    /// Signs what goes up: to the hub what every gateway on the way carries unchanged, to the parent the rest.
+    /// Signs what goes up: for the hub what every gateway on the way carries unchanged, for the parent the rest.
     ///
     /// # Errors
     /// [`SealError`] when it is too large or the key did not sign.
     pub fn up(&self, message: &UpMessage, now_s: u64) -> Result<(Kind, Vec<u8>), SealError> {
-        let (kind, bytes) = match message {
-            UpMessage::Hello(hello) => (Kind::Hello, self.seal(Kind::Hello, &self.hub, hello, &self.chain, now_s)),
-            UpMessage::Report(report) => (Kind::Report, self.seal(Kind::Report, &self.hub, report, &[], now_s)),
-            UpMessage::Relay(relay) => (Kind::Relay, self.seal(Kind::Relay, &self.parent, relay, &[], now_s)),
+        let sealed = match message {
+            UpMessage::Hello(hello) => {
+                (Kind::Hello, self.identity.seal(Kind::Hello, &self.hub, now_s, None, hello, true)?)
+            }
+            UpMessage::Report(report) => {
+                (Kind::Report, self.identity.seal(Kind::Report, &self.hub, now_s, None, report, false)?)
+            }
+            UpMessage::Relay(relay) => {
+                (Kind::Relay, self.identity.seal(Kind::Relay, &self.parent, now_s, None, relay, false)?)
+            }
             UpMessage::ChunkRequest(request) => {
-                (Kind::ChunkRequest, self.seal(Kind::ChunkRequest, &self.parent, request, &[], now_s))
+                let bytes = self.identity.seal(Kind::ChunkRequest, &self.parent, now_s, None, request, false)?;
+                (Kind::ChunkRequest, bytes)
             }
         };
-        Ok((kind, bytes?))
+        Ok(sealed)
     }
 
     /// Signs an acknowledgement; one that answers a hello introduces the gateway with its certificate.
@@ -54,8 +54,7 @@ impl Sealer {
     /// # Errors
     /// [`SealError`] when the key did not sign.
     pub fn ack(&self, child: &NodeId, ack: &v1::Ack, introduce: bool, now_s: u64) -> Result<Vec<u8>, SealError> {
-        let chain: &[Vec<u8>] = if introduce { &self.chain } else { &[] };
-        self.seal(Kind::Ack, child, ack, chain, now_s)
+        self.identity.seal(Kind::Ack, child, now_s, None, ack, introduce)
     }
 
     /// Signs a chunk.
@@ -63,18 +62,6 @@ impl Sealer {
     /// # Errors
     /// [`SealError`] when it is too large or the key did not sign.
     pub fn chunk(&self, child: &NodeId, chunk: &v1::Chunk, now_s: u64) -> Result<Vec<u8>, SealError> {
-        self.seal(Kind::Chunk, child, chunk, &[], now_s)
-    }
-
-    fn seal<T: serde::Serialize>(
-        &self,
-        kind: Kind,
-        aud: &NodeId,
-        value: &T,
-        chain: &[Vec<u8>],
-        now_s: u64,
-    ) -> Result<Vec<u8>, SealError> {
-        let claims = Claims { iss: self.node.clone(), aud: aud.clone(), iat: now_s, exp: None };
-        seal(kind, &claims, value, chain, &*self.signer)
+        self.identity.seal(Kind::Chunk, child, now_s, None, chunk, false)
     }
 }

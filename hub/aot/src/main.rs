@@ -71,9 +71,10 @@ fn confine(task: &Task) -> Result<(), Rejection> {
     ];
     let apply = || -> io::Result<()> {
         for (resource, limit) in limits {
+            // One above, so that CPU time ends with the signal that says so before the one that says nothing.
             let limit = Rlimit {
                 current: Some(limit),
-                maximum: Some(limit),
+                maximum: Some(limit.saturating_add(1)),
             };
             rustix::process::setrlimit(resource, limit)?;
         }

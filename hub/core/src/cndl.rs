@@ -76,10 +76,19 @@ pub fn canonical_json(manifest: &Manifest) -> String {
 
 /// What JSON lets stand in a string and YAML does not; [`parse`] reads both with the same eyes.
 fn is_unprintable(c: char) -> bool {
-    matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+    matches!(
+        c,
+        '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+    )
 }
 
 fn convert_error(message: &str) -> ManifestError {
     let message = format!("passed the schema but not the decoder, which is a bug: {message}");
-    ManifestError { line: 1, column: 1, pointer: String::new(), message, hint: None }
+    ManifestError {
+        line: 1,
+        column: 1,
+        pointer: String::new(),
+        message,
+        hint: None,
+    }
 }

@@ -116,7 +116,13 @@ impl Placement {
     /// To start from the next time.
     #[must_use]
     pub fn to_current(&self) -> CurrentPlacement {
-        CurrentPlacement { workloads: self.workloads.iter().map(|(n, w)| (n.clone(), w.nodes.clone())).collect() }
+        CurrentPlacement {
+            workloads: self
+                .workloads
+                .iter()
+                .map(|(n, w)| (n.clone(), w.nodes.clone()))
+                .collect(),
+        }
     }
 }
 

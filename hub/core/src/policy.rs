@@ -176,14 +176,21 @@ impl PolicySet {
         for source in sources {
             let name = source.name.clone();
             if source.text.len() > MAX_POLICY_BYTES {
-                return Err(PolicyError::TooLarge { name, bytes: source.text.len() });
+                return Err(PolicyError::TooLarge {
+                    name,
+                    bytes: source.text.len(),
+                });
             }
             if !names.insert(&source.name) {
                 return Err(PolicyError::DuplicateName { name });
             }
         }
         let policies = rego::compile(sources)?;
-        if policies.is_empty() { Err(PolicyError::NoAdmissionPolicy) } else { Ok(Self { policies }) }
+        if policies.is_empty() {
+            Err(PolicyError::NoAdmissionPolicy)
+        } else {
+            Ok(Self { policies })
+        }
     }
 
     /// The policy of a hub that was given no other.
@@ -191,7 +198,10 @@ impl PolicySet {
     /// # Errors
     /// Never, which a test pins; the caller still starts nothing without it.
     pub fn builtin() -> Result<Self, PolicyError> {
-        Self::new(&[PolicySource { name: "default.rego".to_owned(), text: BUILTIN_POLICY.to_owned() }])
+        Self::new(&[PolicySource {
+            name: "default.rego".to_owned(),
+            text: BUILTIN_POLICY.to_owned(),
+        }])
     }
 
     /// Names of the admission policies, sorted.
@@ -216,13 +226,21 @@ impl PolicySet {
             match policy.deny(&input) {
                 Ok(messages) => reasons.extend(messages.into_iter().map(|m| (policy.name().to_owned(), m))),
                 Err(why) => {
-                    reasons.insert((policy.name().to_owned(), format!("could not be evaluated, and so denies: {why}")));
+                    reasons.insert((
+                        policy.name().to_owned(),
+                        format!("could not be evaluated, and so denies: {why}"),
+                    ));
                 }
             }
         }
         if reasons.is_empty() {
-            return Ok(AdmittedManifest { manifest, context: context.clone() });
+            return Ok(AdmittedManifest {
+                manifest,
+                context: context.clone(),
+            });
         }
-        Err(PolicyDenied { reasons: reasons.into_iter().take(MAX_DENY_REASONS).collect() })
+        Err(PolicyDenied {
+            reasons: reasons.into_iter().take(MAX_DENY_REASONS).collect(),
+        })
     }
 }

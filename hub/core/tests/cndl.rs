@@ -76,18 +76,33 @@ fn said(text: &str) -> String {
 fn every_field_arrives_in_base_units() {
     let manifest = parse(FULL);
     let app = manifest.application();
-    assert_eq!((app.name.as_str(), app.labels["team"].as_str()), ("vibration-watch", "reliability"));
+    assert_eq!(
+        (app.name.as_str(), app.labels["team"].as_str()),
+        ("vibration-watch", "reliability")
+    );
     let w = app.workload("detector").unwrap();
     assert_eq!(w.runtime, RuntimeKind::Wasm);
-    assert_eq!(w.artifact, ArtifactRef::File { path: "build/vibration_watch.wasm".into(), size: None });
+    assert_eq!(
+        w.artifact,
+        ArtifactRef::File {
+            path: "build/vibration_watch.wasm".into(),
+            size: None
+        }
+    );
     assert_eq!(w.files[0].path, "/data/signal.gse2");
     assert_eq!(w.args, ["--rate", "100"]);
     assert_eq!(w.env["STA_LTA_ON"], "3.5");
-    assert_eq!((w.resources.memory_bytes, w.resources.cpu_millis), (Some(16 << 20), 100));
+    assert_eq!(
+        (w.resources.memory_bytes, w.resources.cpu_millis),
+        (Some(16 << 20), 100)
+    );
     assert_eq!((w.limits.log_bytes, w.limits.wall_time_ms), (256 << 10, Some(600_000)));
     assert!(w.grants.clocks && !w.grants.random && w.grants.network.is_empty());
     assert_eq!(w.restart.policy, RestartPolicy::OnFailure);
-    assert_eq!((w.restart.backoff_min_ms, w.restart.backoff_max_ms, w.stop_grace_ms), (1_000, 60_000, 5_000));
+    assert_eq!(
+        (w.restart.backoff_min_ms, w.restart.backoff_max_ms, w.stop_grace_ms),
+        (1_000, 60_000, 5_000)
+    );
     assert_eq!((w.restart.crash_loop_after, w.priority), (5, 100));
     assert_eq!(w.settings["nested"], serde_json::json!({"list": [1, "two", true]}));
     assert_eq!(w.placement.site.as_str(), "plant-7/line-2/**");
@@ -102,15 +117,28 @@ fn defaults() {
     assert_eq!((w.limits.log_bytes, w.limits.wall_time_ms), (256 << 10, None));
     assert!(w.grants.clocks && w.grants.random && w.grants.network.is_empty());
     assert_eq!(w.restart.policy, RestartPolicy::Always);
-    assert_eq!((w.restart.backoff_min_ms, w.restart.backoff_max_ms, w.restart.crash_loop_after), (1_000, 60_000, 5));
+    assert_eq!(
+        (
+            w.restart.backoff_min_ms,
+            w.restart.backoff_max_ms,
+            w.restart.crash_loop_after
+        ),
+        (1_000, 60_000, 5)
+    );
     assert_eq!((w.stop_grace_ms, w.priority), (5_000, 100));
-    assert_eq!((w.placement.site.as_str(), w.placement.replicas), ("**", Replicas::Count(1)));
+    assert_eq!(
+        (w.placement.site.as_str(), w.placement.replicas),
+        ("**", Replicas::Count(1))
+    );
 }
 
 #[test]
 fn json_and_yaml_say_the_same() {
     assert_eq!(parse(FULL), parse(FULL_JSON));
-    assert_eq!(cndl::canonical_json(&parse(FULL)), cndl::canonical_json(&parse(FULL_JSON)));
+    assert_eq!(
+        cndl::canonical_json(&parse(FULL)),
+        cndl::canonical_json(&parse(FULL_JSON))
+    );
 }
 
 #[test]
@@ -126,7 +154,9 @@ fn canonical_form_parses_to_the_same_manifest_and_the_same_text() {
 
 #[test]
 fn canonical_form_survives_awkward_text() {
-    let text = format!("{SMALL}    args: [\"tab\\t nul-free \\u0001 \\\"quoted\\\" \\U0001F600\", \"# no: comment\", \"\"]\n    settings: {{\"a: b\": \"\\n\", \"0x10\": 1e300, \"~\": -0.0, empty: {{}}, none: null, big: 18446744073709551615}}\n");
+    let text = format!(
+        "{SMALL}    args: [\"tab\\t nul-free \\u0001 \\\"quoted\\\" \\U0001F600\", \"# no: comment\", \"\"]\n    settings: {{\"a: b\": \"\\n\", \"0x10\": 1e300, \"~\": -0.0, empty: {{}}, none: null, big: 18446744073709551615}}\n"
+    );
     let manifest = parse(&text);
     assert_eq!(parse(&cndl::canonical_json(&manifest)), manifest);
 }
@@ -189,8 +219,13 @@ m.yaml:21:1 /extra: unknown field "extra" (known fields: apiVersion, kind, metad
 fn errors_are_data_as_well() {
     let errors = refused(&SMALL.replace("    runtime: wasm", "    runtime: wasm\n    priorty: 5"));
     assert_eq!(errors.source_name, "m.yaml");
-    let [error] = errors.errors.as_slice() else { panic!("{errors}") };
-    assert_eq!((error.line, error.column, error.pointer.as_str()), (7, 5, "/workloads/0/priorty"));
+    let [error] = errors.errors.as_slice() else {
+        panic!("{errors}")
+    };
+    assert_eq!(
+        (error.line, error.column, error.pointer.as_str()),
+        (7, 5, "/workloads/0/priorty")
+    );
     assert_eq!(error.message, "unknown field \"priorty\"");
     assert_eq!(error.hint.as_deref(), Some("did you mean \"priority\"?"));
 }
@@ -199,7 +234,10 @@ fn errors_are_data_as_well() {
 fn neither_yaml_nor_json() {
     for (text, place) in [
         ("\u{7f}ELF\u{1}\u{2}", "m.yaml:1:1: not valid YAML"),
-        ("apiVersion: cnova/v1\nworkloads: [one,\n  two", "m.yaml:2:12: not valid YAML"),
+        (
+            "apiVersion: cnova/v1\nworkloads: [one,\n  two",
+            "m.yaml:2:12: not valid YAML",
+        ),
         ("{\"apiVersion\": \"cnova/v1\"", "m.yaml:1:1: not valid JSON"),
         ("a: b: c", "m.yaml:1:5: not valid YAML"),
         ("a: *nothing", "m.yaml:1:4: not valid YAML"),
@@ -216,14 +254,23 @@ fn neither_yaml_nor_json() {
 
 #[test]
 fn duplicate_keys() {
-    assert_eq!(said("kind: Application\nkind: Application\n"), "m.yaml:2:1: the key \"kind\" is given twice");
-    assert_eq!(said("{\"a\": {\"b\": 1, \"b\": 2}}"), "m.yaml:1:16: the key \"b\" is given twice");
+    assert_eq!(
+        said("kind: Application\nkind: Application\n"),
+        "m.yaml:2:1: the key \"kind\" is given twice"
+    );
+    assert_eq!(
+        said("{\"a\": {\"b\": 1, \"b\": 2}}"),
+        "m.yaml:1:16: the key \"b\" is given twice"
+    );
 }
 
 #[test]
 fn several_documents() {
     let said = said(&format!("{SMALL}---\n{SMALL}"));
-    assert!(said.starts_with("m.yaml:8:1: a second document begins here (one manifest per file)"), "{said}");
+    assert!(
+        said.starts_with("m.yaml:8:1: a second document begins here (one manifest per file)"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -248,24 +295,38 @@ fn billion_laughs() {
 
 #[test]
 fn aliases_that_stay_small_are_fine() {
-    let text = SMALL.replace("    runtime: wasm", "    env: &e {A: x}\n    settings: *e\n    runtime: wasm");
+    let text = SMALL.replace(
+        "    runtime: wasm",
+        "    env: &e {A: x}\n    settings: *e\n    runtime: wasm",
+    );
     let manifest = parse(&text);
     assert_eq!(manifest.application().workloads[0].settings["A"], "x");
     // An error stands where the alias is used, not where it was defined.
     let said = said(&text.replace("settings: *e", "resources: *e"));
-    assert!(said.starts_with("m.yaml:7:16 /workloads/0/resources/A: unknown field \"A\""), "{said}");
+    assert!(
+        said.starts_with("m.yaml:7:16 /workloads/0/resources/A: unknown field \"A\""),
+        "{said}"
+    );
 }
 
 #[test]
 fn self_reference_and_merge_keys() {
     assert!(said("a: &x [1, *x]").contains("aliases"));
-    assert_eq!(said("a: {<<: {b: 1}}"), "m.yaml:1:5: merge keys (\"<<\") are not supported");
+    assert_eq!(
+        said("a: {<<: {b: 1}}"),
+        "m.yaml:1:5: merge keys (\"<<\") are not supported"
+    );
 }
 
 #[test]
 fn a_hundred_thousand_levels() {
     let block: String = (0..900).map(|i| format!("{}a:\n", " ".repeat(i))).collect();
-    for text in ["[".repeat(100_000), "{\"a\":".repeat(100_000), "- ".repeat(100_000), block] {
+    for text in [
+        "[".repeat(100_000),
+        "{\"a\":".repeat(100_000),
+        "- ".repeat(100_000),
+        block,
+    ] {
         let said = said(&text);
         assert!(said.contains("nested deeper than 32 levels"), "{said}");
     }
@@ -276,19 +337,34 @@ fn numbers_that_do_not_fit() {
     let with = |line: &str| SMALL.replace("    runtime: wasm", &format!("    {line}\n    runtime: wasm"));
     for (line, message) in [
         ("priority: 100.0", "expected a whole number, found 100.0"),
-        ("priority: -1", "expected a whole number from 0 to 1000, found the number -1"),
+        (
+            "priority: -1",
+            "expected a whole number from 0 to 1000, found the number -1",
+        ),
         ("resources: {memory: 0}", "0 must be more than 0"),
         ("resources: {memory: -5}", "expected a size such as 16MiB"),
         ("resources: {memory: .inf}", "a number must be finite"),
-        ("resources: {memory: }", "expected a size such as 16MiB, 512K or a number of bytes, found nothing"),
+        (
+            "resources: {memory: }",
+            "expected a size such as 16MiB, 512K or a number of bytes, found nothing",
+        ),
         ("resources: {cpu: 0.00001}", "is finer than 1m"),
         ("resources: {cpu: 5000}", "larger than anything"),
         ("limits: {wallTime: 0s}", "0s must be more than 0"),
         ("stopGrace: soon", "expected a duration such as 500ms"),
-        ("placement: {replicas: 0}", "expected a number of nodes from 1 to 100000, or \"each\", found the number 0"),
-        ("grants: {network: [\"example.org:70000\"]}", "the port \"70000\" is not between 1 and 65535"),
+        (
+            "placement: {replicas: 0}",
+            "expected a number of nodes from 1 to 100000, or \"each\", found the number 0",
+        ),
+        (
+            "grants: {network: [\"example.org:70000\"]}",
+            "the port \"70000\" is not between 1 and 65535",
+        ),
         ("grants: {network: [everything]}", "expected \"host:port\""),
-        ("files: [{path: /a/../b, artifact: {file: x}}]", "must not contain \".\" or \"..\""),
+        (
+            "files: [{path: /a/../b, artifact: {file: x}}]",
+            "must not contain \".\" or \"..\"",
+        ),
     ] {
         let said = said(&with(line));
         assert!(said.contains(message), "{line}: {said}");
@@ -300,7 +376,9 @@ fn numbers_that_do_not_fit() {
 fn too_many_workloads() {
     let one = SMALL.split_once("workloads:\n").unwrap().1;
     let many = |n: usize| {
-        let all: String = (0..n).map(|i| one.replace("name: one", &format!("name: w{i}"))).collect();
+        let all: String = (0..n)
+            .map(|i| one.replace("name: one", &format!("name: w{i}")))
+            .collect();
         SMALL.replace(one, &all)
     };
     assert_eq!(parse(&many(256)).application().workloads.len(), 256);
@@ -320,11 +398,16 @@ fn a_flood_of_errors_is_cut() {
 fn what_grows_too_large_when_written_out() {
     // Small as text, larger than the limit in the canonical form.
     let list = vec!["*t"; 300].join(", ");
-    let text = format!("{SMALL}    settings:\n      t: &t \"{}\"\n      l: [{list}]\n", "x".repeat(4_000));
+    let text = format!(
+        "{SMALL}    settings:\n      t: &t \"{}\"\n      l: [{list}]\n",
+        "x".repeat(4_000)
+    );
     let expected = "m.yaml:10:1055: with its aliases written out the manifest has more than 1048576 bytes";
     assert_eq!(said(&text), expected);
     let (list, text) = (vec!["*t"; 900].join(", "), "x".repeat(900_000));
-    let said = said(&format!("{SMALL}    settings:\n      t: &t {text}\n      l: [{list}]\n"));
+    let said = said(&format!(
+        "{SMALL}    settings:\n      t: &t {text}\n      l: [{list}]\n"
+    ));
     assert!(said.contains("with its aliases written out"), "{said}");
 }
 
@@ -333,7 +416,10 @@ fn defaults_count_towards_the_written_size() {
     let quoted = "\\e".repeat(300_000);
     let raw = format!("{SMALL}    settings: {{a: \"{quoted}\"}}\n");
     let said = said(&raw);
-    assert!(said.contains("cannot be stored with its defaults and aliases written out: it has"), "{said}");
+    assert!(
+        said.contains("cannot be stored with its defaults and aliases written out: it has"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -346,7 +432,10 @@ fn messages_are_safe_for_a_terminal() {
 #[test]
 fn files_are_resolved_by_digest() {
     let manifest = parse(FULL);
-    assert_eq!(manifest.unresolved_files(), BTreeSet::from(["build/signal.gse2", "build/vibration_watch.wasm"]));
+    assert_eq!(
+        manifest.unresolved_files(),
+        BTreeSet::from(["build/signal.gse2", "build/vibration_watch.wasm"])
+    );
     assert!(manifest.digests().is_empty());
     let good = format!("sha256:{}", "ab".repeat(32));
 
@@ -358,7 +447,11 @@ fn files_are_resolved_by_digest() {
 m.yaml:9:45 /workloads/0/files/0/artifact: the file \"build/signal.gse2\" was given the digest \"sha256:xyz\" (a digest is \"sha256:\" and 64 lowercase hex digits)"
     );
 
-    let right = manifest.unresolved_files().into_iter().map(|f| (f.to_owned(), good.clone())).collect();
+    let right = manifest
+        .unresolved_files()
+        .into_iter()
+        .map(|f| (f.to_owned(), good.clone()))
+        .collect();
     let resolved = manifest.resolve_files(&right).unwrap();
     assert!(resolved.unresolved_files().is_empty());
     assert_eq!(resolved.digests(), BTreeSet::from([good.as_str()]));
@@ -368,7 +461,9 @@ m.yaml:9:45 /workloads/0/files/0/artifact: the file \"build/signal.gse2\" was gi
 #[test]
 fn defaults_count_towards_the_number_of_values() {
     let one = SMALL.split_once("workloads:\n").unwrap().1;
-    let many: String = (0..200).map(|i| one.replace("name: one", &format!("name: w{i}"))).collect();
+    let many: String = (0..200)
+        .map(|i| one.replace("name: one", &format!("name: w{i}")))
+        .collect();
     let list = vec!["1"; 95_000].join(",");
     let said = said(&format!("{}    settings: {{a: [{list}]}}\n", SMALL.replace(one, &many)));
     assert!(said.contains("cannot be stored"), "{said}");

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_hub_core::cndl;
 use cnova_hub_core::placement::{
-    Constraint, CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placement, Placer,
-    RuntimeView,
+    Constraint, CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placement, Placer, RuntimeView,
 };
 use cnova_hub_core::policy::{AdmissionContext, AdmittedManifest, PolicySet};
 use proptest::prelude::*;
@@ -20,12 +19,20 @@ fn admitted(workloads: &[String]) -> AdmittedManifest {
         .collect();
     let text = format!("apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: app}}\nworkloads:\n{list}");
     let manifest = cndl::parse(&text, "m.yaml").unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let context = AdmissionContext { user: "ann".into(), now_unix_s: 0 };
-    PolicySet::builtin().unwrap().admit(manifest, &context).unwrap_or_else(|e| panic!("{e}"))
+    let context = AdmissionContext {
+        user: "ann".into(),
+        now_unix_s: 0,
+    };
+    let admitted = PolicySet::builtin().map(|policies| policies.admit(manifest, &context));
+    admitted
+        .expect("the built-in policy compiles")
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn one(rule: &str, memory_mib: u64) -> AdmittedManifest {
-    admitted(&[format!("name: w, resources: {{memory: {memory_mib}MiB}}, placement: {{{rule}}}")])
+    admitted(&[format!(
+        "name: w, resources: {{memory: {memory_mib}MiB}}, placement: {{{rule}}}"
+    )])
 }
 
 fn node(id: &str, memory_mib: u64) -> NodeView {
@@ -33,8 +40,14 @@ fn node(id: &str, memory_mib: u64) -> NodeView {
         id: id.into(),
         site: format!("plant-7/line-2/{id}"),
         labels: BTreeMap::from([("role".into(), "plc".into())]),
-        runtimes: vec![RuntimeView { name: "wasm".into(), targets: vec!["aarch64-unknown-linux-gnu".into()] }],
-        capacity: Some(NodeResources { memory_bytes: memory_mib * MIB, cpu_millis: 1_000 }),
+        runtimes: vec![RuntimeView {
+            name: "wasm".into(),
+            targets: vec!["aarch64-unknown-linux-gnu".into()],
+        }],
+        capacity: Some(NodeResources {
+            memory_bytes: memory_mib * MIB,
+            cpu_millis: 1_000,
+        }),
         used: NodeResources::default(),
         seen: true,
         revoked: false,
@@ -52,7 +65,9 @@ fn chosen(placement: &Placement, workload: &str) -> Vec<String> {
 
 fn running(nodes: &[&str]) -> CurrentPlacement {
     let nodes = nodes.iter().map(|n| (*n).to_owned()).collect();
-    CurrentPlacement { workloads: BTreeMap::from([("w".to_owned(), nodes)]) }
+    CurrentPlacement {
+        workloads: BTreeMap::from([("w".to_owned(), nodes)]),
+    }
 }
 
 #[test]
@@ -72,12 +87,18 @@ fn every_rejected_node_has_its_reason() {
     bad("silent", |n| n.seen = false);
     bad("gone", |n| n.revoked = true);
     bad("parent", |n| n.role = NodeRole::Gateway);
-    let placement = place(&one("site: plant-7/line-2/**, labels: {role: plc}, replicas: 2", 64), &nodes);
+    let placement = place(
+        &one("site: plant-7/line-2/**, labels: {role: plc}, replicas: 2", 64),
+        &nodes,
+    );
     let w = &placement.workloads()["w"];
     let reasons: BTreeMap<&str, String> = w.rejected.iter().map(|(n, r)| (n.as_str(), r.to_string())).collect();
     let expected = BTreeMap::from([
         ("busy", "cpu: asks 100m, 50m free of 1000m"),
-        ("elsewhere", "site plant-7/line-1/plc-9 does not match plant-7/line-2/**"),
+        (
+            "elsewhere",
+            "site plant-7/line-1/plc-9 does not match plant-7/line-2/**",
+        ),
         ("full", "memory: asks 64 MiB, 12 MiB free of 128 MiB"),
         ("gone", "certificate revoked"),
         ("label", "label role=plc missing (has role=gateway)"),
@@ -103,7 +124,10 @@ fn the_most_free_memory_wins_and_then_the_smaller_id() {
     let nodes = [node("a", 100), node("c", 200), node("b", 200)];
     let placement = place(&one("", 10), &nodes);
     assert_eq!(chosen(&placement, "w"), ["b"]);
-    assert_eq!(placement.workloads()["w"].rejected["c"].to_string(), "not needed: the one replica has a node");
+    assert_eq!(
+        placement.workloads()["w"].rejected["c"].to_string(),
+        "not needed: the one replica has a node"
+    );
     assert!(placement.is_complete() && placement.workloads()["w"].summary.is_none());
     assert_eq!(chosen(&place(&one("replicas: 2", 10), &nodes), "w"), ["b", "c"]);
 }
@@ -112,7 +136,10 @@ fn the_most_free_memory_wins_and_then_the_smaller_id() {
 fn a_node_that_did_not_say_what_it_has_comes_last() {
     let mut quiet = node("a", 0);
     quiet.capacity = None;
-    assert_eq!(chosen(&place(&one("", 10), &[quiet.clone(), node("b", 64)]), "w"), ["b"]);
+    assert_eq!(
+        chosen(&place(&one("", 10), &[quiet.clone(), node("b", 64)]), "w"),
+        ["b"]
+    );
     assert_eq!(chosen(&place(&one("", 10), &[quiet]), "w"), ["a"]);
 }
 
@@ -120,15 +147,30 @@ fn a_node_that_did_not_say_what_it_has_comes_last() {
 fn what_runs_stays_where_it_is() {
     let nodes = [node("a", 64), node("b", 512)];
     let app = one("", 10);
-    assert_eq!(chosen(&LabelsAndResources.place(&app, &nodes, &running(&["a"])), "w"), ["a"]);
+    assert_eq!(
+        chosen(&LabelsAndResources.place(&app, &nodes, &running(&["a"])), "w"),
+        ["a"]
+    );
     // Unless it no longer fits.
     let tight = one("", 65);
-    assert_eq!(chosen(&LabelsAndResources.place(&tight, &nodes, &running(&["a"])), "w"), ["b"]);
+    assert_eq!(
+        chosen(&LabelsAndResources.place(&tight, &nodes, &running(&["a"])), "w"),
+        ["b"]
+    );
     // One more replica moves none; one less keeps the better; a node that is gone is replaced.
     let two = one("replicas: 2", 10);
-    assert_eq!(chosen(&LabelsAndResources.place(&two, &nodes, &running(&["a"])), "w"), ["a", "b"]);
-    assert_eq!(chosen(&LabelsAndResources.place(&app, &nodes, &running(&["a", "b"])), "w"), ["b"]);
-    assert_eq!(chosen(&LabelsAndResources.place(&app, &nodes, &running(&["lost"])), "w"), ["b"]);
+    assert_eq!(
+        chosen(&LabelsAndResources.place(&two, &nodes, &running(&["a"])), "w"),
+        ["a", "b"]
+    );
+    assert_eq!(
+        chosen(&LabelsAndResources.place(&app, &nodes, &running(&["a", "b"])), "w"),
+        ["b"]
+    );
+    assert_eq!(
+        chosen(&LabelsAndResources.place(&app, &nodes, &running(&["lost"])), "w"),
+        ["b"]
+    );
 }
 
 #[test]
@@ -145,7 +187,10 @@ fn each_goes_everywhere_and_counts_only_what_it_selects() {
     let nowhere = place(&one("site: plant-9, replicas: each", 10), &nodes);
     let w = &nowhere.workloads()["w"];
     assert_eq!((w.nodes.len(), w.unplaced), (0, 0));
-    assert_eq!(w.summary.as_deref(), Some("no node is selected: 4 other nodes ruled out, 4 by site"));
+    assert_eq!(
+        w.summary.as_deref(),
+        Some("no node is selected: 4 other nodes ruled out, 4 by site")
+    );
 }
 
 #[test]
@@ -167,21 +212,37 @@ fn no_nodes_at_all() {
     let placement = place(&one("replicas: 3", 10), &[]);
     let w = &placement.workloads()["w"];
     assert_eq!(w.unplaced, 3);
-    assert_eq!(w.summary.as_deref(), Some("3 of 3 replicas without a node: there are no other nodes"));
+    assert_eq!(
+        w.summary.as_deref(),
+        Some("3 of 3 replicas without a node: there are no other nodes")
+    );
 }
 
 fn any_node(id: usize) -> impl Strategy<Value = NodeView> {
     let capacity = proptest::option::weighted(0.9, (0_u64..512, 0_u32..4_000));
     let used = (0_u64..256, 0_u32..2_000);
-    let flags = (prop::bool::weighted(0.9), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+    let flags = (
+        prop::bool::weighted(0.9),
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.1),
+    );
     (0..3_u8, 0..3_u8, any::<bool>(), capacity, used, flags).prop_map(
         move |(line, role, wasm, capacity, used, (seen, revoked, gateway))| NodeView {
             id: format!("n{id}"),
             site: format!("plant/line-{line}/n{id}"),
             labels: BTreeMap::from([("role".into(), format!("r{role}"))]),
-            runtimes: vec![RuntimeView { name: if wasm { "wasm" } else { "ebpf" }.into(), targets: Vec::new() }],
-            capacity: capacity.map(|(m, c)| NodeResources { memory_bytes: m * MIB, cpu_millis: c }),
-            used: NodeResources { memory_bytes: used.0 * MIB, cpu_millis: used.1 },
+            runtimes: vec![RuntimeView {
+                name: if wasm { "wasm" } else { "ebpf" }.into(),
+                targets: Vec::new(),
+            }],
+            capacity: capacity.map(|(m, c)| NodeResources {
+                memory_bytes: m * MIB,
+                cpu_millis: c,
+            }),
+            used: NodeResources {
+                memory_bytes: used.0 * MIB,
+                cpu_millis: used.1,
+            },
             seen,
             revoked,
             role: if gateway { NodeRole::Gateway } else { NodeRole::Agent },
@@ -208,7 +269,11 @@ fn any_workload() -> impl Strategy<Value = String> {
 
 fn any_application() -> impl Strategy<Value = AdmittedManifest> {
     prop::collection::vec(any_workload(), 1..5).prop_map(|workloads| {
-        let named: Vec<String> = workloads.iter().enumerate().map(|(i, w)| format!("name: w{i}, {w}")).collect();
+        let named: Vec<String> = workloads
+            .iter()
+            .enumerate()
+            .map(|(i, w)| format!("name: w{i}, {w}"))
+            .collect();
         admitted(&named)
     })
 }

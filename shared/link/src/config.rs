@@ -97,8 +97,8 @@ struct Source {
 pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let mut sources = Vec::new();
     let mut base = 0;
-    for path in std::iter::once(Ok(path.to_owned())).chain(drop_ins(path)?.into_iter().map(Ok)) {
-        let source = read(path?, base)?;
+    for path in std::iter::once(path.to_owned()).chain(drop_ins(path)?) {
+        let source = read(path, base)?;
         base += source.text.len() + 1;
         sources.push(source);
     }

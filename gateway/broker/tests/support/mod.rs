@@ -1,5 +1,5 @@
 //! A certificate authority, an endpoint on a free port, a well-behaved client (rumqttc) and a raw one.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -267,6 +267,9 @@ impl Child {
             )))
             .set_max_packet_size(Some(4 << 20))
             .set_outgoing_inflight_upper_limit(16);
+        let mut network = options.network_options();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
         let (client, event_loop) = AsyncClient::new(options, 64);
         let (sender, packets) = mpsc::unbounded_channel();
         Self {
@@ -347,6 +350,8 @@ impl Raw {
     ) -> std::io::Result<Self> {
         let connector = TlsConnector::from(authority.client_config(identity));
         let tcp = TcpStream::connect(address).await?;
+        // Without it every second small write waits 40 ms for the acknowledgement of the first.
+        tcp.set_nodelay(true)?;
         let stream = connector
             .connect(ServerName::try_from("localhost").unwrap(), tcp)
             .await?;

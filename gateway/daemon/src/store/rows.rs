@@ -9,37 +9,39 @@ use cnova_shared::ids::NodeId;
 use cnova_shared::report::StreamOp;
 use cnova_shared::tree::TreeOp;
 use cnova_shared::wire::{self, v1};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Error, Row, params};
 
 const SPOOL: &str = "spool";
 const STREAM: &str = "stream";
 const TIME_FLOOR: &str = "time-floor";
 
-/// A row that this program cannot have written, or cannot write.
+/// A value that this program does not write, or cannot read.
 #[derive(Debug, thiserror::Error)]
-pub enum RowError {
-    /// SQLite said no.
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
-    /// A value that does not have its form.
-    #[error("table {table}: {detail}")]
-    Value {
-        /// Which table.
-        table: &'static str,
-        /// What is wrong with the value.
-        detail: String,
-    },
+#[error("table {table}: {detail}")]
+pub(crate) struct BadValue {
+    table: &'static str,
+    detail: String,
 }
 
-fn bad(table: &'static str, detail: impl std::fmt::Display) -> RowError {
-    RowError::Value { table, detail: detail.to_string() }
+fn bad(table: &'static str, detail: impl std::fmt::Display) -> Error {
+    let value = BadValue { table, detail: detail.to_string() };
+    Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(value))
+}
+
+/// Whether the file was read and what stands in it makes no sense.
+#[must_use]
+pub(crate) fn is_bad_value(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::FromSqlConversionFailure(..) | Error::InvalidColumnType(..) | Error::IntegralValueOutOfRange(..)
+    )
 }
 
 /// Makes one change. The caller holds the transaction.
 ///
 /// # Errors
-/// [`RowError`]; the transaction must then be rolled back.
-pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
+/// [`rusqlite::Error`]; the transaction must then be rolled back.
+pub(crate) fn apply(db: &Connection, op: &Op) -> Result<(), Error> {
     match op {
         Op::Tree(op) => apply_tree(db, op)?,
         Op::Spool(op) => apply_spool(db, op)?,
@@ -53,11 +55,11 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
     Ok(())
 }
 
-fn run(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<(), rusqlite::Error> {
+fn run(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<(), Error> {
     db.prepare_cached(sql)?.execute(params).map(|_| ())
 }
 
-fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), RowError> {
+fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), Error> {
     match op {
         TreeOp::PutDescendant { node, via, hello } => run(
             db,
@@ -85,7 +87,7 @@ fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), RowError> {
     Ok(())
 }
 
-fn apply_spool(db: &Connection, op: &SpoolOp) -> Result<(), RowError> {
+fn apply_spool(db: &Connection, op: &SpoolOp) -> Result<(), Error> {
     match op {
         SpoolOp::Put { seq, item } => {
             let keys = serde_json::to_string(&item.keys).map_err(|e| bad(SPOOL, e))?;
@@ -103,7 +105,7 @@ fn apply_spool(db: &Connection, op: &SpoolOp) -> Result<(), RowError> {
     Ok(())
 }
 
-fn apply_stream(db: &Connection, op: &StreamOp) -> Result<(), RowError> {
+fn apply_stream(db: &Connection, op: &StreamOp) -> Result<(), Error> {
     match op {
         // Replaced, not updated: the row's place then is behind all others, as in memory.
         StreamOp::Put(entry) => {
@@ -120,7 +122,7 @@ fn apply_stream(db: &Connection, op: &StreamOp) -> Result<(), RowError> {
     Ok(())
 }
 
-fn put_position(db: &Connection, name: &str, position: Position) -> Result<(), rusqlite::Error> {
+fn put_position(db: &Connection, name: &str, position: Position) -> Result<(), Error> {
     run(
         db,
         "INSERT INTO position (name, incarnation, seq) VALUES (?1, ?2, ?3)
@@ -129,22 +131,26 @@ fn put_position(db: &Connection, name: &str, position: Position) -> Result<(), r
     )
 }
 
-/// Gives a new store its incarnations: what began anew must not be taken for what was before.
+/// Gives a store that has none its incarnations: what began anew must not be taken for what was before.
 ///
 /// # Errors
-/// [`RowError`] when it cannot be written.
-pub fn begin(db: &Connection, wall_ms: u64) -> Result<(), RowError> {
-    let position = Position { incarnation: wall_ms.max(1), seq: 0 };
-    put_position(db, SPOOL, position)?;
-    put_position(db, STREAM, position)?;
+/// [`rusqlite::Error`] when they cannot be written.
+pub(crate) fn begin(db: &Connection, wall_ms: u64) -> Result<(), Error> {
+    for name in [SPOOL, STREAM] {
+        run(
+            db,
+            "INSERT INTO position (name, incarnation, seq) VALUES (?1, ?2, 0) ON CONFLICT DO NOTHING",
+            params![name, wall_ms.max(1).cast_signed()],
+        )?;
+    }
     Ok(())
 }
 
 /// Reads everything.
 ///
 /// # Errors
-/// [`RowError`] when a row is not what this program writes: the file was damaged or changed.
-pub fn load(db: &Connection) -> Result<Stored, RowError> {
+/// [`rusqlite::Error`] when a row is not what this program writes: the file was damaged or changed.
+pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
     let mut stored = Stored::default();
     each(db, "SELECT node, via, hello FROM descendant", |row| {
         stored.tree.descendants.insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
@@ -190,8 +196,8 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
 fn each(
     db: &Connection,
     sql: &str,
-    mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>,
-) -> Result<(), RowError> {
+    mut take: impl FnMut(&Row<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut statement = db.prepare(sql)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -200,15 +206,15 @@ fn each(
     Ok(())
 }
 
-fn node(row: &Row<'_>, column: usize, table: &'static str) -> Result<NodeId, RowError> {
+fn node(row: &Row<'_>, column: usize, table: &'static str) -> Result<NodeId, Error> {
     NodeId::new(row.get::<_, String>(column)?).map_err(|e| bad(table, e))
 }
 
-fn unsigned(row: &Row<'_>, column: usize) -> Result<u64, rusqlite::Error> {
+fn unsigned(row: &Row<'_>, column: usize) -> Result<u64, Error> {
     row.get::<_, i64>(column).map(i64::cast_unsigned)
 }
 
-fn position(row: &Row<'_>, column: usize) -> Result<Position, rusqlite::Error> {
+fn position(row: &Row<'_>, column: usize) -> Result<Position, Error> {
     Ok(Position { incarnation: unsigned(row, column)?, seq: unsigned(row, column + 1)? })
 }
 

@@ -1,13 +1,15 @@
 //! The tables. What the gateway looks for or a person would ask for is a column; what others signed is a BLOB, byte for
 //! byte.
 
-/// The schema's version, in `user_version`.
-pub const VERSION: i32 = 1;
+use cnova_store::Schema;
+
+/// A gateway's database; "CNGW" in ASCII.
+pub(crate) const SCHEMA: Schema = Schema { application_id: 0x434e_4757, migrations: &[CREATE] };
 
 /// Everything, for an empty database.
 ///
 /// Unsigned 64-bit numbers are stored as the signed number with the same bits.
-pub const CREATE: &str = "
+const CREATE: &str = "
 CREATE TABLE descendant (
     node TEXT NOT NULL PRIMARY KEY,
     via TEXT NOT NULL,

@@ -13,7 +13,12 @@ use super::tree::Node;
 /// Everything that is wrong beyond the schema.
 pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError]) -> Vec<ManifestError> {
     let refused = schema_errors.iter().map(|e| e.pointer.as_str()).collect();
-    let mut checker = Checker { tree, root: value, refused, errors: Vec::new() };
+    let mut checker = Checker {
+        tree,
+        root: value,
+        refused,
+        errors: Vec::new(),
+    };
     let workloads = value.get("workloads").and_then(Value::as_array).map_or(0, Vec::len);
     for index in 0..workloads.min(super::MAX_WORKLOADS) {
         checker.workload(&format!("/workloads/{index}"));
@@ -44,7 +49,11 @@ impl<'a> Checker<'a> {
 
     /// The value, unless it is absent or the schema has already refused it.
     fn get(&self, pointer: &str) -> Option<&'a Value> {
-        if self.refused.contains(pointer) { None } else { self.root.pointer(pointer) }
+        if self.refused.contains(pointer) {
+            None
+        } else {
+            self.root.pointer(pointer)
+        }
     }
 
     fn text(&self, pointer: &str) -> Option<&'a str> {
@@ -57,7 +66,12 @@ impl<'a> Checker<'a> {
 
     fn workload(&mut self, at: &str) {
         self.quantities(at);
-        for field in ["priority", "restart/crashLoopAfter", "placement/replicas", "artifact/size"] {
+        for field in [
+            "priority",
+            "restart/crashLoopAfter",
+            "placement/replicas",
+            "artifact/size",
+        ] {
             self.whole_number(&format!("{at}/{field}"));
         }
         self.site(&format!("{at}/placement/site"));
@@ -84,7 +98,10 @@ impl<'a> Checker<'a> {
         self.quantity(&format!("{at}/limits/wallTime"), positive_duration);
         self.quantity(&format!("{at}/restart/backoffMin"), positive_duration);
         self.quantity(&format!("{at}/restart/backoffMax"), positive_duration);
-        let backoff = |field: &str| self.get(&format!("{at}/restart/{field}")).and_then(|v| positive_duration(v).ok());
+        let backoff = |field: &str| {
+            self.get(&format!("{at}/restart/{field}"))
+                .and_then(|v| positive_duration(v).ok())
+        };
         let min = backoff("backoffMin").unwrap_or(super::DEFAULT_BACKOFF_MIN_MS);
         let max = backoff("backoffMax").unwrap_or(super::DEFAULT_BACKOFF_MAX_MS);
         if min > max {
@@ -96,7 +113,11 @@ impl<'a> Checker<'a> {
     fn quantity<T>(&mut self, pointer: &str, parse: impl Fn(&Value) -> Result<T, InvalidQuantity>) {
         if let Some(Err(why)) = self.get(pointer).map(parse) {
             let written = self.root.pointer(pointer).map(ToString::to_string).unwrap_or_default();
-            self.push(pointer, format!("{} {why}", written.trim_matches('"').escape_debug()), None);
+            self.push(
+                pointer,
+                format!("{} {why}", written.trim_matches('"').escape_debug()),
+                None,
+            );
         }
     }
 
@@ -131,7 +152,11 @@ impl<'a> Checker<'a> {
             && (text.ends_with('/') || text.contains('\\'))
         {
             let message = format!("{} does not name a file", quoted(text));
-            self.push(pointer, message, Some("a path with forward slashes, relative to the manifest".to_owned()));
+            self.push(
+                pointer,
+                message,
+                Some("a path with forward slashes, relative to the manifest".to_owned()),
+            );
         }
     }
 
@@ -139,17 +164,28 @@ impl<'a> Checker<'a> {
         if let Some(text) = self.text(pointer)
             && text.split('/').any(|s| s == "." || s == "..")
         {
-            self.push(pointer, format!("{} must not contain \".\" or \"..\"", quoted(text)), None);
+            self.push(
+                pointer,
+                format!("{} must not contain \".\" or \"..\"", quoted(text)),
+                None,
+            );
         }
     }
 
     fn peer(&mut self, pointer: &str) {
-        let port = self.text(pointer).and_then(|t| t.rsplit_once(':')).map(|(_, port)| port);
+        let port = self
+            .text(pointer)
+            .and_then(|t| t.rsplit_once(':'))
+            .map(|(_, port)| port);
         if let Some(port) = port
             && port != "*"
             && !port.parse::<u16>().is_ok_and(|p| p > 0)
         {
-            self.push(pointer, format!("the port {} is not between 1 and 65535", quoted(port)), None);
+            self.push(
+                pointer,
+                format!("the port {} is not between 1 and 65535", quoted(port)),
+                None,
+            );
         }
     }
 

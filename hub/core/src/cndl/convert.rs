@@ -15,7 +15,11 @@ impl TryFrom<wire::Document> for Application {
         Ok(Self {
             name: document.metadata.name.0,
             labels: document.metadata.labels.0,
-            workloads: document.workloads.into_iter().map(WorkloadDef::try_from).collect::<Result<_, _>>()?,
+            workloads: document
+                .workloads
+                .into_iter()
+                .map(WorkloadDef::try_from)
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -28,11 +32,24 @@ impl TryFrom<wire::Workload> for WorkloadDef {
             name: w.name.0,
             runtime: w.runtime.into(),
             artifact: w.artifact.into(),
-            files: w.files.into_iter().map(|f| FileInput { path: f.path.0, artifact: f.artifact.into() }).collect(),
+            files: w
+                .files
+                .into_iter()
+                .map(|f| FileInput {
+                    path: f.path.0,
+                    artifact: f.artifact.into(),
+                })
+                .collect(),
             args: w.args.into_iter().map(|a| a.0).collect(),
             env: w.env.0,
-            resources: Resources { memory_bytes: w.resources.memory.map(|m| m.0), cpu_millis: w.resources.cpu.0 },
-            limits: Limits { log_bytes: w.limits.log.0, wall_time_ms: w.limits.wall_time.map(|t| t.0) },
+            resources: Resources {
+                memory_bytes: w.resources.memory.map(|m| m.0),
+                cpu_millis: w.resources.cpu.0,
+            },
+            limits: Limits {
+                log_bytes: w.limits.log.0,
+                wall_time_ms: w.limits.wall_time.map(|t| t.0),
+            },
             grants: Grants {
                 clocks: w.grants.clocks,
                 random: w.grants.random,
@@ -66,7 +83,10 @@ impl From<wire::Artifact> for ArtifactRef {
         match artifact.digest {
             Some(digest) => Self::Digest { digest, size },
             // The schema has made sure that exactly one of the two is there.
-            None => Self::File { path: artifact.file.unwrap_or_default(), size },
+            None => Self::File {
+                path: artifact.file.unwrap_or_default(),
+                size,
+            },
         }
     }
 }

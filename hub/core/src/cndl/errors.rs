@@ -54,7 +54,11 @@ impl ManifestErrors {
         errors.dedup();
         let truncated = errors.len() > MAX_REPORTED_ERRORS;
         errors.truncate(MAX_REPORTED_ERRORS);
-        Self { source_name: source_name.to_owned(), errors, truncated }
+        Self {
+            source_name: source_name.to_owned(),
+            errors,
+            truncated,
+        }
     }
 }
 
@@ -68,7 +72,11 @@ impl fmt::Display for ManifestErrors {
             write!(f, "{}:{error}", self.source_name)?;
         }
         if self.truncated {
-            write!(f, "\n{}: and more; only {MAX_REPORTED_ERRORS} errors are shown", self.source_name)?;
+            write!(
+                f,
+                "\n{}: and more; only {MAX_REPORTED_ERRORS} errors are shown",
+                self.source_name
+            )?;
         }
         Ok(())
     }

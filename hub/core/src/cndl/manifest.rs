@@ -47,8 +47,14 @@ impl Manifest {
         let document: wire::Document =
             serde_json::from_value(value).map_err(|e| fail(vec![convert_error(&e.to_string())]))?;
         let application = Application::try_from(document).map_err(|e| fail(vec![convert_error(&e.to_string())]))?;
-        let places = artifacts(&application).map(|(pointer, _)| (pointer.clone(), tree.position_of(&pointer))).collect();
-        let manifest = Self { application, source_name: source_name.to_owned(), places };
+        let places = artifacts(&application)
+            .map(|(pointer, _)| (pointer.clone(), tree.position_of(&pointer)))
+            .collect();
+        let manifest = Self {
+            application,
+            source_name: source_name.to_owned(),
+            places,
+        };
         manifest.check_written_form(&tree).map_err(|e| fail(vec![e]))?;
         Ok(manifest)
     }
@@ -75,13 +81,17 @@ impl Manifest {
     /// Artifacts that are still files beside the manifest. The hub refuses a manifest that has any.
     #[must_use]
     pub fn unresolved_files(&self) -> BTreeSet<&str> {
-        artifacts(&self.application).filter_map(|(_, artifact)| artifact.file()).collect()
+        artifacts(&self.application)
+            .filter_map(|(_, artifact)| artifact.file())
+            .collect()
     }
 
     /// Digests of all artifacts that are already named by their content.
     #[must_use]
     pub fn digests(&self) -> BTreeSet<&str> {
-        artifacts(&self.application).filter_map(|(_, artifact)| artifact.digest()).collect()
+        artifacts(&self.application)
+            .filter_map(|(_, artifact)| artifact.digest())
+            .collect()
     }
 
     /// Replaces each file by the digest (`sha256:<64 hex digits>`) that the map gives for its path as written.
@@ -103,11 +113,21 @@ impl Manifest {
                 if let Err((message, hint)) = resolve(artifact, digests) {
                     let position = self.places.get(&pointer).copied().unwrap_or(Position::START);
                     let Position { line, column } = position;
-                    errors.push(ManifestError { line, column, pointer, message, hint });
+                    errors.push(ManifestError {
+                        line,
+                        column,
+                        pointer,
+                        message,
+                        hint,
+                    });
                 }
             }
         }
-        if errors.is_empty() { Ok(self) } else { Err(ManifestErrors::new(&self.source_name, errors)) }
+        if errors.is_empty() {
+            Ok(self)
+        } else {
+            Err(ManifestErrors::new(&self.source_name, errors))
+        }
     }
 
     /// The hub stores the canonical form and parses it again at boot: what is accepted once must be accepted then,
@@ -116,14 +136,22 @@ impl Manifest {
         let written = super::canonical_json(self);
         let bytes = written.len() + artifacts(&self.application).count() * DIGEST_BYTES;
         let refusal = if bytes > MAX_MANIFEST_BYTES {
-            Some(format!("it has {bytes} bytes; at most {MAX_MANIFEST_BYTES} are accepted"))
+            Some(format!(
+                "it has {bytes} bytes; at most {MAX_MANIFEST_BYTES} are accepted"
+            ))
         } else {
             tree::read(&written).err().map(|e| e.message)
         };
         let Some(why) = refusal else { return Ok(()) };
         let Position { line, column } = tree.position;
         let message = format!("cannot be stored with its defaults and aliases written out: {why}");
-        Err(ManifestError { line, column, pointer: String::new(), message, hint: None })
+        Err(ManifestError {
+            line,
+            column,
+            pointer: String::new(),
+            message,
+            hint: None,
+        })
     }
 }
 
@@ -140,7 +168,9 @@ fn artifacts(application: &Application) -> impl Iterator<Item = (String, &Artifa
 }
 
 fn resolve(artifact: &mut ArtifactRef, digests: &BTreeMap<String, String>) -> Result<(), (String, Option<String>)> {
-    let ArtifactRef::File { path, size } = artifact else { return Ok(()) };
+    let ArtifactRef::File { path, size } = artifact else {
+        return Ok(());
+    };
     let Some(digest) = digests.get(path.as_str()) else {
         let hint = "upload it first; `cnova apply` does".to_owned();
         return Err((format!("the file {} has not been uploaded", quoted(path)), Some(hint)));
@@ -148,8 +178,14 @@ fn resolve(artifact: &mut ArtifactRef, digests: &BTreeMap<String, String>) -> Re
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
     if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         let message = format!("the file {} was given the digest {}", quoted(path), quoted(digest));
-        return Err((message, Some("a digest is \"sha256:\" and 64 lowercase hex digits".to_owned())));
+        return Err((
+            message,
+            Some("a digest is \"sha256:\" and 64 lowercase hex digits".to_owned()),
+        ));
     }
-    *artifact = ArtifactRef::Digest { digest: digest.clone(), size: *size };
+    *artifact = ArtifactRef::Digest {
+        digest: digest.clone(),
+        size: *size,
+    };
     Ok(())
 }

@@ -44,7 +44,10 @@ impl Decimal {
         if whole.is_empty() || all.len() > 24 || !all.bytes().all(|b| b.is_ascii_digit()) {
             return None;
         }
-        Some(Self { digits: all.parse().ok()?, places: u32::try_from(fraction.len()).ok()? })
+        Some(Self {
+            digits: all.parse().ok()?,
+            places: u32::try_from(fraction.len()).ok()?,
+        })
     }
 
     /// The number in units of `1 / scale`, if it is a whole number of them.
@@ -56,7 +59,9 @@ impl Decimal {
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     text.split_at(end)
 }
 
@@ -64,13 +69,19 @@ fn split_unit(text: &str) -> (&str, &str) {
 fn number_text(value: &Value) -> Option<String> {
     let text = value.as_number()?.to_string();
     let text = text.strip_suffix(".0").unwrap_or(&text);
-    text.bytes().all(|b| b.is_ascii_digit() || b == b'.').then(|| text.to_owned())
+    text.bytes()
+        .all(|b| b.is_ascii_digit() || b == b'.')
+        .then(|| text.to_owned())
 }
 
 /// Bytes. `K`, `M`, `G` are powers of 1000, `KiB`, `MiB`, `GiB` of 1024.
 pub(super) fn size(value: &Value) -> Result<u64, InvalidQuantity> {
     let wrong = InvalidQuantity::NotOne(SIZE);
-    let text = value.as_str().map(str::to_owned).or_else(|| number_text(value)).ok_or(wrong)?;
+    let text = value
+        .as_str()
+        .map(str::to_owned)
+        .or_else(|| number_text(value))
+        .ok_or(wrong)?;
     let (number, unit) = split_unit(&text);
     let scale = match unit {
         "" | "B" => 1,
@@ -82,7 +93,10 @@ pub(super) fn size(value: &Value) -> Result<u64, InvalidQuantity> {
         "GiB" => 1 << 30,
         _ => return Err(wrong),
     };
-    let bytes = Decimal::parse(number).ok_or(wrong)?.scaled(scale).ok_or(InvalidQuantity::TooFine("one byte"))?;
+    let bytes = Decimal::parse(number)
+        .ok_or(wrong)?
+        .scaled(scale)
+        .ok_or(InvalidQuantity::TooFine("one byte"))?;
     // Beyond 2^53 a number does not survive JSON in every language that will read it.
     more_than_zero(bounded(bytes, 1 << 53)?)
 }
@@ -90,14 +104,21 @@ pub(super) fn size(value: &Value) -> Result<u64, InvalidQuantity> {
 /// Thousandths of a core.
 pub(super) fn cpu(value: &Value) -> Result<u32, InvalidQuantity> {
     let wrong = InvalidQuantity::NotOne(CPU);
-    let text = value.as_str().map(str::to_owned).or_else(|| number_text(value)).ok_or(wrong)?;
+    let text = value
+        .as_str()
+        .map(str::to_owned)
+        .or_else(|| number_text(value))
+        .ok_or(wrong)?;
     let (number, unit) = split_unit(&text);
     let scale = match unit {
         "" => 1_000,
         "m" => 1,
         _ => return Err(wrong),
     };
-    let millis = Decimal::parse(number).ok_or(wrong)?.scaled(scale).ok_or(InvalidQuantity::TooFine("1m"))?;
+    let millis = Decimal::parse(number)
+        .ok_or(wrong)?
+        .scaled(scale)
+        .ok_or(InvalidQuantity::TooFine("1m"))?;
     let millis = more_than_zero(bounded(millis, u64::from(MAX_CPU_MILLIS))?)?;
     u32::try_from(millis).map_err(|_| InvalidQuantity::TooLarge)
 }
@@ -119,16 +140,26 @@ pub(super) fn duration(value: &Value) -> Result<u64, InvalidQuantity> {
         "d" => 86_400_000,
         _ => return Err(wrong),
     };
-    let ms = Decimal::parse(number).ok_or(wrong)?.scaled(scale).ok_or(InvalidQuantity::TooFine("1ms"))?;
+    let ms = Decimal::parse(number)
+        .ok_or(wrong)?
+        .scaled(scale)
+        .ok_or(InvalidQuantity::TooFine("1ms"))?;
     bounded(ms, MAX_DURATION_MS)
 }
 
 fn bounded(amount: u128, max: u64) -> Result<u64, InvalidQuantity> {
-    u64::try_from(amount).ok().filter(|n| *n <= max).ok_or(InvalidQuantity::TooLarge)
+    u64::try_from(amount)
+        .ok()
+        .filter(|n| *n <= max)
+        .ok_or(InvalidQuantity::TooLarge)
 }
 
 fn more_than_zero(amount: u64) -> Result<u64, InvalidQuantity> {
-    if amount == 0 { Err(InvalidQuantity::Zero) } else { Ok(amount) }
+    if amount == 0 {
+        Err(InvalidQuantity::Zero)
+    } else {
+        Ok(amount)
+    }
 }
 
 /// Thousandths as a plain JSON number: whole where they are whole, otherwise the shortest fraction.
@@ -155,7 +186,15 @@ mod tests {
         assert_eq!(size(&json!("0MiB")), Err(InvalidQuantity::Zero));
         assert_eq!(size(&json!("999999999999GiB")), Err(InvalidQuantity::TooLarge));
         assert_eq!(size(&json!("0.3B")), Err(InvalidQuantity::TooFine("one byte")));
-        for bad in [json!("16 MiB"), json!("-1"), json!("MiB"), json!(-1), json!(true), json!("1e3"), json!("")] {
+        for bad in [
+            json!("16 MiB"),
+            json!("-1"),
+            json!("MiB"),
+            json!(-1),
+            json!(true),
+            json!("1e3"),
+            json!(""),
+        ] {
             assert_eq!(size(&bad), Err(InvalidQuantity::NotOne(SIZE)), "{bad}");
         }
     }

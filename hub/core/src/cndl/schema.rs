@@ -28,10 +28,19 @@ pub fn json_schema() -> Value {
 /// Everything that the schema finds wrong.
 pub(super) fn check(tree: &Node, value: &Value) -> Vec<ManifestError> {
     let Some(validator) = VALIDATOR.as_ref() else {
-        return vec![error(Position::START, "", "the built-in schema does not compile; this is a bug", None)];
+        return vec![error(
+            Position::START,
+            "",
+            "the built-in schema does not compile; this is a bug",
+            None,
+        )];
     };
     // One more than is shown, so that the reader learns that there are more.
-    validator.iter_errors(value).flat_map(|e| explain(tree, &e)).take(MAX_REPORTED_ERRORS + 1).collect()
+    validator
+        .iter_errors(value)
+        .flat_map(|e| explain(tree, &e))
+        .take(MAX_REPORTED_ERRORS + 1)
+        .collect()
 }
 
 fn error(position: Position, pointer: &str, message: impl Into<String>, hint: Option<String>) -> ManifestError {
@@ -52,7 +61,9 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
     match problem.kind() {
         Kind::AdditionalProperties { unexpected } => {
             let names = unexpected.iter().take(MAX_REPORTED_ERRORS + 1);
-            names.map(|name| unknown_field(tree, schema, pointer, name, found)).collect()
+            names
+                .map(|name| unknown_field(tree, schema, pointer, name, found))
+                .collect()
         }
         Kind::Required { property } => {
             let name = property.as_str().unwrap_or_default();
@@ -66,11 +77,21 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
             vec![error(tree.key_position_of(&path), &path, message, None)]
         }
         Kind::Enum { options } => {
-            let names: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let names: Vec<&str> = options
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             vec![choice(here, pointer, &names, found)]
         }
         Kind::Constant { expected_value } => {
-            vec![choice(here, pointer, &expected_value.as_str().into_iter().collect::<Vec<_>>(), found)]
+            vec![choice(
+                here,
+                pointer,
+                &expected_value.as_str().into_iter().collect::<Vec<_>>(),
+                found,
+            )]
         }
         Kind::OneOfNotValid { .. } | Kind::OneOfMultipleValid { .. } => {
             let expected = expected_at(schema).unwrap_or("something else");
@@ -98,7 +119,9 @@ fn expected_at(schema: Option<&Value>) -> Option<&str> {
 fn expected_by(kind: &Kind, schema: Option<&Value>) -> Option<String> {
     match kind {
         // Of a number where a text belongs, how long the text may be is beside the point.
-        Kind::Type { kind: TypeKind::Single(JsonType::Array | JsonType::Object | JsonType::String) } => None,
+        Kind::Type {
+            kind: TypeKind::Single(JsonType::Array | JsonType::Object | JsonType::String),
+        } => None,
         _ => expected_at(schema).map(str::to_owned),
     }
     .or_else(|| match kind {
@@ -109,14 +132,22 @@ fn expected_by(kind: &Kind, schema: Option<&Value>) -> Option<String> {
 
 fn unknown_field(tree: &Node, schema: Option<&Value>, pointer: &str, name: &str, found: &Value) -> ManifestError {
     let properties = schema.and_then(|s| s.get("properties")).and_then(Value::as_object);
-    let known: Vec<&str> = properties.into_iter().flat_map(|p| p.keys().map(String::as_str)).collect();
+    let known: Vec<&str> = properties
+        .into_iter()
+        .flat_map(|p| p.keys().map(String::as_str))
+        .collect();
     // What is already there is not what was meant.
     let free = known.iter().copied().filter(|k| found.get(*k).is_none());
     let hint = nearest(name, free)
         .or_else(|| nearest_below(name, properties))
         .unwrap_or_else(|| format!("known fields: {}", known.join(", ")));
     let path = join(pointer, name);
-    error(tree.key_position_of(&path), &path, format!("unknown field {}", quoted(name)), Some(hint))
+    error(
+        tree.key_position_of(&path),
+        &path,
+        format!("unknown field {}", quoted(name)),
+        Some(hint),
+    )
 }
 
 /// `resources.memory` for a `memory` that was written one level too high.
@@ -131,9 +162,18 @@ fn nearest_below(name: &str, properties: Option<&Map<String, Value>>) -> Option<
 
 fn choice(here: Position, pointer: &str, options: &[&str], found: &Value) -> ManifestError {
     let list: Vec<String> = options.iter().map(|o| format!("\"{o}\"")).collect();
-    let expected = if list.len() == 1 { list.concat() } else { format!("one of {}", list.join(", ")) };
+    let expected = if list.len() == 1 {
+        list.concat()
+    } else {
+        format!("one of {}", list.join(", "))
+    };
     let hint = found.as_str().and_then(|text| nearest(text, options.iter().copied()));
-    error(here, pointer, format!("expected {expected}, found {}", describe(found)), hint)
+    error(
+        here,
+        pointer,
+        format!("expected {expected}, found {}", describe(found)),
+        hint,
+    )
 }
 
 fn type_names(kind: &TypeKind) -> String {
@@ -148,9 +188,11 @@ fn type_names(kind: &TypeKind) -> String {
     };
     match kind {
         TypeKind::Single(t) => name(&t.to_string()).to_owned(),
-        TypeKind::Multiple(set) => {
-            set.iter().map(|t| name(&t.to_string()).to_owned()).collect::<Vec<_>>().join(" or ")
-        }
+        TypeKind::Multiple(set) => set
+            .iter()
+            .map(|t| name(&t.to_string()).to_owned())
+            .collect::<Vec<_>>()
+            .join(" or "),
     }
 }
 
@@ -167,7 +209,12 @@ fn describe(value: &Value) -> String {
 
 /// YAML guesses types; who wrote `2` or `true` where text belongs only has to quote it.
 fn hint_for_type(kind: &Kind, found: &Value) -> Option<String> {
-    let Kind::Type { kind: TypeKind::Single(wanted) } = kind else { return None };
+    let Kind::Type {
+        kind: TypeKind::Single(wanted),
+    } = kind
+    else {
+        return None;
+    };
     match (wanted.to_string().as_str(), found) {
         ("string", Value::Number(_) | Value::Bool(_)) => Some(format!("write \"{found}\" with its quotes")),
         (_, Value::Null) => Some("give it a value or remove the line".to_owned()),

@@ -10,9 +10,7 @@ use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPo
 use serde_saphyr::{DefaultMessageFormatter, Error as YamlError, MessageFormatter, Options, Spanned};
 
 use super::errors::{ManifestError, quoted};
-use super::{
-    MAX_ALIAS_EVENTS, MAX_ALIASES, MAX_ANCHOR_BYTES, MAX_DEPTH, MAX_KEY_CHARS, MAX_MANIFEST_BYTES, MAX_NODES,
-};
+use super::{MAX_ALIAS_EVENTS, MAX_ALIASES, MAX_ANCHOR_BYTES, MAX_DEPTH, MAX_KEY_CHARS, MAX_MANIFEST_BYTES, MAX_NODES};
 
 /// Where something stands, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +24,10 @@ impl Position {
 
     fn of(location: serde_saphyr::Location) -> Self {
         let clamp = |n: u64| u32::try_from(n.max(1)).unwrap_or(u32::MAX);
-        Self { line: clamp(location.line()), column: clamp(location.column()) }
+        Self {
+            line: clamp(location.line()),
+            column: clamp(location.column()),
+        }
     }
 }
 
@@ -51,9 +52,12 @@ impl Node {
         match &self.content {
             Content::Scalar(value) => value.clone(),
             Content::List(items) => items.iter().map(Self::to_value).collect(),
-            Content::Map(entries) => {
-                Value::Object(entries.iter().map(|(k, _, v)| (k.clone(), v.to_value())).collect::<Map<_, _>>())
-            }
+            Content::Map(entries) => Value::Object(
+                entries
+                    .iter()
+                    .map(|(k, _, v)| (k.clone(), v.to_value()))
+                    .collect::<Map<_, _>>(),
+            ),
         }
     }
 
@@ -97,7 +101,10 @@ impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Content>::deserialize(deserializer)?;
         // The place where a value is used, not where its anchor stands, is what a reader looks for.
-        Ok(Self { position: Position::of(spanned.referenced), content: spanned.value })
+        Ok(Self {
+            position: Position::of(spanned.referenced),
+            content: spanned.value,
+        })
     }
 }
 
@@ -154,7 +161,9 @@ impl<'de> Visitor<'de> for ContentVisitor {
         while let Some(key) = entries.next_key::<Spanned<String>>()? {
             // The canonical form is JSON that must parse again; its keys have a limit there too.
             if key.value.chars().count() > MAX_KEY_CHARS {
-                return Err(A::Error::custom(format_args!("a key is longer than {MAX_KEY_CHARS} characters")));
+                return Err(A::Error::custom(format_args!(
+                    "a key is longer than {MAX_KEY_CHARS} characters"
+                )));
             }
             map.push((key.value, Position::of(key.referenced), entries.next_value()?));
         }
@@ -166,8 +175,15 @@ impl<'de> Visitor<'de> for ContentVisitor {
 /// Reads the text; stops at the first mistake, because what follows a syntax error means nothing.
 pub(super) fn read(text: &str) -> Result<Node, ManifestError> {
     if text.len() > MAX_MANIFEST_BYTES {
-        let message = format!("the manifest has {} bytes; at most {MAX_MANIFEST_BYTES} are accepted", text.len());
-        return Err(at(Position::START, message, Some("put large content into files or artifacts".to_owned())));
+        let message = format!(
+            "the manifest has {} bytes; at most {MAX_MANIFEST_BYTES} are accepted",
+            text.len()
+        );
+        return Err(at(
+            Position::START,
+            message,
+            Some("put large content into files or artifacts".to_owned()),
+        ));
     }
     let node: Node = serde_saphyr::from_str_with_options(text, options()).map_err(|e| explain(text, &e))?;
     if node.is_null() {
@@ -211,7 +227,13 @@ fn options() -> Options {
 }
 
 fn at(position: Position, message: String, hint: Option<String>) -> ManifestError {
-    ManifestError { line: position.line, column: position.column, pointer: String::new(), message, hint }
+    ManifestError {
+        line: position.line,
+        column: position.column,
+        pointer: String::new(),
+        message,
+        hint,
+    }
 }
 
 /// The parser's error in words that fit a manifest.
@@ -222,18 +244,35 @@ fn explain(text: &str, error: &YamlError) -> ManifestError {
         cause = error;
     }
     let (message, hint) = match cause {
-        YamlError::DuplicateMappingKey { key: Some(key), .. } => (format!("the key {} is given twice", quoted(key)), None),
+        YamlError::DuplicateMappingKey { key: Some(key), .. } => {
+            (format!("the key {} is given twice", quoted(key)), None)
+        }
         YamlError::DuplicateMappingKey { key: None, .. } => ("a key is given twice".to_owned(), None),
-        YamlError::MultipleDocuments { .. } | YamlError::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
-            ("a second document begins here".to_owned(), Some("one manifest per file".to_owned()))
-        }
+        YamlError::MultipleDocuments { .. }
+        | YamlError::Budget {
+            breach: BudgetBreach::Documents { .. },
+            ..
+        } => (
+            "a second document begins here".to_owned(),
+            Some("one manifest per file".to_owned()),
+        ),
         YamlError::MergeKeyNotAllowed { .. } => ("merge keys (\"<<\") are not supported".to_owned(), None),
-        YamlError::Budget { breach: BudgetBreach::Depth { .. }, .. } => (too_deep(), None),
-        YamlError::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
-            (format!("the manifest has more than {MAX_NODES} values"), None)
-        }
-        YamlError::Budget { breach: BudgetBreach::ScalarBytes { .. }, .. } => (aliases_too_large(), None),
-        YamlError::Budget { .. } => ("the manifest has more anchors and aliases than are accepted".to_owned(), None),
+        YamlError::Budget {
+            breach: BudgetBreach::Depth { .. },
+            ..
+        } => (too_deep(), None),
+        YamlError::Budget {
+            breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. },
+            ..
+        } => (format!("the manifest has more than {MAX_NODES} values"), None),
+        YamlError::Budget {
+            breach: BudgetBreach::ScalarBytes { .. },
+            ..
+        } => (aliases_too_large(), None),
+        YamlError::Budget { .. } => (
+            "the manifest has more anchors and aliases than are accepted".to_owned(),
+            None,
+        ),
         YamlError::AliasReplayLimitExceeded { .. }
         | YamlError::AliasExpansionLimitExceeded { .. }
         | YamlError::AliasReplayStackDepthExceeded { .. }
@@ -247,7 +286,11 @@ fn explain(text: &str, error: &YamlError) -> ManifestError {
             if said.contains("recursion limit exceeded") {
                 (too_deep(), None)
             } else {
-                let format = if text.trim_start().starts_with('{') { "JSON" } else { "YAML" };
+                let format = if text.trim_start().starts_with('{') {
+                    "JSON"
+                } else {
+                    "YAML"
+                };
                 (format!("not valid {format}: {said}"), None)
             }
         }

@@ -227,19 +227,29 @@ pub(super) struct Placement {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { memory: None, cpu: default_cpu() }
+        Self {
+            memory: None,
+            cpu: default_cpu(),
+        }
     }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { log: default_log(), wall_time: None }
+        Self {
+            log: default_log(),
+            wall_time: None,
+        }
     }
 }
 
 impl Default for Grants {
     fn default() -> Self {
-        Self { clocks: true, random: true, network: Vec::new() }
+        Self {
+            clocks: true,
+            random: true,
+            network: Vec::new(),
+        }
     }
 }
 
@@ -256,7 +266,12 @@ impl Default for Restart {
 
 impl Default for Placement {
     fn default() -> Self {
-        Self { site: everywhere(), labels: Labels::default(), replicas: Replicas::default(), spread: true }
+        Self {
+            site: everywhere(),
+            labels: Labels::default(),
+            replicas: Replicas::default(),
+            spread: true,
+        }
     }
 }
 

@@ -124,7 +124,9 @@ impl<'de> Deserialize<'de> for Replicas {
             Value::String(text) if text == "each" => Ok(Self::Each),
             other => {
                 let count = other.as_u64().and_then(|n| u32::try_from(n).ok());
-                count.map(Self::Count).ok_or_else(|| D::Error::custom("expected a number of nodes or \"each\""))
+                count
+                    .map(Self::Count)
+                    .ok_or_else(|| D::Error::custom("expected a number of nodes or \"each\""))
             }
         }
     }

@@ -23,8 +23,15 @@ impl Placer for LabelsAndResources {
         workloads.sort_by_key(|w| (Reverse(w.priority), w.name.as_str()));
         let mut board = Board::new(nodes);
         let kept: Vec<BTreeSet<usize>> = workloads.iter().map(|w| board.keep(w, current)).collect();
-        let placed = workloads.iter().zip(kept).map(|(w, kept)| (w.name.clone(), board.complete(w, kept))).collect();
-        Placement { manifest: application.clone(), workloads: placed }
+        let placed = workloads
+            .iter()
+            .zip(kept)
+            .map(|(w, kept)| (w.name.clone(), board.complete(w, kept)))
+            .collect();
+        Placement {
+            manifest: application.clone(),
+            workloads: placed,
+        }
     }
 }
 
@@ -54,9 +61,15 @@ impl<'a> Board<'a> {
 
     /// Adds nodes until there are enough, and says of every other one why not.
     fn complete(&mut self, workload: &WorkloadDef, mut chosen: BTreeSet<usize>) -> WorkloadPlacement {
-        let mut verdicts: Vec<(usize, Option<Reason>)> =
-            (0..self.nodes.len()).filter(|i| !chosen.contains(i)).map(|i| (i, self.verdict(workload, i))).collect();
-        let candidates = verdicts.iter().filter(|(_, reason)| reason.is_none()).map(|(i, _)| *i).collect();
+        let mut verdicts: Vec<(usize, Option<Reason>)> = (0..self.nodes.len())
+            .filter(|i| !chosen.contains(i))
+            .map(|i| (i, self.verdict(workload, i)))
+            .collect();
+        let candidates = verdicts
+            .iter()
+            .filter(|(_, reason)| reason.is_none())
+            .map(|(i, _)| *i)
+            .collect();
         let missing = wanted(workload).saturating_sub(chosen.len());
         chosen.extend(self.take_best(workload, candidates, missing));
         verdicts.retain(|(i, _)| !chosen.contains(i));
@@ -64,7 +77,12 @@ impl<'a> Board<'a> {
         let replicas = count(wanted(workload));
         let rejected: BTreeMap<String, Reason> = verdicts
             .into_iter()
-            .map(|(i, reason)| (self.nodes[i].id.clone(), reason.unwrap_or(Reason::NotNeeded { replicas })))
+            .map(|(i, reason)| {
+                (
+                    self.nodes[i].id.clone(),
+                    reason.unwrap_or(Reason::NotNeeded { replicas }),
+                )
+            })
             .collect();
         let unplaced = match workload.placement.replicas {
             Replicas::Count(replicas) => replicas.saturating_sub(count(chosen.len())),
@@ -72,7 +90,12 @@ impl<'a> Board<'a> {
         };
         let summary = (unplaced > 0 || chosen.is_empty()).then(|| summarize(workload, unplaced, &rejected));
         let nodes = chosen.into_iter().map(|i| self.nodes[i].id.clone()).collect();
-        WorkloadPlacement { nodes, rejected, unplaced, summary }
+        WorkloadPlacement {
+            nodes,
+            rejected,
+            unplaced,
+            summary,
+        }
     }
 
     /// Why the node cannot run the workload; `None` if it can.
@@ -86,7 +109,10 @@ impl<'a> Board<'a> {
             return Some(Reason::Role { role: node.role });
         }
         if !rule.site.matches(&node.site) {
-            return Some(Reason::Site { site: node.site.clone(), pattern: rule.site.as_str().to_owned() });
+            return Some(Reason::Site {
+                site: node.site.clone(),
+                pattern: rule.site.as_str().to_owned(),
+            });
         }
         // Before labels and runtimes: of a node that never reported these may not be known yet.
         if !node.seen {
@@ -94,7 +120,11 @@ impl<'a> Board<'a> {
         }
         if let Some((key, wanted)) = rule.labels.iter().find(|(k, v)| node.labels.get(*k) != Some(v)) {
             let found = node.labels.get(key).cloned();
-            return Some(Reason::Label { key: key.clone(), wanted: wanted.clone(), found });
+            return Some(Reason::Label {
+                key: key.clone(),
+                wanted: wanted.clone(),
+                found,
+            });
         }
         let runtime = workload.runtime.as_str();
         if !node.runtimes.iter().any(|r| r.name == runtime) {
@@ -121,14 +151,19 @@ impl<'a> Board<'a> {
     /// What is left; nothing where the node has not said what it has, so that it comes last.
     fn free(&self, index: usize) -> NodeResources {
         let node = self.nodes[index];
-        let Some(capacity) = node.capacity else { return NodeResources::default() };
+        let Some(capacity) = node.capacity else {
+            return NodeResources::default();
+        };
         let taken = self.taken[index];
         NodeResources {
             memory_bytes: capacity
                 .memory_bytes
                 .saturating_sub(node.used.memory_bytes)
                 .saturating_sub(taken.memory_bytes),
-            cpu_millis: capacity.cpu_millis.saturating_sub(node.used.cpu_millis).saturating_sub(taken.cpu_millis),
+            cpu_millis: capacity
+                .cpu_millis
+                .saturating_sub(node.used.cpu_millis)
+                .saturating_sub(taken.cpu_millis),
         }
     }
 
@@ -161,7 +196,10 @@ impl<'a> Board<'a> {
 
 fn ask(workload: &WorkloadDef) -> NodeResources {
     let resources = workload.resources;
-    NodeResources { memory_bytes: resources.memory_bytes.unwrap_or(0), cpu_millis: resources.cpu_millis }
+    NodeResources {
+        memory_bytes: resources.memory_bytes.unwrap_or(0),
+        cpu_millis: resources.cpu_millis,
+    }
 }
 
 fn wanted(workload: &WorkloadDef) -> usize {

@@ -108,14 +108,24 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Revoked => f.write_str("certificate revoked"),
-            Self::Role { role: NodeRole::Gateway } => f.write_str("is a gateway; workloads run on agents"),
+            Self::Role {
+                role: NodeRole::Gateway,
+            } => f.write_str("is a gateway; workloads run on agents"),
             Self::Role { role: NodeRole::Agent } => f.write_str("is an agent"),
             Self::Site { site, pattern } => write!(f, "site {site} does not match {pattern}"),
             Self::NeverReported => f.write_str("node has never reported"),
-            Self::Label { key, wanted, found: Some(found) } => {
+            Self::Label {
+                key,
+                wanted,
+                found: Some(found),
+            } => {
                 write!(f, "label {key}={wanted} missing (has {key}={found})")
             }
-            Self::Label { key, wanted, found: None } => write!(f, "label {key}={wanted} missing (has no {key})"),
+            Self::Label {
+                key,
+                wanted,
+                found: None,
+            } => write!(f, "label {key}={wanted} missing (has no {key})"),
             Self::Runtime { name } => write!(f, "runtime {name} not installed"),
             Self::Memory { asked, free, capacity } => {
                 let [asked, free, capacity] = comparable([*asked, *free, *capacity]);
@@ -180,8 +190,14 @@ mod tests {
     #[test]
     fn memory_reads_well_and_never_contradicts_itself() {
         let text = |asked, free, capacity| Reason::Memory { asked, free, capacity }.to_string();
-        assert_eq!(text(64 << 20, 12 << 20, 128 << 20), "memory: asks 64 MiB, 12 MiB free of 128 MiB");
-        assert_eq!(text(1536 << 20, 0, 1 << 30), "memory: asks 1.5 GiB, 0 bytes free of 1 GiB");
+        assert_eq!(
+            text(64 << 20, 12 << 20, 128 << 20),
+            "memory: asks 64 MiB, 12 MiB free of 128 MiB"
+        );
+        assert_eq!(
+            text(1536 << 20, 0, 1 << 30),
+            "memory: asks 1.5 GiB, 0 bytes free of 1 GiB"
+        );
         assert_eq!(
             text((64 << 20) + 1, 64 << 20, 64 << 20),
             "memory: asks 67108865 bytes, 67108864 bytes free of 67108864 bytes"

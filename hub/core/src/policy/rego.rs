@@ -28,7 +28,9 @@ pub(super) struct Compiled {
 
 impl std::fmt::Debug for Compiled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Compiled").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Compiled")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -50,26 +52,48 @@ pub(super) fn compile(sources: &[PolicySource]) -> Result<Vec<Compiled>, PolicyE
 /// v1 first: v1 text in a v0 engine parses, with a warning that nobody sees, and then means something else.
 fn parse(source: &PolicySource) -> Result<Parsed<'_>, PolicyError> {
     let as_v1 = match add(&mut Engine::new(), source, false) {
-        Ok(package) => return Ok(Parsed { source, v0: false, package }),
+        Ok(package) => {
+            return Ok(Parsed {
+                source,
+                v0: false,
+                package,
+            });
+        }
         Err(message) => message,
     };
     let Ok(package) = add(&mut Engine::new(), source, true) else {
-        return Err(PolicyError::Syntax { name: source.name.clone(), message: as_v1 });
+        return Err(PolicyError::Syntax {
+            name: source.name.clone(),
+            message: as_v1,
+        });
     };
     match keyword_without_import(&source.text) {
-        Some((line, word)) => Err(PolicyError::KeywordWithoutImport { name: source.name.clone(), line, word }),
-        None => Ok(Parsed { source, v0: true, package }),
+        Some((line, word)) => Err(PolicyError::KeywordWithoutImport {
+            name: source.name.clone(),
+            line,
+            word,
+        }),
+        None => Ok(Parsed {
+            source,
+            v0: true,
+            package,
+        }),
     }
 }
 
 fn add(engine: &mut Engine, source: &PolicySource, v0: bool) -> Result<String, String> {
     engine.set_rego_v0(v0);
-    engine.add_policy(source.name.clone(), source.text.clone()).map_err(|e| e.to_string().trim().to_owned())
+    engine
+        .add_policy(source.name.clone(), source.text.clone())
+        .map_err(|e| e.to_string().trim().to_owned())
 }
 
 fn compile_one(policy: &Parsed<'_>, libraries: &[Parsed<'_>]) -> Result<Compiled, PolicyError> {
     let name = policy.source.name.clone();
-    let failed = |message: String| PolicyError::Compile { name: name.clone(), message: message.trim().to_owned() };
+    let failed = |message: String| PolicyError::Compile {
+        name: name.clone(),
+        message: message.trim().to_owned(),
+    };
     let mut engine = Engine::new();
     for library in libraries {
         add(&mut engine, library.source, library.v0).map_err(failed)?;
@@ -80,14 +104,20 @@ fn compile_one(policy: &Parsed<'_>, libraries: &[Parsed<'_>]) -> Result<Compiled
         Ok(false) => return Err(PolicyError::NoDenyRule { name }),
         Err(e) => return Err(failed(e.to_string())),
     }
-    let compiled = engine.compile_with_entrypoint(&DENY.into()).map_err(|e| failed(e.to_string()))?;
+    let compiled = engine
+        .compile_with_entrypoint(&DENY.into())
+        .map_err(|e| failed(e.to_string()))?;
     let program = Compiler::compile_from_policy(&compiled, &[DENY]).map_err(|e| failed(e.to_string()))?;
     engine.set_strict_builtin_errors(true);
     engine.set_execution_timer_config(ExecutionTimerConfig {
         limit: MAX_POLICY_TIME,
         check_interval: NonZeroU32::new(1_000).unwrap_or(NonZeroU32::MIN),
     });
-    Ok(Compiled { name, program, interpreter: engine })
+    Ok(Compiled {
+        name,
+        program,
+        interpreter: engine,
+    })
 }
 
 impl Compiled {
@@ -114,7 +144,9 @@ impl Compiled {
         vm.set_max_instructions(MAX_POLICY_INSTRUCTIONS);
         vm.set_data(Value::new_object()).map_err(|e| one_line(&e))?;
         vm.set_input(input);
-        vm.execute_entry_point_by_name(DENY).map(|_| ()).map_err(|e| one_line(&e))
+        vm.execute_entry_point_by_name(DENY)
+            .map(|_| ())
+            .map_err(|e| one_line(&e))
     }
 }
 
@@ -144,9 +176,15 @@ fn keyword_without_import(text: &str) -> Option<(usize, &'static str)> {
         })
     };
     let bare = without_strings_and_comments(text);
-    for (index, line) in bare.lines().enumerate().filter(|(_, l)| !l.trim_start().starts_with("import")) {
+    for (index, line) in bare
+        .lines()
+        .enumerate()
+        .filter(|(_, l)| !l.trim_start().starts_with("import"))
+    {
         for (start, word) in words(line) {
-            let Some(keyword) = FUTURE_KEYWORDS.into_iter().find(|k| *k == word) else { continue };
+            let Some(keyword) = FUTURE_KEYWORDS.into_iter().find(|k| *k == word) else {
+                continue;
+            };
             let called = line[start + word.len()..].trim_start().starts_with('(');
             let harmless = line[..start].ends_with('.') || (keyword == "contains" && called) || imports(keyword);
             if !harmless {
@@ -193,9 +231,18 @@ mod tests {
 
     #[test]
     fn future_keywords_in_v0_text() {
-        assert_eq!(keyword_without_import("package a\ndeny[x] { x := 1 if true }"), Some((2, "if")));
-        assert_eq!(keyword_without_import("package a\nimport future.keywords.if\nx := 1 if true"), None);
-        assert_eq!(keyword_without_import("x { contains(a, \"if\") } # every day in May"), None);
+        assert_eq!(
+            keyword_without_import("package a\ndeny[x] { x := 1 if true }"),
+            Some((2, "if"))
+        );
+        assert_eq!(
+            keyword_without_import("package a\nimport future.keywords.if\nx := 1 if true"),
+            None
+        );
+        assert_eq!(
+            keyword_without_import("x { contains(a, \"if\") } # every day in May"),
+            None
+        );
         assert_eq!(keyword_without_import("x { input.if == `in` }"), None);
         assert_eq!(keyword_without_import("deny contains x"), Some((1, "contains")));
     }

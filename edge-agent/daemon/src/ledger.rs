@@ -1,0 +1,255 @@
+//! The ledger on disk: every change of one `Persist` in one transaction, and the image that the core starts from.
+
+use std::path::{Path, PathBuf};
+
+use cnova_agent_core::ledger::{InstanceRow, Op, Phase, Stored};
+use cnova_shared::hop::Position;
+use cnova_shared::ids::{Digest, Name, WorkloadId};
+use cnova_shared::report::{StoredStream, StreamOp};
+use cnova_shared::wire;
+use cnova_shared::wire::v1::Entry;
+use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use thiserror::Error;
+
+/// The largest that the database may grow: the largest twin and a full report stream, several times over.
+pub const LEDGER_BYTES: u64 = 32 << 20;
+/// Memory for pages of the database; it is written often and read once.
+const CACHE_KIB: u32 = 256;
+
+const SCHEMA: Schema = Schema {
+    application_id: 0x636e_7661,
+    migrations: &["
+        CREATE TABLE twin (id INTEGER PRIMARY KEY CHECK (id = 1), bytes BLOB NOT NULL) STRICT;
+        CREATE TABLE number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+        CREATE TABLE instance (
+            application TEXT NOT NULL, name TEXT NOT NULL, attempt INTEGER NOT NULL, spec BLOB NOT NULL,
+            failures INTEGER NOT NULL, phase TEXT NOT NULL, PRIMARY KEY (application, name)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE entry (key TEXT PRIMARY KEY, seq INTEGER NOT NULL, cbor BLOB NOT NULL) STRICT;
+    "],
+};
+
+const TIME_FLOOR: &str = "time-floor";
+const INCARNATION: &str = "report-incarnation";
+const ACKED: &str = "report-acked";
+const PROBE: &str = "probe";
+
+/// Why the ledger was not opened.
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What is in it could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite answered.
+        source: rusqlite::Error,
+    },
+    /// No thread for it.
+    #[error("no thread for the store: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The ledger, open.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    owner: Owner,
+}
+
+impl Ledger {
+    /// Opens the ledger; a corrupt one is set aside, because the parent has what it needs to begin anew. A new one begins
+    /// its report stream with an incarnation made of `wall_ms`, which is above that of the one that was lost.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it cannot be written at all.
+    pub fn open(path: &Path, wall_ms: u64) -> Result<(Self, Option<SetAside>), LedgerError> {
+        let opened = cnova_store::open(path, &SCHEMA, OnCorrupt::SetAside, LEDGER_BYTES)?;
+        let (opened, unreadable) = match prepare(&opened, wall_ms).and_then(|()| load(&opened.connection)) {
+            Ok(_) => (opened, None),
+            Err(reason) if is_damage(&reason) => {
+                // The pages are sound, but what they hold is not ours.
+                drop(opened);
+                let aside = cnova_store::set_aside(path, &reason.to_string())?;
+                let opened = cnova_store::open(path, &SCHEMA, OnCorrupt::Refuse, LEDGER_BYTES)?;
+                prepare(&opened, wall_ms).map_err(|source| LedgerError::Read { path: path.to_owned(), source })?;
+                (opened, Some(aside))
+            }
+            Err(source) => return Err(LedgerError::Read { path: path.to_owned(), source }),
+        };
+        let set_aside = unreadable.or(opened.set_aside);
+        let owner = Owner::spawn(opened.connection).map_err(LedgerError::Thread)?;
+        Ok((Self { owner }, set_aside))
+    }
+
+    /// Commits all of `ops`, or none.
+    ///
+    /// # Errors
+    /// [`CallError`]; nothing was changed.
+    pub async fn persist(&self, ops: Vec<Op>) -> Result<(), CallError> {
+        self.owner.write(move |t| ops.iter().try_for_each(|op| apply(t, op))).await
+    }
+
+    /// Everything in it.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn load(&self) -> Result<Stored, CallError> {
+        self.owner.call(|c| load(c)).await
+    }
+
+    /// Whether it can be written again.
+    ///
+    /// # Errors
+    /// [`CallError`] with the reason why not.
+    pub async fn probe(&self) -> Result<(), CallError> {
+        self.owner.write(|t| bump(t, PROBE)).await
+    }
+
+    /// Commits and bytes written since it was opened.
+    #[must_use]
+    pub fn counters(&self) -> &cnova_store::Counters {
+        self.owner.counters()
+    }
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..))
+}
+
+fn prepare(opened: &Opened, wall_ms: u64) -> Result<(), rusqlite::Error> {
+    opened.connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
+    opened.connection.execute(
+        "INSERT OR IGNORE INTO number (name, value) VALUES (?1, ?2)",
+        params![INCARNATION, to_sql(wall_ms.max(1))],
+    )?;
+    Ok(())
+}
+
+// SQLite has no unsigned integers; all 64 bits survive the way there and back.
+fn to_sql(value: u64) -> i64 {
+    value.cast_signed()
+}
+
+fn from_sql(value: i64) -> u64 {
+    value.cast_unsigned()
+}
+
+fn apply(t: &Transaction<'_>, op: &Op) -> Result<(), rusqlite::Error> {
+    match op {
+        Op::PutTwin(bytes) => {
+            t.prepare_cached("INSERT OR REPLACE INTO twin (id, bytes) VALUES (1, ?1)")?.execute([bytes])?;
+        }
+        Op::TimeFloor(seconds) => put_number(t, TIME_FLOOR, *seconds)?,
+        Op::PutInstance(row) => put_instance(t, row)?,
+        Op::DeleteInstance(id) => {
+            t.prepare_cached("DELETE FROM instance WHERE application = ?1 AND name = ?2")?
+                .execute([id.application.as_str(), id.name.as_str()])?;
+        }
+        Op::Stream(op) => apply_stream(t, op)?,
+    }
+    Ok(())
+}
+
+fn apply_stream(t: &Transaction<'_>, op: &StreamOp) -> Result<(), rusqlite::Error> {
+    match op {
+        StreamOp::Put(entry) => {
+            let cbor = wire::encode(entry).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+            t.prepare_cached("INSERT OR REPLACE INTO entry (key, seq, cbor) VALUES (?1, ?2, ?3)")?
+                .execute(params![entry.key, to_sql(entry.seq), cbor])?;
+        }
+        StreamOp::Delete(key) => {
+            t.prepare_cached("DELETE FROM entry WHERE key = ?1")?.execute([key])?;
+        }
+        StreamOp::Acked(position) => {
+            put_number(t, INCARNATION, position.incarnation)?;
+            put_number(t, ACKED, position.seq)?;
+        }
+    }
+    Ok(())
+}
+
+fn put_number(t: &Transaction<'_>, name: &str, value: u64) -> Result<(), rusqlite::Error> {
+    t.prepare_cached("INSERT OR REPLACE INTO number (name, value) VALUES (?1, ?2)")?
+        .execute(params![name, to_sql(value)])?;
+    Ok(())
+}
+
+fn bump(t: &Transaction<'_>, name: &str) -> Result<(), rusqlite::Error> {
+    let sql = "INSERT INTO number (name, value) VALUES (?1, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1";
+    t.execute(sql, [name])?;
+    Ok(())
+}
+
+fn put_instance(t: &Transaction<'_>, row: &InstanceRow) -> Result<(), rusqlite::Error> {
+    t.prepare_cached(
+        "INSERT OR REPLACE INTO instance (application, name, attempt, spec, failures, phase)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute(params![
+        row.id.application.as_str(),
+        row.id.name.as_str(),
+        row.attempt,
+        row.spec.0.as_slice(),
+        row.failures,
+        phase_word(row.phase),
+    ])?;
+    Ok(())
+}
+
+fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Active => "active",
+        Phase::Backoff => "backoff",
+        Phase::Finished => "finished",
+        Phase::CrashLoop => "crash-loop",
+    }
+}
+
+fn phase_of(word: &str) -> Option<Phase> {
+    [Phase::Active, Phase::Backoff, Phase::Finished, Phase::CrashLoop].into_iter().find(|p| phase_word(*p) == word)
+}
+
+fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
+    let twin = c.query_row("SELECT bytes FROM twin", [], |r| r.get(0)).optional()?;
+    let instances = c
+        .prepare("SELECT application, name, attempt, spec, failures, phase FROM instance")?
+        .query_map([], read_instance)?
+        .collect::<Result<_, _>>()?;
+    let entries =
+        c.prepare("SELECT cbor FROM entry ORDER BY seq")?.query_map([], read_entry)?.collect::<Result<_, _>>()?;
+    let acked = Position { incarnation: number(c, INCARNATION)?, seq: number(c, ACKED)? };
+    Ok(Stored { twin, time_floor: number(c, TIME_FLOOR)?, instances, stream: StoredStream { entries, acked } })
+}
+
+fn number(c: &Connection, name: &str) -> Result<u64, rusqlite::Error> {
+    let value = c.query_row("SELECT value FROM number WHERE name = ?1", [name], |r| r.get(0)).optional()?;
+    Ok(from_sql(value.unwrap_or(0)))
+}
+
+fn damaged(column: usize, kind: Type, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, kind, error.into())
+}
+
+fn read_instance(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
+    let name = |column: usize| {
+        Name::new(row.get::<_, String>(column)?).map_err(|e| damaged(column, Type::Text, e))
+    };
+    let word: String = row.get(5)?;
+    Ok(InstanceRow {
+        id: WorkloadId { application: name(0)?, name: name(1)? },
+        attempt: row.get(2)?,
+        spec: Digest(row.get(3)?),
+        failures: row.get(4)?,
+        phase: phase_of(&word).ok_or_else(|| damaged(5, Type::Text, format!("{word:?} is not a phase")))?,
+    })
+}
+
+fn read_entry(row: &Row<'_>) -> Result<Entry, rusqlite::Error> {
+    let cbor: Vec<u8> = row.get(0)?;
+    wire::decode(&cbor).map_err(|e| damaged(0, Type::Blob, e))
+}

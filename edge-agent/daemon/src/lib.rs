@@ -1,0 +1,22 @@
+//! The agent's daemon: performs what the core decides.
+//!
+//! ```text
+//!  uplink events --+                 +--> ledger (SQLite, one transaction per Persist)
+//!  runtime events -+-> event_loop ---+--> signed messages to the parent
+//!  artifacts ------+    (core)       +--> supervisor: one task per instance, pidfd, RAL
+//!  timer, signals -+                 +--> artifacts on disk
+//! ```
+//!
+//! A library only so that its parts can be tested; the program is `cnova-agent`.
+
+mod answers;
+mod catalog;
+pub mod check;
+pub mod config;
+mod event_loop;
+pub mod instance;
+mod launch;
+pub mod ledger;
+mod observe;
+pub mod run;
+mod supervisor;

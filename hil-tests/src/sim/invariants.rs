@@ -1,0 +1,90 @@
+//! What must hold at every step, whatever goes wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cnova_agent_core::workload::spec_digest;
+use cnova_agent_core::{Agent, Launch};
+use cnova_hub_core::Op as HubOp;
+use cnova_shared::ids::{Digest, NodeId, WorkloadId};
+use cnova_shared::twin::Version;
+use cnova_shared::wire::v1;
+
+/// What the run knows beyond what any node knows.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    /// Every twin that the hub's signer signed: exact bytes.
+    pub twin_bytes: BTreeSet<Vec<u8>>,
+    /// Every twin that the hub's signer signed: contents.
+    pub twins: BTreeMap<(NodeId, Version), v1::Twin>,
+    /// Everything that nodes signed themselves and that gateways may carry.
+    pub spoken: BTreeSet<Digest>,
+    /// The newest version that each agent has committed.
+    pub committed: BTreeMap<NodeId, Version>,
+    /// Every entry that the hub has committed: node, incarnation, sequence number.
+    pub history: BTreeSet<(NodeId, u64, u64)>,
+}
+
+/// A broken invariant.
+pub type Broken = Option<String>;
+
+impl Oracle {
+    /// Nothing unverified or for another node runs.
+    #[must_use]
+    pub fn on_start(&self, node: &NodeId, launch: &Launch) -> Broken {
+        let Some(twin) = self.twins.get(&(node.clone(), launch.version)) else {
+            return Some(format!("{node} starts {} for twin {}, which was never signed for it", launch.workload.id, launch.version));
+        };
+        let named = twin.workloads.iter().any(|w| w.id == launch.workload.id && spec_digest(w) == launch.spec);
+        (!named).then(|| format!("{node} starts {} as twin {} does not say", launch.workload.id, launch.version))
+    }
+
+    /// The last good twin keeps running: nothing is stopped that the committed twin wants as it is.
+    #[must_use]
+    pub fn on_stop(&self, node: &NodeId, id: &WorkloadId, running: Option<Digest>, older_instance: bool) -> Broken {
+        let committed = self.committed.get(node).copied().unwrap_or_default();
+        let twin = self.twins.get(&(node.clone(), committed))?;
+        let wanted = twin.workloads.iter().any(|w| w.id == *id && Some(spec_digest(w)) == running);
+        let memory: u64 = twin.workloads.iter().map(|w| w.memory_bytes).sum();
+        // A workload of low priority may have to make room.
+        let tight = memory > super::agents::MEMORY_BYTES;
+        (wanted && !older_instance && !tight)
+            .then(|| format!("{node} stops {id}, which its committed twin {committed} wants as it runs"))
+    }
+
+    /// The generation never goes back, across crashes too.
+    pub fn on_settled(&mut self, agent: &Agent) -> Broken {
+        let node = agent.node().clone();
+        let held = self.committed.get(&node).copied().unwrap_or_default();
+        if agent.version() < held {
+            return Some(format!("{node} went back from {held} to {}", agent.version()));
+        }
+        self.committed.insert(node, agent.version());
+        None
+    }
+
+    /// Gateways hand on twins unchanged.
+    #[must_use]
+    pub fn on_forward_twin(&self, gateway: &NodeId, bytes: &[u8]) -> Broken {
+        (!self.twin_bytes.contains(bytes)).then(|| format!("{gateway} hands on a twin that the hub never signed"))
+    }
+
+    /// Gateways carry what was said unchanged.
+    #[must_use]
+    pub fn on_relay(&self, gateway: &NodeId, relay: &v1::Relay) -> Broken {
+        let foreign = relay.items.iter().find(|i| !self.spoken.contains(&Digest::of(&i.body)))?;
+        Some(format!("{gateway} carries a {} that nobody said", foreign.kind))
+    }
+
+    /// Every reported entry is taken into the hub's history once.
+    pub fn on_hub_commit(&mut self, ops: &[HubOp]) -> Broken {
+        for op in ops {
+            if let HubOp::PutEntry { node, stored } = op
+                && !self.history.insert((node.clone(), stored.incarnation, stored.entry.seq))
+            {
+                let seq = stored.entry.seq;
+                return Some(format!("the hub took entry {seq} of {node} twice"));
+            }
+        }
+        None
+    }
+}

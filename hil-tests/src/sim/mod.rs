@@ -1,0 +1,21 @@
+//! The simulator: real cores, virtual time, one seed.
+//!
+//! A run has two halves. In the first, messages are dropped, doubled, delayed, swapped and corrupted, links break,
+//! processes crash before and after what they write, machines restart, stores are lost, clocks jump, workloads die,
+//! and forged twins are sent. In the second all that stops, and every node must converge or say why not. The
+//! invariants of [`invariants`] are checked at every step of both.
+
+pub mod agents;
+pub mod faults;
+pub mod gateways;
+pub mod hubs;
+pub mod invariants;
+pub mod manifests;
+mod mishaps;
+pub mod net;
+mod perform;
+pub mod pki;
+pub mod world;
+
+pub use faults::Faults;
+pub use world::{Outcome, Violation, run};

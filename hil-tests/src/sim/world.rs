@@ -1,0 +1,486 @@
+//! One run: a hub, two gateways and three agents under one seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cnova_shared::ids::{Digest, NodeId};
+use cnova_shared::time::Now;
+use cnova_shared::topics::Kind;
+
+use super::agents::SimAgent;
+use super::faults::{Faults, happens};
+use super::gateways::SimGateway;
+use super::hubs::SimHub;
+use super::invariants::Oracle;
+use super::net::{Arrival, Net};
+use super::pki::{AGENTS, AREA, EPOCH_S, HUB, LINE, id};
+
+/// Virtual milliseconds in which things go wrong.
+pub const FAULTY_MS: u64 = 60_000;
+/// Virtual milliseconds after which everything must have converged.
+pub const CONVERGED_BY_MS: u64 = FAULTY_MS + 20 * 60_000;
+/// Events after which a run is taken to be stuck in a loop.
+const MOST_EVENTS: u64 = 400_000;
+
+/// A broken invariant, with what is needed to see it again.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// The seed.
+    pub seed: u64,
+    /// When, virtual milliseconds.
+    pub at_ms: u64,
+    /// What.
+    pub what: String,
+    /// The last steps before it.
+    pub trace: Vec<String>,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "seed {} at {} ms: {}", self.seed, self.at_ms, self.what)?;
+        self.trace.iter().try_for_each(|line| writeln!(f, "    {line}"))
+    }
+}
+
+/// What a run did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Events handled.
+    pub events: u64,
+    /// When everything had converged, virtual milliseconds.
+    pub converged_ms: u64,
+    /// Twins signed.
+    pub twins: usize,
+    /// Processes that died.
+    pub crashes: u64,
+    /// A digest of every step, the same for the same seed.
+    pub fingerprint: Digest,
+}
+
+/// The state of a link between a child and its parent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Link {
+    pub(super) up: bool,
+    pub(super) life: u64,
+}
+
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) rng: fastrand::Rng,
+    pub(super) now: u64,
+    pub(super) faults: Faults,
+    pub(super) net: Net,
+    pub(super) hub: SimHub,
+    pub(super) gateways: BTreeMap<NodeId, SimGateway>,
+    pub(super) agents: BTreeMap<NodeId, SimAgent>,
+    pub(super) links: BTreeMap<NodeId, Link>,
+    pub(super) oracle: Oracle,
+    pub(super) trace: Vec<String>,
+    pub(super) crashes: u64,
+    pub(super) events: u64,
+    fingerprint: Digest,
+    pub(super) broken: Option<String>,
+    requests: u64,
+}
+
+/// The node above.
+pub(super) fn parent_of(node: &NodeId) -> NodeId {
+    match node.as_str() {
+        AREA => id(HUB),
+        LINE => id(AREA),
+        _ => id(LINE),
+    }
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// The first broken invariant, or that the tree did not converge.
+pub fn run(seed: u64) -> Result<Outcome, Violation> {
+    let mut world = World::new(seed);
+    world.start();
+    let converged_ms = world.play()?;
+    Ok(Outcome {
+        events: world.events,
+        converged_ms,
+        twins: world.oracle.twins.len(),
+        crashes: world.crashes,
+        fingerprint: world.fingerprint,
+    })
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let faults = Faults::draw(&mut rng);
+        let gateways = [(AREA, HUB), (LINE, AREA)].map(|(n, p)| (id(n), SimGateway::new(id(n), id(p))));
+        let agents = AGENTS.map(|n| (id(n), SimAgent::new(id(n))));
+        let children = [AREA, LINE].into_iter().chain(AGENTS);
+        Self {
+            seed,
+            rng,
+            now: 0,
+            faults,
+            net: Net::default(),
+            hub: SimHub::new(),
+            gateways: BTreeMap::from(gateways),
+            agents: BTreeMap::from(agents),
+            links: children.map(|n| (id(n), Link::default())).collect(),
+            oracle: Oracle::default(),
+            trace: Vec::new(),
+            crashes: 0,
+            events: 0,
+            fingerprint: Digest([0; 32]),
+            broken: None,
+            requests: 0,
+        }
+    }
+
+    /// The clocks of a node.
+    pub(super) fn clock(&self, node: &NodeId) -> Now {
+        let off_s = if let Some(a) = self.agents.get(node) {
+            a.clock_off_s
+        } else {
+            self.gateways.get(node).map_or(0, |g| g.clock_off_s)
+        };
+        let right = i64::try_from(EPOCH_S * 1000 + self.now).unwrap_or(i64::MAX);
+        Now { mono_ms: self.now, wall_ms: u64::try_from(right + off_s * 1000).unwrap_or(0) }
+    }
+
+    /// Remembers a step, for the trace and the fingerprint.
+    pub(super) fn log(&mut self, line: String) {
+        const TRACE_LINES: usize = 80;
+        let mut bytes = self.fingerprint.0.to_vec();
+        bytes.extend_from_slice(&self.now.to_le_bytes());
+        bytes.extend_from_slice(line.as_bytes());
+        self.fingerprint = Digest::of(&bytes);
+        if self.trace.len() == TRACE_LINES {
+            self.trace.remove(0);
+        }
+        self.trace.push(format!("{:>7} {line}", self.now));
+    }
+
+    pub(super) fn check(&mut self, broken: Option<String>) {
+        if self.broken.is_none() {
+            self.broken = broken;
+        }
+    }
+
+    fn violation(&self, what: String) -> Violation {
+        Violation { seed: self.seed, at_ms: self.now, what, trace: self.trace.clone() }
+    }
+
+    fn start(&mut self) {
+        for node in [HUB, AREA, LINE].into_iter().chain(AGENTS) {
+            self.net.at(self.rng.u64(0..500), Arrival::Restart(id(node)));
+        }
+        self.plan_faults();
+    }
+
+    /// Draws what goes wrong, and what people do meanwhile.
+    fn plan_faults(&mut self) {
+        for _ in 0..self.rng.usize(2..8) {
+            let at = self.rng.u64(1_000..FAULTY_MS);
+            self.net.at(at, Arrival::Hub { life: ANY_LIFE, event: cnova_hub_core::Event::Tick });
+        }
+    }
+
+    fn play(&mut self) -> Result<u64, Violation> {
+        let mut mishap_at = self.rng.u64(500..4_000);
+        let mut healed = false;
+        let mut look_at = FAULTY_MS + 1_000;
+        loop {
+            if let Some(what) = self.broken.take() {
+                return Err(self.violation(what));
+            }
+            if self.events > MOST_EVENTS {
+                return Err(self.violation(format!("{MOST_EVENTS} events without an end")));
+            }
+            let next = self.next_time().min(if healed { look_at } else { mishap_at.min(FAULTY_MS) });
+            self.now = self.now.max(next);
+            if !healed && self.now >= FAULTY_MS {
+                healed = true;
+                self.heal_everything();
+            } else if !healed && self.now >= mishap_at {
+                self.mishap();
+                mishap_at = self.now + self.rng.u64(200..4_000);
+            }
+            if healed && self.now >= look_at {
+                let Some(why) = self.why_not_converged() else { return Ok(self.now) };
+                if self.now >= CONVERGED_BY_MS {
+                    return Err(self.violation(format!("not converged: {why}")));
+                }
+                look_at = self.now + 1_000;
+            }
+            self.step();
+        }
+    }
+
+    fn next_time(&self) -> u64 {
+        let agents = self.agents.values().filter_map(|a| a.core.as_ref()?.poll_timeout());
+        let gateways = self.gateways.values().filter_map(|g| g.core.as_ref()?.poll_timeout());
+        let hub = self.hub.core.iter().filter_map(cnova_hub_core::Hub::poll_timeout);
+        agents.chain(gateways).chain(hub).chain(self.net.next_time()).min().unwrap_or(u64::MAX)
+    }
+
+    /// Handles everything that is due now.
+    fn step(&mut self) {
+        while let Some(arrival) = self.net.take(self.now) {
+            self.events += 1;
+            self.arrive(arrival);
+            if self.broken.is_some() {
+                return;
+            }
+        }
+        let due = |t: Option<u64>, now| t.is_some_and(|t| t <= now);
+        for node in self.agents.keys().cloned().collect::<Vec<_>>() {
+            if due(self.agents[&node].core.as_ref().and_then(|c| c.poll_timeout()), self.now) {
+                self.agent_event(&node, cnova_agent_core::Event::Tick);
+            }
+        }
+        for node in self.gateways.keys().cloned().collect::<Vec<_>>() {
+            if due(self.gateways[&node].core.as_ref().and_then(|c| c.poll_timeout()), self.now) {
+                self.gateway_event(&node, cnova_gateway_core::Event::Tick);
+            }
+        }
+        if due(self.hub.core.as_ref().and_then(|c| c.poll_timeout()), self.now) {
+            self.hub_event(cnova_hub_core::Event::Tick);
+        }
+        self.events += 1;
+    }
+
+    fn arrive(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Message { from, to, kind, bytes, link } => self.deliver(&from, &to, kind, bytes, link),
+            Arrival::Forged { to, kind, bytes } => {
+                self.log(format!("forged {} reaches {to}", kind.as_str()));
+                self.from_above(&to, kind, bytes);
+            }
+            Arrival::Agent { node, life, event } if self.agents[&node].life == life => self.agent_event(&node, event),
+            Arrival::Gateway { node, life, event } if self.gateways[&node].life == life => {
+                self.gateway_event(&node, event);
+            }
+            Arrival::Hub { life, .. } if life == ANY_LIFE => self.somebody_applies(),
+            Arrival::Hub { life, event } if self.hub.life == life => self.hub_event(event),
+            Arrival::Agent { .. } | Arrival::Gateway { .. } | Arrival::Hub { .. } => {}
+            Arrival::Workload { node, id, attempt, up } => self.workload_changes(&node, id, attempt, up),
+            Arrival::Restart(node) => self.restart(&node),
+            Arrival::Heal { child } => self.connect(&child),
+        }
+    }
+
+    fn deliver(&mut self, from: &NodeId, to: &NodeId, kind: Kind, bytes: Vec<u8>, life: u64) {
+        let child = if kind.is_up() { from } else { to };
+        let link = self.links[child];
+        if !link.up || link.life != life {
+            return;
+        }
+        self.log(format!("{from} -> {to} {} {} B", kind.as_str(), bytes.len()));
+        if kind.is_up() {
+            let child = from.clone();
+            if to.as_str() == HUB {
+                self.hub_event(cnova_hub_core::Event::FromChild { child, kind, bytes });
+            } else {
+                self.gateway_event(to, cnova_gateway_core::Event::FromChild { child, kind, bytes });
+            }
+        } else {
+            self.from_above(to, kind, bytes);
+        }
+    }
+
+    fn from_above(&mut self, to: &NodeId, kind: Kind, bytes: Vec<u8>) {
+        if self.agents.contains_key(to) {
+            self.agent_event(to, cnova_agent_core::Event::Message { kind, bytes });
+        } else {
+            self.gateway_event(to, cnova_gateway_core::Event::FromParent { kind, bytes });
+        }
+    }
+
+    /// A link comes up when both its ends live; otherwise it is tried again.
+    fn connect(&mut self, child: &NodeId) {
+        let parent = parent_of(child);
+        if self.links[child].up {
+            return;
+        }
+        if !self.is_alive(child) || !self.is_alive(&parent) {
+            let again = self.now + self.rng.u64(200..2_000);
+            return self.net.at(again, Arrival::Heal { child: child.clone() });
+        }
+        let link = self.links.get_mut(child).expect("every child has a link");
+        *link = Link { up: true, life: link.life + 1 };
+        self.log(format!("link of {child} is up"));
+        self.told_below(&parent, child, true);
+        if self.agents.contains_key(child) {
+            self.agent_event(child, cnova_agent_core::Event::Connected);
+        } else {
+            self.gateway_event(child, cnova_gateway_core::Event::ParentConnected);
+        }
+    }
+
+    pub(super) fn told_below(&mut self, parent: &NodeId, child: &NodeId, up: bool) {
+        let (child, reason) = (child.clone(), "the link broke".to_owned());
+        if parent.as_str() == HUB {
+            use cnova_hub_core::Event;
+            self.hub_event(if up { Event::ChildConnected(child) } else { Event::ChildDisconnected { child, reason } });
+        } else {
+            use cnova_gateway_core::Event;
+            let event = if up { Event::ChildConnected(child) } else { Event::ChildDisconnected { child, reason } };
+            self.gateway_event(parent, event);
+        }
+    }
+
+    /// A link breaks; it comes back after a while.
+    pub(super) fn disconnect(&mut self, child: &NodeId, for_ms: u64) {
+        let link = self.links.get_mut(child).expect("every child has a link");
+        let was_up = std::mem::replace(&mut link.up, false);
+        self.net.at(self.now + for_ms, Arrival::Heal { child: child.clone() });
+        if !was_up {
+            return;
+        }
+        self.log(format!("link of {child} breaks for {for_ms} ms"));
+        let parent = parent_of(child);
+        self.told_below(&parent, child, false);
+        if self.agents.contains_key(child) {
+            self.agent_event(child, cnova_agent_core::Event::Disconnected);
+        } else {
+            self.gateway_event(child, cnova_gateway_core::Event::ParentDisconnected);
+        }
+    }
+
+    pub(super) fn is_alive(&self, node: &NodeId) -> bool {
+        match (self.agents.get(node), self.gateways.get(node)) {
+            (Some(a), _) => a.core.is_some(),
+            (_, Some(g)) => g.core.is_some(),
+            _ => self.hub.core.is_some(),
+        }
+    }
+
+    /// A process dies; its links break, and it is started again after a while.
+    pub(super) fn crash(&mut self, node: &NodeId) {
+        if !self.is_alive(node) {
+            return;
+        }
+        self.crashes += 1;
+        self.log(format!("{node} dies"));
+        if let Some(a) = self.agents.get_mut(node) {
+            a.core = None;
+        } else if let Some(g) = self.gateways.get_mut(node) {
+            g.core = None;
+        } else {
+            self.hub.core = None;
+        }
+        let children: Vec<NodeId> =
+            self.links.keys().filter(|c| *c == node || parent_of(c) == *node).cloned().collect();
+        for child in children {
+            let for_ms = self.rng.u64(100..1_500);
+            self.disconnect(&child, for_ms);
+        }
+        let again = self.now + self.rng.u64(100..5_000);
+        self.net.at(again, Arrival::Restart(node.clone()));
+    }
+
+    fn restart(&mut self, node: &NodeId) {
+        if self.is_alive(node) {
+            return;
+        }
+        let now = self.clock(node);
+        self.log(format!("{node} starts"));
+        if let Some(a) = self.agents.get_mut(node) {
+            a.boot(now, Vec::new());
+            self.perform_agent(node);
+        } else if let Some(g) = self.gateways.get_mut(node) {
+            g.boot(now, Vec::new());
+            self.perform_gateway(node);
+        } else {
+            self.hub.boot(now);
+            self.perform_hub();
+        }
+        if self.links.contains_key(node) {
+            self.connect(node);
+        }
+    }
+
+    fn somebody_applies(&mut self) {
+        self.requests += 1;
+        let request = self.requests;
+        let now_s = self.clock(&id(HUB)).wall_ms / 1000;
+        use cnova_hub_core::Event;
+        let event = if self.rng.u32(0..5) == 0 {
+            let name = ["alpha", "beta", "gamma"][self.rng.usize(0..3)];
+            Event::Delete { request, name: cnova_shared::ids::Name::new(name).expect("a valid name") }
+        } else {
+            Event::Apply { request, manifest: Box::new(super::manifests::draw(&mut self.rng, now_s)) }
+        };
+        self.log(format!("somebody applies or deletes ({request})"));
+        self.hub_event(event);
+    }
+
+    /// What breaks a commit: (before it, after it, the disk is full).
+    pub(super) fn commit_fate(&mut self) -> (bool, bool, bool) {
+        let f = self.faults;
+        let before = happens(&mut self.rng, f.crash_before);
+        let after = happens(&mut self.rng, f.crash_after);
+        let full = happens(&mut self.rng, f.disk_full);
+        (before, after, full)
+    }
+
+    fn heal_everything(&mut self) {
+        self.log("everything is well from here".into());
+        self.faults = Faults::NONE;
+        for a in self.agents.values_mut() {
+            a.clock_off_s = 0;
+        }
+        for g in self.gateways.values_mut() {
+            g.clock_off_s = 0;
+        }
+        for child in self.links.keys().cloned().collect::<Vec<_>>() {
+            self.net.at(self.now + 1, Arrival::Heal { child });
+        }
+    }
+
+    /// Nodes that are up and say the same as the hub; otherwise the first difference.
+    fn why_not_converged(&self) -> Option<String> {
+        let Some(hub) = &self.hub.core else { return Some("the hub is down".into()) };
+        for g in self.gateways.values() {
+            match &g.core {
+                Some(core) if core.spooled() == 0 => {}
+                Some(core) => return Some(format!("{} still has {} messages to relay", g.node, core.spooled())),
+                None => return Some(format!("{} is down", g.node)),
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for a in self.agents.values() {
+            let Some(core) = &a.core else { return Some(format!("{} is down", a.node)) };
+            let Some(info) = hub.node(&a.node) else { return Some(format!("the hub does not know {}", a.node)) };
+            if !info.in_sync {
+                return Some(format!("{}: desired {}, reported {}", a.node, info.desired, info.reported));
+            }
+            for w in core.workloads() {
+                use cnova_shared::wire::v1::WorkloadState as W;
+                if !matches!(w.state, W::Running | W::CrashLoop | W::Finished) && w.reason.is_empty() {
+                    return Some(format!("{}: {} is {:?} without a reason", a.node, w.id, w.state));
+                }
+                if matches!(w.state, W::Starting | W::Stopping | W::Fetching | W::Failed) {
+                    return Some(format!("{}: {} is still {:?}: {}", a.node, w.id, w.state, w.reason));
+                }
+                let shown = hub.workloads().into_iter().find(|i| {
+                    i.node == a.node && i.application == w.id.application && i.workload == w.id.name
+                });
+                let same = shown.as_ref().is_some_and(|i| {
+                    i.state == w.state && i.generation == w.app_generation && i.desired == i.generation
+                });
+                if !same {
+                    return Some(format!("{}: {} is {:?}, the hub shows {shown:?}", a.node, w.id, w.state));
+                }
+                seen.insert((a.node.clone(), w.id));
+            }
+        }
+        let ghost = hub.workloads().into_iter().find(|i| {
+            let id = cnova_shared::ids::WorkloadId { application: i.application.clone(), name: i.workload.clone() };
+            !seen.contains(&(i.node.clone(), id))
+        })?;
+        Some(format!("the hub shows {}/{} on {}, which is not there", ghost.application, ghost.workload, ghost.node))
+    }
+}
+
+/// Marks a hub event that stands for a person's wish.
+pub(super) const ANY_LIFE: u64 = u64::MAX;
