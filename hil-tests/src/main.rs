@@ -23,16 +23,19 @@ enum Command {
         /// How many seeds.
         #[arg(long, default_value_t = 1000)]
         seeds: u64,
+        /// How many of the last steps to show of a seed that fails.
+        #[arg(long, default_value_t = sim::world::TRACE_LINES)]
+        trace: usize,
     },
 }
 
 #[allow(clippy::print_stdout)]
 fn main() -> ExitCode {
-    let Command::Sim { from, seeds } = Args::parse().command;
+    let Command::Sim { from, seeds, trace } = Args::parse().command;
     let started = Instant::now();
     let (mut events, mut crashes, mut twins, mut slowest) = (0, 0, 0, 0);
     for seed in from..from.saturating_add(seeds) {
-        match sim::run(seed) {
+        match sim::world::run_traced(seed, trace) {
             Ok(o) => {
                 events += o.events;
                 crashes += o.crashes;

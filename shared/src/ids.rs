@@ -214,15 +214,27 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
-        if d.is_human_readable() {
-            return String::deserialize(d)?.parse().map_err(D::Error::custom);
-        }
-        let bytes = serde_bytes::ByteBuf::deserialize(d)?;
-        let got = bytes.len();
-        <[u8; 32]>::try_from(bytes.into_vec())
-            .map(Self)
-            .map_err(|_| D::Error::custom(format!("a digest has 32 bytes, not {got}")))
+        // Text or bytes, whichever is there: inside a tagged enum serde's buffer no longer knows which format it is.
+        d.deserialize_any(DigestVisitor)
+    }
+}
+
+struct DigestVisitor;
+
+impl serde::de::Visitor<'_> for DigestVisitor {
+    type Value = Digest;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a SHA-256 digest")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Digest, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Digest, E> {
+        let fail = |_| E::custom(format!("a digest has 32 bytes, not {}", bytes.len()));
+        bytes.try_into().map(Digest).map_err(fail)
     }
 }
 

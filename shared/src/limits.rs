@@ -42,6 +42,8 @@ pub const DESCENDANTS: usize = 10_000;
 pub const RESEND_MIN_MS: u64 = 500;
 /// Longest pause before something is sent again.
 pub const RESEND_MAX_MS: u64 = 60_000;
+/// Shortest time between two hellos on one connection that were not asked for.
+pub const GREET_AGAIN_MS: u64 = 10_000;
 /// Most certificates in an x5chain header.
 pub const X5CHAIN_CERTS: usize = 4;
 /// Most root keys, signing keys or authorities in one trust bundle.

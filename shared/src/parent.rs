@@ -5,6 +5,7 @@ use crate::certificate;
 use crate::envelope::{EnvelopeError, Untrusted, VerifiedBytes};
 use crate::ids::NodeId;
 use crate::keys::PublicKey;
+use crate::limits;
 use crate::time::Backoff;
 use crate::topics::Kind;
 use thiserror::Error;
@@ -31,6 +32,7 @@ pub struct Parent {
     connected: bool,
     welcomed: bool,
     hello_at: Option<u64>,
+    greeted_at: u64,
     backoff: Backoff,
 }
 
@@ -38,7 +40,7 @@ impl Parent {
     /// A link that is not connected yet.
     #[must_use]
     pub fn new(id: NodeId) -> Self {
-        Self { id, key: None, connected: false, welcomed: false, hello_at: None, backoff: Backoff::default() }
+        Self { id, key: None, connected: false, welcomed: false, hello_at: None, greeted_at: 0, backoff: Backoff::default() }
     }
 
     /// Whether the transport is up.
@@ -62,11 +64,20 @@ impl Parent {
         self.hello_at = None;
     }
 
+    /// What the hello tells may be unknown above: say it again, though not more often than every
+    /// [`limits::GREET_AGAIN_MS`].
+    pub fn greet_again(&mut self, mono_ms: u64) {
+        if self.connected && self.hello_at.is_none() && mono_ms >= self.greeted_at + limits::GREET_AGAIN_MS {
+            self.hello_at = Some(mono_ms);
+        }
+    }
+
     /// Whether a hello is due; it is repeated with backoff until [`Parent::welcomed`].
     pub fn poll_hello(&mut self, mono_ms: u64) -> bool {
         let due = self.connected && self.hello_at.is_some_and(|t| t <= mono_ms);
         if due {
             self.hello_at = Some(mono_ms + self.backoff.next_pause());
+            self.greeted_at = mono_ms;
         }
         due
     }

@@ -147,7 +147,8 @@ impl Reporter {
         }
         let to = entries.last().map_or(newest, |e| e.seq);
         self.sender.sent(to, mono_ms);
-        Some(Report { v: VERSION, incarnation: self.sender.incarnation(), from, to, entries })
+        let all_keys = (from == 0).then(|| self.entries.keys().cloned().collect());
+        Some(Report { v: VERSION, incarnation: self.sender.incarnation(), from, to, entries, all_keys })
     }
 
     /// When something is to be sent again.

@@ -36,6 +36,17 @@ pub enum TreeOp {
         /// The signed bytes.
         bytes: Vec<u8>,
     },
+    /// The twin that a descendant says it has.
+    Reported {
+        /// Which.
+        node: NodeId,
+        /// The twin's epoch, 0 for none.
+        epoch: u64,
+        /// The twin's generation, 0 for none.
+        generation: u64,
+        /// The twin's digest.
+        digest: Option<Digest>,
+    },
     /// A child's stream was taken up to here.
     Received {
         /// Which child.
@@ -54,6 +65,8 @@ pub struct StoredTree {
     pub descendants: BTreeMap<NodeId, (NodeId, Vec<u8>)>,
     /// Twins.
     pub twins: BTreeMap<NodeId, Vec<u8>>,
+    /// What descendants say they have: epoch, generation, digest.
+    pub reported: BTreeMap<NodeId, (u64, u64, Option<Digest>)>,
     /// Streams.
     pub received: BTreeMap<(NodeId, Stream), Position>,
 }
@@ -67,6 +80,9 @@ impl StoredTree {
             }
             TreeOp::PutTwin { node, bytes } => {
                 self.twins.insert(node, bytes);
+            }
+            TreeOp::Reported { node, epoch, generation, digest } => {
+                self.reported.insert(node, (epoch, generation, digest));
             }
             TreeOp::Received { child, stream, position } => {
                 self.received.insert((child, stream), position);
@@ -185,7 +201,11 @@ impl Tree {
             let read = Untrusted::read(&hello).ok().and_then(|u| certificate::read(u.x5chain.first()?).ok());
             match read {
                 Some(certificate) if certificate.node == node => {
-                    tree.descendants.insert(node, Descendant { via, certificate, hello, has: None });
+                    let said = stored.reported.get(&node);
+                    let has = said.map(|(epoch, generation, digest)| {
+                        (Version { epoch: *epoch, generation: *generation }, *digest)
+                    });
+                    tree.descendants.insert(node, Descendant { via, certificate, hello, has });
                 }
                 _ => tree.note(format!("the stored hello of {node} cannot be read; it will say hello again")),
             }
@@ -332,6 +352,7 @@ impl Tree {
         self.descendants.insert(author.clone(), known);
         let put = TreeOp::PutDescendant { node: author.clone(), via: child.clone(), hello: bytes.to_vec() };
         self.events.push_back(TreeEvent::Persist(put));
+        self.persist_reported(author, has);
         if child == author {
             self.welcome(child, &hello);
         }
@@ -343,6 +364,12 @@ impl Tree {
         let (raw, author) = (bytes.to_vec(), author.clone());
         self.events.push_back(TreeEvent::Heard { author, said: Said::Hello(hello), kind: Kind::Hello, raw });
         Ok(())
+    }
+
+    fn persist_reported(&mut self, node: &NodeId, (version, digest): (Version, Option<Digest>)) {
+        let Version { epoch, generation } = version;
+        let op = TreeOp::Reported { node: node.clone(), epoch, generation, digest };
+        self.events.push_back(TreeEvent::Persist(op));
     }
 
     fn check_hello(&self, author: &NodeId, hello: &v1::Hello, site: Option<&SitePath>) -> Result<(), String> {
@@ -418,8 +445,10 @@ impl Tree {
             if let (Body::Twin { epoch, generation, digest, .. }, Some(d)) =
                 (&entry.body, self.descendants.get_mut(author))
             {
-                let version = Version { epoch: *epoch, generation: *generation };
-                d.has = Some((version, Some(*digest)));
+                let has = (Version { epoch: *epoch, generation: *generation }, Some(*digest));
+                if d.has.replace(has) != Some(has) {
+                    self.persist_reported(author, has);
+                }
             }
         }
         let (raw, author) = (bytes.to_vec(), author.clone());

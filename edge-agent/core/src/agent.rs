@@ -223,7 +223,11 @@ impl Agent {
     fn on_twin(&mut self, bytes: &[u8], now: Now) {
         let held = self.twin.as_ref().map(|t| Held { version: t.version(), digest: t.digest() });
         match intake::judge(bytes, &self.config.node, &self.config.trust, held, self.now_s(now)) {
-            Verdict::Held => self.stage(Stage::Note("the twin in force came again".into())),
+            Verdict::Held => {
+                // Whoever repeats it does not know that it is here.
+                self.parent.greet_again(now.mono_ms);
+                self.stage(Stage::Note("the twin in force came again".into()));
+            }
             Verdict::Refuse(r) => {
                 let (epoch, generation) = (r.version.epoch, r.version.generation);
                 let body = Body::Refused { code: r.code.into(), detail: limits::clip(&r.detail), epoch, generation };
@@ -295,10 +299,8 @@ impl Agent {
         let opened = self.parent.open(kind, bytes, &self.config.node, &self.config.trust, now_s);
         let decoded = opened.and_then(|v| v.decode::<T>().map_err(ParentError::from));
         match decoded {
-            Ok(v) => {
-                self.raise_floor(v.claims().iat);
-                Some(v.into_value())
-            }
+            // A gateway's clock may be decades off: only what the hub signed moves the time floor.
+            Ok(v) => Some(v.into_value()),
             Err(e) => {
                 self.stage(Stage::Note(format!("a {} was not taken: {e}", kind.as_str())));
                 None
@@ -396,6 +398,7 @@ impl Agent {
     /// Takes every step that is open, says what changed, and puts what is to be kept before what is to be done.
     fn settle(&mut self, now: Now) {
         let ids: Vec<WorkloadId> = self.machines.keys().cloned().collect();
+        self.machines.values_mut().for_each(|m| m.end_pause(now.mono_ms));
         // Removals before additions: what stops makes room for what starts.
         for starts in [false, true] {
             for id in &ids {
@@ -448,7 +451,7 @@ impl Agent {
         let Some(machine) = self.machines.get(id) else { return };
         let here = self.missing(machine).is_none();
         let fits = self.fits(machine);
-        let step = machine.step(here, fits, now.mono_ms);
+        let step = machine.step(here, fits);
         if starts != (step == Step::Start) {
             return;
         }

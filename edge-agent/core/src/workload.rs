@@ -168,7 +168,7 @@ impl Machine {
     /// The step to take, given whether all artifacts of the desired workload are here and whether it fits beside what
     /// is live. The caller performs it and calls [`Machine::starting`] or [`Machine::stopping`].
     #[must_use]
-    pub fn step(&self, artifacts_here: bool, fits_now: bool, mono_ms: u64) -> Step {
+    pub fn step(&self, artifacts_here: bool, fits_now: bool) -> Step {
         let Some(d) = &self.desired else {
             return match &self.observed {
                 Observed::Starting | Observed::Running { .. } => self.stop(),
@@ -183,8 +183,8 @@ impl Machine {
                 if d.decision != Decision::Run || replaced { self.stop() } else { Step::None }
             }
             Observed::Finished { .. } | Observed::CrashLoop { .. } => Step::None,
-            Observed::Backoff { until, .. } if *until > mono_ms => Step::None,
-            Observed::Backoff { .. } | Observed::Idle { .. } => {
+            Observed::Backoff { .. } => Step::None,
+            Observed::Idle { .. } => {
                 let go = d.decision == Decision::Run && artifacts_here && fits_now;
                 if go { Step::Start } else { Step::None }
             }
@@ -271,6 +271,15 @@ impl Machine {
         let pause = restart.backoff_min_ms.saturating_mul(1 << doublings).min(restart.backoff_max_ms);
         self.row.phase = Phase::Backoff;
         self.observed = Observed::Backoff { until: mono_ms + pause, why };
+    }
+
+    /// A pause that is over makes the workload one that may start, if its artifacts are here and there is room.
+    pub fn end_pause(&mut self, mono_ms: u64) {
+        if let Observed::Backoff { until, why } = &self.observed
+            && *until <= mono_ms
+        {
+            self.observed = Observed::Idle { why: why.clone() };
+        }
     }
 
     /// When the machine wants to be looked at again.

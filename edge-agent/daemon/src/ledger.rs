@@ -118,7 +118,8 @@ impl Ledger {
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..))
+    use rusqlite::Error as E;
+    matches!(error, E::FromSqlConversionFailure(..) | E::InvalidColumnType(..) | E::IntegralValueOutOfRange(..))
 }
 
 fn prepare(opened: &Opened, wall_ms: u64) -> Result<(), rusqlite::Error> {

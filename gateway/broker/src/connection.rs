@@ -1,16 +1,19 @@
 //! One connected child, from CONNACK to its end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
 use crate::codec::{self, Announcement, Incoming, Publish, decode, frame_len, reason};
 use crate::config::Limits;
+use crate::event::EndpointEvent;
 use crate::handshake::Authenticated;
 use crate::lane::{LaneSender, RouterGone};
 use crate::outbox::{Outbox, Work};
@@ -26,7 +29,10 @@ pub(crate) const DISCONNECTED: &str = "!disconnected";
 const RECEIVE_MAXIMUM: u16 = 64;
 /// How long a peer that is thrown out may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// A read buffer above this is given back after its packet.
+/// Room for the next read: little while a child is idle, since there are thousands; a TLS record in a packet.
+const IDLE_READ_BYTES: usize = 1 << 10;
+const BUSY_READ_BYTES: usize = 16 << 10;
+/// A buffer above this is given back once it is empty.
 const KEPT_BUFFER_BYTES: usize = 16 << 10;
 
 /// What all connections share.
@@ -34,6 +40,20 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) registry: Registry,
     pub(crate) up: LaneSender,
+    /// Weak: a publisher that a daemon still holds must not keep the event channel open.
+    pub(crate) events: mpsc::WeakSender<EndpointEvent>,
+}
+
+impl Shared {
+    /// Tells that somebody was turned away or broke a rule.
+    pub(crate) fn report(&self, peer: SocketAddr, node: Option<&str>, reason: String) {
+        let peer = node.map_or_else(|| peer.to_string(), |node| format!("{peer} ({node})"));
+        tracing::debug!(peer, reason, "refused");
+        // Lost when the daemon is behind: strangers must not be able to fill its queue.
+        if let Some(events) = self.events.upgrade() {
+            let _ = events.try_send(EndpointEvent::Refused { peer, reason });
+        }
+    }
 }
 
 /// How a connection ended.
@@ -81,13 +101,14 @@ impl From<RouterGone> for End {
 /// Serves an admitted child until its end, and tells the daemon of both.
 ///
 /// Hands the connection back when a DISCONNECT is on its way that should still arrive.
-pub(crate) async fn serve(shared: &Shared, peer: Authenticated, outbox: Arc<Outbox>) -> (End, Option<Halves>) {
+pub(crate) async fn serve(shared: &Shared, authenticated: Authenticated, outbox: Arc<Outbox>) -> (End, Option<Halves>) {
     let Authenticated {
         mut stream,
+        peer,
         node,
         connect,
         buffer,
-    } = peer;
+    } = authenticated;
     let keep_alive = KeepAlive::agree(connect.keep_alive_secs, shared.limits.keep_alive_max);
     let mut connack = BytesMut::new();
     let announcement = Announcement {
@@ -104,6 +125,7 @@ pub(crate) async fn serve(shared: &Shared, peer: Authenticated, outbox: Arc<Outb
                 let reader = Reader {
                     shared,
                     outbox: &outbox,
+                    peer,
                     node: &node,
                     buffer,
                     known_kinds: Vec::new(),
@@ -264,6 +286,7 @@ impl KeepAlive {
 struct Reader<'a> {
     shared: &'a Shared,
     outbox: &'a Outbox,
+    peer: SocketAddr,
     node: &'a str,
     buffer: BytesMut,
     known_kinds: Vec<String>,
@@ -279,6 +302,11 @@ impl Reader<'_> {
             if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BUFFER_BYTES {
                 self.buffer = BytesMut::new();
             }
+            self.buffer.reserve(if self.buffer.is_empty() {
+                IDLE_READ_BYTES
+            } else {
+                BUSY_READ_BYTES
+            });
             match timeout(patience, reading.read_buf(&mut self.buffer)).await {
                 Ok(Ok(0)) => return End::left("it closed the connection without DISCONNECT"),
                 Ok(Ok(_)) => {}
@@ -323,8 +351,7 @@ impl Reader<'_> {
         let kind = match topics::parse(&publish.topic) {
             Some(topic) if topic.node == self.node && topic.direction == Direction::Up => topic.kind,
             _ => {
-                let topic: String = publish.topic.chars().take(120).collect();
-                let why = format!("it may not publish to `{}`", topic.escape_debug());
+                let why = format!("it may not publish to {}", shown(&publish.topic));
                 return Err(End::offence(reason::NOT_AUTHORIZED, why));
             }
         };
@@ -352,7 +379,11 @@ impl Reader<'_> {
         let granted = qos.min(1);
         match self.own_down_kind(filter) {
             None => {
-                tracing::warn!(node = self.node, filter, "subscription refused: not a topic of its own");
+                self.shared.report(
+                    self.peer,
+                    Some(self.node),
+                    format!("it may not subscribe to {}", shown(filter)),
+                );
                 reason::NOT_AUTHORIZED
             }
             Some(kind) if self.outbox.subscribe(kind, granted) => granted,
@@ -373,4 +404,9 @@ impl Reader<'_> {
         let topic = topics::parse(filter)?;
         (topic.node == self.node && topic.direction == Direction::Down).then_some(topic.kind)
     }
+}
+
+/// A topic from outside, fit for a log.
+fn shown(topic: &str) -> String {
+    format!("`{}`", topic.chars().take(120).collect::<String>().escape_debug())
 }

@@ -53,6 +53,7 @@ impl Endpoint {
         let shared = Arc::new(Shared {
             registry: Registry::new(&limits),
             up: lanes.up.0,
+            events: events.downgrade(),
             limits,
         });
         let (stop, stopped) = watch::channel(false);
@@ -75,7 +76,6 @@ impl Endpoint {
             socket,
             tls: tls.clone(),
             shared: shared.clone(),
-            events,
         };
         let endpoint = Self {
             local_addr,

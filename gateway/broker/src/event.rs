@@ -30,7 +30,8 @@ pub enum EndpointEvent {
     },
     /// Somebody was turned away, or thrown out for breaking the rules.
     ///
-    /// Told when there is room: a flood of refusals never takes the place of a message.
+    /// Told at once and when there is room: it may come before earlier events of the same node, and a flood of
+    /// refusals never takes the place of a message.
     Refused {
         /// Address of the peer, followed by the identity it proved, if it did.
         peer: String,

@@ -63,8 +63,6 @@ impl ExternalEndpoint {
     ///
     /// # Errors
     /// When the certificates or names do not work: see [`EndpointError`].
-    // Async like `Endpoint::start`: it needs the runtime that it spawns on.
-    #[allow(clippy::unused_async)]
     pub async fn start(config: ExternalConfig) -> Result<(Self, mpsc::Receiver<EndpointEvent>), EndpointError> {
         let ExternalConfig {
             host,

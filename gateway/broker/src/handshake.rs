@@ -1,5 +1,7 @@
 //! From an accepted socket to an authenticated CONNECT.
 
+use std::net::SocketAddr;
+
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,6 +20,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A peer that proved who it is and asked properly. It has no CONNACK yet.
 pub(crate) struct Authenticated {
     pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) peer: SocketAddr,
     pub(crate) node: String,
     pub(crate) connect: Connect,
     /// What came behind CONNECT already.
@@ -40,7 +43,11 @@ pub(crate) struct Farewell {
 }
 
 /// Runs the handshake. The caller bounds its time.
-pub(crate) async fn authenticate(acceptor: TlsAcceptor, tcp: TcpStream) -> Result<Authenticated, Refusal> {
+pub(crate) async fn authenticate(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Result<Authenticated, Refusal> {
     // A small twin must not wait 40 ms for the acknowledgement of the packet before it.
     let _ = tcp.set_nodelay(true);
     let mut stream = acceptor
@@ -78,6 +85,7 @@ pub(crate) async fn authenticate(acceptor: TlsAcceptor, tcp: TcpStream) -> Resul
     match first.and_then(|connect| check(connect, &node)) {
         Ok(connect) => Ok(Authenticated {
             stream,
+            peer,
             node,
             connect,
             buffer,

@@ -206,6 +206,14 @@ impl LaneReceiver {
     }
 }
 
+impl Drop for LaneReceiver {
+    fn drop(&mut self) {
+        // Whoever waits for room learns that there will be none.
+        self.room.messages.close();
+        self.room.bytes.close();
+    }
+}
+
 impl Drop for Delivery {
     fn drop(&mut self) {
         self.room.messages.add_permits(1);
@@ -263,7 +271,7 @@ mod tests {
     async fn every_lane_notices_the_router_s_end() {
         let Lanes {
             up,
-            mut down,
+            down,
             canary: (sender, receiver),
         } = start(1 << 20).await.unwrap();
         let disconnect = Disconnect {
@@ -277,10 +285,13 @@ mod tests {
             .await
             .unwrap();
         let _ = receiver.link.wake().await;
-        let heard = tokio::time::timeout(Duration::from_secs(20), down.1.recv())
-            .await
-            .unwrap();
-        assert_eq!(heard.err(), Some(RouterGone));
+        for mut receiver in [up.1, down.1] {
+            let heard = tokio::time::timeout(Duration::from_secs(20), receiver.recv())
+                .await
+                .unwrap();
+            assert_eq!(heard.err(), Some(RouterGone));
+        }
+        // Without a receiver nobody waits for room that never comes.
         let said = up.0.send(topics::up("a", "hello"), Bytes::new(), 0).await;
         assert_eq!(said, Err(RouterGone));
     }

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::codec::reason;
 use crate::connection::{self, Shared};
-use crate::event::EndpointEvent;
 use crate::handshake::{self, Farewell, Refusal};
 use crate::outbox::OutboxLimits;
 use crate::registry::NotAdmitted;
@@ -28,7 +27,6 @@ pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
     pub(crate) tls: Arc<RwLock<Arc<ServerConfig>>>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) events: mpsc::Sender<EndpointEvent>,
 }
 
 impl Listener {
@@ -63,15 +61,15 @@ impl Listener {
 
     fn accept(&self, tcp: TcpStream, peer: SocketAddr, handshakes: &Arc<Semaphore>, tasks: &mut JoinSet<()>) {
         let Ok(slot) = handshakes.clone().try_acquire_owned() else {
-            report(&self.events, peer, None, "too many handshakes at once".to_owned());
+            self.shared.report(peer, None, "too many handshakes at once".to_owned());
             return;
         };
         let config = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (shared, events) = (self.shared.clone(), self.events.clone());
+        let shared = self.shared.clone();
         tasks.spawn(async move {
-            if let Err(refusal) = attend(&shared, TlsAcceptor::from(config), tcp, peer, slot, &events).await {
+            if let Err(refusal) = attend(&shared, TlsAcceptor::from(config), tcp, peer, slot).await {
                 let Refusal { node, reason, farewell } = refusal;
-                report(&events, peer, node, reason.clone());
+                shared.report(peer, node.as_deref(), reason.clone());
                 if let Some(farewell) = farewell {
                     farewell.say(&reason).await;
                 }
@@ -85,12 +83,11 @@ async fn attend(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     peer: SocketAddr,
-    slot: tokio::sync::OwnedSemaphorePermit,
-    events: &mpsc::Sender<EndpointEvent>,
+    slot: OwnedSemaphorePermit,
 ) -> Result<(), Refusal> {
     let limits = &shared.limits;
     let deadline = Instant::now() + limits.handshake_timeout;
-    let authenticated = timeout_at(deadline, handshake::authenticate(acceptor, tcp))
+    let authenticated = timeout_at(deadline, handshake::authenticate(acceptor, tcp, peer))
         .await
         .map_err(|_| {
             Refusal::stranger(format!(
@@ -132,7 +129,7 @@ async fn attend(
     let (end, halves) = connection::serve(shared, authenticated, outbox).await;
     tracing::debug!(%node, %peer, reason = end.reason, "disconnected");
     if end.is_offence {
-        report(events, peer, Some(node), end.reason);
+        shared.report(peer, Some(&node), end.reason);
     }
     if let Some(halves) = halves {
         connection::say_farewell(halves).await;
@@ -143,11 +140,4 @@ async fn attend(
 /// Returns when `stop` says so or the endpoint was dropped.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-fn report(events: &mpsc::Sender<EndpointEvent>, peer: SocketAddr, node: Option<String>, reason: String) {
-    let peer = node.map_or_else(|| peer.to_string(), |node| format!("{peer} ({node})"));
-    tracing::warn!(peer, reason, "refused");
-    // Lost when the daemon is behind: strangers must not be able to fill its queue.
-    let _ = events.try_send(EndpointEvent::Refused { peer, reason });
 }

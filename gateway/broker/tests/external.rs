@@ -1,4 +1,5 @@
 //! The same service over mosquitto, with the configuration that this crate writes for it.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Prints what one hop costs. Run it by hand, optimised:
 //! `cargo test --profile fast -p cnova-broker --test latency -- --ignored --nocapture`
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 mod support;
 
@@ -40,6 +40,8 @@ async fn round_trip_on_loopback() {
     report("up", up);
     report("down", down);
 
+    let before = rss_kib();
+    println!("RSS after 10,000 messages: {before} KiB");
     let start = Instant::now();
     let mut all = Vec::new();
     for index in 0..500 {
@@ -49,6 +51,16 @@ async fn round_trip_on_loopback() {
         "500 connects in sequence, client's side included: {:?} each",
         start.elapsed() / 500
     );
+    println!(
+        "RSS of each, client's side included: {} KiB",
+        (rss_kib() - before) / 500
+    );
+}
+
+fn rss_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn report(what: &str, mut times: Vec<Duration>) {

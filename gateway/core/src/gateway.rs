@@ -26,6 +26,7 @@ pub struct Gateway {
     cache: Cache,
     reporter: Reporter,
     parent: Parent,
+    welcomed: BTreeSet<Stream>,
     floor_s: u64,
     replies: u64,
     ops: Vec<Op>,
@@ -52,6 +53,7 @@ impl Gateway {
             cache: Cache::new(artifacts, partial),
             reporter: Reporter::new(stored.stream),
             parent: Parent::new(config.parent.clone()),
+            welcomed: BTreeSet::new(),
             floor_s: stored.time_floor.max(config.trust.contents().issued_at),
             replies: 0,
             ops: Vec::new(),
@@ -97,6 +99,7 @@ impl Gateway {
         match event {
             Event::ParentConnected => {
                 self.parent.connected(now.mono_ms);
+                self.welcomed.clear();
                 self.cache.reconnected();
             }
             Event::ParentDisconnected => {
@@ -166,7 +169,7 @@ impl Gateway {
         let now_s = self.now_s(now);
         let opened = self.parent.open(kind, bytes, &self.config.node, &self.config.trust, now_s);
         let message = opened.and_then(|v| v.decode::<T>().map_err(ParentError::from)).map_err(|e| e.to_string())?;
-        self.raise_floor(message.claims().iat);
+        // The parent's clock may be decades off: only twins, which the hub signed, move the time floor.
         Ok(message.into_value())
     }
 
@@ -185,7 +188,11 @@ impl Gateway {
         let position = Position { incarnation: ack.incarnation, seq: ack.seq };
         let welcome = ack.hello.as_ref() == Some(&self.config.boot);
         if welcome {
-            self.parent.welcomed();
+            // One answer of the two may be lost; the hello is repeated until both streams were answered.
+            self.welcomed.insert(ack.stream);
+            if self.welcomed.len() == 2 {
+                self.parent.welcomed();
+            }
         }
         match ack.stream {
             Stream::Report => {
@@ -284,7 +291,11 @@ impl Gateway {
     fn keys_of(&mut self, said: &Said) -> BTreeSet<String> {
         match said {
             Said::Hello(_) => BTreeSet::from(["hello".to_owned()]),
-            Said::Report(r) => r.entries.iter().map(|e| e.key.clone()).collect(),
+            // A report that tells all keys is only made needless by another one that does.
+            Said::Report(r) => {
+                let all = r.all_keys.as_ref().map(|_| "all".to_owned());
+                r.entries.iter().map(|e| e.key.clone()).chain(all).collect()
+            }
             Said::Reply(_) => {
                 self.replies += 1;
                 BTreeSet::from([format!("reply/{}/{}", self.config.boot, self.replies)])

@@ -174,9 +174,7 @@ impl Shelf {
         loop {
             match self.artifacts.append(&append.digest, append.offset, &append.data) {
                 Err(AppendError::Artifact(error @ ArtifactError::NoRoom { .. })) => {
-                    let Some(victim) = self.least_recently_used()? else { return Err(error.into()) };
-                    self.artifacts.remove(&victim)?;
-                    self.forget(&victim);
+                    let Some(victim) = self.make_room(&append.digest)? else { return Err(error.into()) };
                     tracing::info!(digest = %victim, "removed from the cache to make room");
                     self.gone(victim, "it was removed from the cache to make room");
                 }
@@ -185,15 +183,25 @@ impl Shelf {
         }
     }
 
-    fn least_recently_used(&self) -> Result<Option<Digest>, ArtifactError> {
-        let (whole, _) = self.artifacts.scan()?;
-        let used = lock(&self.used);
+    /// Removes the artifact that was asked for least recently; when there is none, a partial file, but not `writing`.
+    fn make_room(&self, writing: &Digest) -> Result<Option<Digest>, ArtifactError> {
+        let (whole, mut partial) = self.artifacts.scan()?;
         // What was not asked for in this run goes first, in the order in which it came.
-        let age = |d: &Digest| {
+        let age = |d: &&Digest| {
             let came = fs::metadata(self.artifacts.path(d)).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            (used.1.get(d).copied().unwrap_or(0), came)
+            (lock(&self.used).1.get(d).copied().unwrap_or(0), came)
         };
-        Ok(whole.into_iter().min_by_key(age))
+        if let Some(victim) = whole.iter().min_by_key(age).copied() {
+            self.artifacts.remove(&victim)?;
+            return Ok(Some(victim));
+        }
+        let victim = partial.keys().find(|d| *d != writing).copied();
+        if let Some(victim) = victim {
+            partial.remove(&victim);
+            let kept: Vec<Digest> = partial.into_keys().collect();
+            self.artifacts.keep(&kept)?;
+        }
+        Ok(victim)
     }
 
     /// The piece; or why not, and then the core is told that the artifact is not there.

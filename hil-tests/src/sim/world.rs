@@ -18,6 +18,8 @@ use super::pki::{AGENTS, AREA, EPOCH_S, HUB, LINE, id};
 pub const FAULTY_MS: u64 = 60_000;
 /// Virtual milliseconds after which everything must have converged.
 pub const CONVERGED_BY_MS: u64 = FAULTY_MS + 20 * 60_000;
+/// Lines of the trace that a violation shows.
+pub const TRACE_LINES: usize = 80;
 /// Events after which a run is taken to be stuck in a loop.
 const MOST_EVENTS: u64 = 400_000;
 
@@ -74,7 +76,8 @@ pub(super) struct World {
     pub(super) agents: BTreeMap<NodeId, SimAgent>,
     pub(super) links: BTreeMap<NodeId, Link>,
     pub(super) oracle: Oracle,
-    pub(super) trace: Vec<String>,
+    trace: Vec<String>,
+    trace_lines: usize,
     pub(super) crashes: u64,
     pub(super) events: u64,
     fingerprint: Digest,
@@ -96,7 +99,16 @@ pub(super) fn parent_of(node: &NodeId) -> NodeId {
 /// # Errors
 /// The first broken invariant, or that the tree did not converge.
 pub fn run(seed: u64) -> Result<Outcome, Violation> {
+    run_traced(seed, TRACE_LINES)
+}
+
+/// Runs one seed and keeps as many lines of its trace as asked for.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_traced(seed: u64, trace_lines: usize) -> Result<Outcome, Violation> {
     let mut world = World::new(seed);
+    world.trace_lines = trace_lines;
     world.start();
     let converged_ms = world.play()?;
     Ok(Outcome {
@@ -127,6 +139,7 @@ impl World {
             links: children.map(|n| (id(n), Link::default())).collect(),
             oracle: Oracle::default(),
             trace: Vec::new(),
+            trace_lines: TRACE_LINES,
             crashes: 0,
             events: 0,
             fingerprint: Digest([0; 32]),
@@ -148,12 +161,11 @@ impl World {
 
     /// Remembers a step, for the trace and the fingerprint.
     pub(super) fn log(&mut self, line: String) {
-        const TRACE_LINES: usize = 80;
         let mut bytes = self.fingerprint.0.to_vec();
         bytes.extend_from_slice(&self.now.to_le_bytes());
         bytes.extend_from_slice(line.as_bytes());
         self.fingerprint = Digest::of(&bytes);
-        if self.trace.len() == TRACE_LINES {
+        if self.trace.len() >= self.trace_lines {
             self.trace.remove(0);
         }
         self.trace.push(format!("{:>7} {line}", self.now));

@@ -147,14 +147,15 @@ fn each_limit_ends_the_worker() {
         "{error}"
     );
 
+    let heavy = heavy(250);
     let mut bench = Bench::new();
-    bench.limits.memory_bytes = 40 << 20;
-    let error = bench.compile(&heavy(40)).unwrap_err();
+    bench.limits.memory_bytes = 48 << 20;
+    let error = bench.compile(&heavy).unwrap_err();
     assert!(matches!(error, AotError::Died { .. }), "{error}");
 
     let mut bench = Bench::new();
     bench.limits.cpu_seconds = 1;
-    let error = bench.compile(&heavy(400)).unwrap_err();
+    let error = bench.compile(&heavy).unwrap_err();
     assert!(
         matches!(error, AotError::Died { .. }) && error.to_string().contains("CPU"),
         "{error}"

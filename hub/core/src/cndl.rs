@@ -40,7 +40,7 @@ pub const MAX_ANCHOR_BYTES: usize = 64 << 10;
 /// Longest key.
 pub const MAX_KEY_CHARS: usize = 256;
 /// Identifies the schema; also the name of its checked-in copy.
-pub const SCHEMA_ID: &str = "https://cloudnova.dev/schema/cndl-v1.schema.json";
+pub const SCHEMA_ID: &str = "urn:cnova:schema:cndl-v1";
 
 const DEFAULT_BACKOFF_MIN_MS: u64 = 1_000;
 const DEFAULT_BACKOFF_MAX_MS: u64 = 60_000;

@@ -74,7 +74,7 @@ impl Hub {
             apps: BTreeMap::new(),
             timeline: Timeline::default(),
             deleted: stored.deleted,
-            artifacts: stored.artifacts,
+            artifacts: served(stored.artifacts, &stored.compiled),
             compiled: stored.compiled,
             compiling: BTreeSet::new(),
             failed: BTreeMap::new(),
@@ -586,7 +586,16 @@ impl Hub {
 /// Questions to nodes whose answers are waited for.
 const QUESTIONS_KEPT: usize = 1024;
 /// What an application is compiled for when no node could run it yet: target and engine.
-const DEFAULT_TARGET: (&str, &str) = ("x86_64-unknown-linux-gnu", "wasmtime-48.0.8");
+const DEFAULT_TARGET: (&str, &str) = ("x86_64-unknown-linux-gnu", "cnova-1-wasmtime-48.0.8");
+
+/// Nodes fetch what was uploaded and what was compiled from it.
+fn served(
+    mut uploaded: BTreeMap<Digest, u64>,
+    compiled: &BTreeMap<CompileKey, v1::Artifact>,
+) -> BTreeMap<Digest, u64> {
+    uploaded.extend(compiled.values().map(|a| (a.digest, a.size)));
+    uploaded
+}
 
 fn is_agent(record: &crate::inventory::NodeRecord) -> bool {
     record.hello.as_ref().is_some_and(|h| h.role == v1::NodeRole::Agent)

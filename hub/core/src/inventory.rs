@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cnova_shared::ids::NodeId;
-use cnova_shared::wire::v1::{self, Body};
+use cnova_shared::wire::v1;
 
 use crate::api::{Op, StoredEntry};
 
@@ -69,6 +69,15 @@ impl Inventory {
             record.entries.clear();
             ops.push(Op::ClearEntries(node.clone()));
         }
+        if let Some(all) = &report.all_keys {
+            let void = |(key, held): (&String, &StoredEntry)| {
+                (!all.contains(key) && held.entry.seq <= report.to).then(|| key.clone())
+            };
+            for key in record.entries.iter().filter_map(void).collect::<Vec<_>>() {
+                record.entries.remove(&key);
+                ops.push(Op::DeleteEntry { node: node.clone(), key });
+            }
+        }
         let mut fresh = Vec::new();
         for entry in &report.entries {
             let held = record.entries.get(&entry.key);
@@ -79,11 +88,6 @@ impl Inventory {
                 StoredEntry { incarnation: report.incarnation, received_ms: wall_ms, entry: entry.clone() };
             record.entries.insert(entry.key.clone(), stored.clone());
             ops.push(Op::PutEntry { node: node.clone(), stored });
-            if let Body::Gone { id } = &entry.body {
-                let key = format!("w/{id}");
-                record.entries.remove(&key);
-                ops.push(Op::DeleteEntry { node: node.clone(), key });
-            }
             fresh.push(entry.clone());
         }
         fresh

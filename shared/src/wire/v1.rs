@@ -115,6 +115,10 @@ pub struct Report {
     /// The newest entry of each key in that range, in order of `seq`.
     #[serde(rename = "e")]
     pub entries: Vec<Entry>,
+    /// Where the stream is told from its beginning (`from` is 0): all keys that there are. What the reader holds under
+    /// any other key is void.
+    #[serde(rename = "all", default)]
+    pub all_keys: Option<Vec<String>>,
 }
 
 /// The newest word on one subject.

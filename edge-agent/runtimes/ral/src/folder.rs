@@ -82,7 +82,8 @@ pub fn is_held(dir: &Path) -> Result<bool, FolderError> {
 }
 
 /// For the agent: makes the folder (mode 0700) and removes what an earlier attempt left, except its log.
-/// Fails with [`FolderError::Held`] while a runtime lives in it.
+/// Fails with [`FolderError::Held`] while a runtime lives in it, which it does for a moment after its exit file appears:
+/// wait for the end of the process first.
 pub fn prepare_folder(dir: &Path) -> Result<(), FolderError> {
     fs::DirBuilder::new()
         .recursive(true)

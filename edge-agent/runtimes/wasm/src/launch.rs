@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cnova_ral::{
     Exit, ExitReason, FolderError, LogError, LogWriter, ServeError, Server, Spec, State, open_folder, serve,
@@ -20,6 +21,13 @@ use crate::wasi::{self, WorldError};
 
 /// Status of the process when the folder already has a runtime; its files are not touched then.
 const STATUS_HELD: u8 = 3;
+
+/// Threads that access files for the workload. They come when they are needed and go soon after.
+const FILE_THREADS: usize = 2;
+/// How long such a thread waits for more work.
+const FILE_THREAD_IDLE: Duration = Duration::from_millis(500);
+/// The stack of such a thread, in bytes.
+const FILE_THREAD_STACK_BYTES: usize = 256 << 10;
 
 /// Why a workload was not started; it becomes the detail of a `refused` exit.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +94,11 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     supervisor::start(signals, engine.clone(), shared.clone(), &spec.limits, dir)
         .map_err(system("start the supervisor"))?;
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_time();
+    runtime
+        .enable_time()
+        .max_blocking_threads(FILE_THREADS)
+        .thread_keep_alive(FILE_THREAD_IDLE)
+        .thread_stack_size(FILE_THREAD_STACK_BYTES);
     if !spec.grants.network.is_empty() {
         runtime.enable_io();
     }

@@ -31,8 +31,8 @@ pub(crate) enum WorldError {
 pub(crate) fn build(spec: &Spec, shared: &Arc<Shared>) -> Result<WasiCtxBuilder, WorldError> {
     let mut builder = WasiCtxBuilder::new();
     builder
-        // Local files only: a thread for each access would cost more than the access.
-        .allow_blocking_current_thread(true)
+        // Otherwise a workload that sleeps, or waits for a file, would hold the thread and could not be stopped.
+        .allow_blocking_current_thread(false)
         .stdout(Sink::new(shared.clone(), Stream::Stdout))
         .stderr(Sink::new(shared.clone(), Stream::Stderr))
         .max_random_size(RANDOM_BYTES_MAX)

@@ -72,6 +72,8 @@ fn packets_that_only_a_server_sends_are_refused() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
     // Release builds abort on a panic: whatever a child sends must come back as an error.
     #[test]
     fn no_bytes_panic(mut packet in proptest::collection::vec(any::<u8>(), 0..200), first in 0u8..=255) {

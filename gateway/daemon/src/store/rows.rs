@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use cnova_gateway_core::spool::{Item, SpoolOp};
 use cnova_gateway_core::{Op, Stored};
 use cnova_shared::hop::Position;
-use cnova_shared::ids::NodeId;
+use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::report::StreamOp;
-use cnova_shared::tree::TreeOp;
+use cnova_shared::tree::{StoredTree, TreeOp};
 use cnova_shared::wire::{self, v1};
 use rusqlite::{Connection, Error, Row, params};
 
@@ -71,6 +71,13 @@ fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), Error> {
             db,
             "INSERT INTO twin (node, bytes) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET bytes = excluded.bytes",
             params![node.as_str(), bytes],
+        )?,
+        TreeOp::Reported { node, epoch, generation, digest } => run(
+            db,
+            "INSERT INTO reported (node, epoch, generation, digest) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET epoch = excluded.epoch, generation = excluded.generation,
+             digest = excluded.digest",
+            params![node.as_str(), epoch.cast_signed(), generation.cast_signed(), digest.map(|d| d.0)],
         )?,
         TreeOp::Received { child, stream, position } => run(
             db,
@@ -152,20 +159,7 @@ pub(crate) fn begin(db: &Connection, wall_ms: u64) -> Result<(), Error> {
 /// [`rusqlite::Error`] when a row is not what this program writes: the file was damaged or changed.
 pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
     let mut stored = Stored::default();
-    each(db, "SELECT node, via, hello FROM descendant", |row| {
-        stored.tree.descendants.insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
-        Ok(())
-    })?;
-    each(db, "SELECT node, bytes FROM twin", |row| {
-        stored.tree.twins.insert(node(row, 0, "twin")?, row.get(1)?);
-        Ok(())
-    })?;
-    each(db, "SELECT child, stream, incarnation, seq FROM received", |row| {
-        let name: String = row.get(1)?;
-        let stream = stream_of(&name).ok_or_else(|| bad("received", format!("stream {name:?}")))?;
-        stored.tree.received.insert((node(row, 0, "received")?, stream), position(row, 2)?);
-        Ok(())
-    })?;
+    load_tree(db, &mut stored.tree)?;
     each(db, "SELECT seq, node, kind, keys, bytes FROM spool", |row| {
         let keys: String = row.get(3)?;
         let keys: BTreeSet<String> = serde_json::from_str(&keys).map_err(|e| bad(SPOOL, e))?;
@@ -191,6 +185,28 @@ pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
         Ok(())
     })?;
     Ok(stored)
+}
+
+fn load_tree(db: &Connection, tree: &mut StoredTree) -> Result<(), Error> {
+    each(db, "SELECT node, via, hello FROM descendant", |row| {
+        tree.descendants.insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
+        Ok(())
+    })?;
+    each(db, "SELECT node, bytes FROM twin", |row| {
+        tree.twins.insert(node(row, 0, "twin")?, row.get(1)?);
+        Ok(())
+    })?;
+    each(db, "SELECT node, epoch, generation, digest FROM reported", |row| {
+        let digest = row.get::<_, Option<[u8; 32]>>(3)?.map(Digest);
+        tree.reported.insert(node(row, 0, "reported")?, (unsigned(row, 1)?, unsigned(row, 2)?, digest));
+        Ok(())
+    })?;
+    each(db, "SELECT child, stream, incarnation, seq FROM received", |row| {
+        let name: String = row.get(1)?;
+        let stream = stream_of(&name).ok_or_else(|| bad("received", format!("stream {name:?}")))?;
+        tree.received.insert((node(row, 0, "received")?, stream), position(row, 2)?);
+        Ok(())
+    })
 }
 
 fn each(

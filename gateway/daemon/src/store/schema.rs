@@ -19,6 +19,12 @@ CREATE TABLE twin (
     node TEXT NOT NULL PRIMARY KEY,
     bytes BLOB NOT NULL
 ) STRICT;
+CREATE TABLE reported (
+    node TEXT NOT NULL PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    digest BLOB
+) STRICT, WITHOUT ROWID;
 CREATE TABLE received (
     child TEXT NOT NULL,
     stream TEXT NOT NULL,

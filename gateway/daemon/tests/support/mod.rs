@@ -1,5 +1,7 @@
 //! A tree in one test: an authority, a hub's key, a trust bundle, and the files that a gateway is installed with.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
+
+pub mod actors;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -83,6 +85,7 @@ impl Plant {
         let contents = Bundle {
             v: 1,
             version: 3,
+            issued_at: 1,
             roots: vec![root.public_key().clone()],
             threshold: 1,
             keys: vec![SigningKey {
@@ -167,5 +170,43 @@ pub fn hello(issued: &Issued, boot: &str) -> v1::Hello {
 pub fn report(from: u64, key: &str, detail: &str) -> v1::Report {
     let body = v1::Body::Alarm(v1::Alarm { code: key.to_owned(), detail: detail.to_owned() });
     let entry = v1::Entry { seq: from + 1, key: key.to_owned(), at_ms: 1, body };
-    v1::Report { v: v1::VERSION, incarnation: 1, from, to: from + 1, entries: vec![entry] }
+    v1::Report { v: v1::VERSION, incarnation: 1, from, to: from + 1, entries: vec![entry], all_keys: None }
+}
+
+/// A disk of a given size. Needs root.
+pub struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    /// Mounts one; says loudly when it may not.
+    pub fn mount(size: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "cnova-test"])
+            .arg(folder.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(folder)),
+            other => {
+                eprintln!("SKIPPED: no tmpfs can be mounted here (it needs root): {other:?}");
+                None
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn grow(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        let status = std::process::Command::new("mount").args(["-o", &options]).arg(self.path()).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.path()).status();
+    }
 }

@@ -1,5 +1,4 @@
 //! Starts the real executable in a state folder, the way the agent does.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -11,28 +10,28 @@ use std::time::{Duration, Instant};
 use cnova_ral::{Exit, Spec, State, read_exit, read_state, spawn, write_spec};
 use tempfile::TempDir;
 
-pub const RUNTIME: &str = env!("CARGO_BIN_EXE_cnova-runtime-wasm");
+pub(crate) const RUNTIME: &str = env!("CARGO_BIN_EXE_cnova-runtime-wasm");
 
 /// Long enough that only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A state folder with a spec, and the process that runs it.
-pub struct Workload {
-    pub home: TempDir,
-    pub spec: Spec,
-    pub child: Option<Child>,
+pub(crate) struct Workload {
+    pub(crate) home: TempDir,
+    pub(crate) spec: Spec,
+    pub(crate) child: Option<Child>,
 }
 
 impl Workload {
     /// A guest in the text format, compiled as the hub does, with a spec that grants nothing.
-    pub fn new(wat: &str) -> Workload {
+    pub(crate) fn new(wat: &str) -> Workload {
         let wasm = wat::parse_str(wat).unwrap();
         let target = cnova_wasm_engine::HOST_TARGET.unwrap();
         Workload::of_artifact(&cnova_wasm_engine::precompile(target, &wasm).unwrap())
     }
 
     /// Any bytes as artifact, with the right digest.
-    pub fn of_artifact(bytes: &[u8]) -> Workload {
+    pub(crate) fn of_artifact(bytes: &[u8]) -> Workload {
         let home = tempfile::tempdir().unwrap();
         let artifact = home.path().join("artifact.cwasm");
         fs::write(&artifact, bytes).unwrap();
@@ -51,23 +50,23 @@ impl Workload {
         }
     }
 
-    pub fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.home.path().join("state")
     }
 
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         write_spec(&self.dir(), &self.spec).unwrap();
         self.child = Some(spawn(Path::new(RUNTIME), &self.dir()).unwrap());
     }
 
     /// Starts it and waits until it runs.
-    pub fn start_and_wait(&mut self) -> State {
+    pub(crate) fn start_and_wait(&mut self) -> State {
         self.start();
         self.state()
     }
 
     /// The state file, once it is there.
-    pub fn state(&mut self) -> State {
+    pub(crate) fn state(&mut self) -> State {
         wait_for(|| {
             let state = read_state(&self.dir()).unwrap();
             let ended = self
@@ -80,14 +79,14 @@ impl Workload {
     }
 
     /// Waits for the end of the process; the exit file if it left one.
-    pub fn end(&mut self) -> (ExitStatus, Option<Exit>) {
+    pub(crate) fn end(&mut self) -> (ExitStatus, Option<Exit>) {
         let mut child = self.child.take().unwrap();
         let status = wait_for(|| child.try_wait().unwrap());
         (status, read_exit(&self.dir()).unwrap())
     }
 
     /// Starts it and waits for its end.
-    pub fn run(&mut self) -> Exit {
+    pub(crate) fn run(&mut self) -> Exit {
         self.start();
         let (status, exit) = self.end();
         assert_eq!(status.signal(), None, "the runtime itself died: {}", self.complaints());
@@ -95,7 +94,7 @@ impl Workload {
     }
 
     /// The texts of the log.
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         let lines = cnova_ral::tail_log(&self.dir(), 1 << 20).unwrap();
         lines.into_iter().map(|line| line.text).collect()
     }
@@ -115,7 +114,7 @@ impl Drop for Workload {
 }
 
 /// Asks until there is an answer.
-pub fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {

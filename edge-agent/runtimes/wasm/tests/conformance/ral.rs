@@ -1,7 +1,4 @@
 //! Does the runtime keep the Runtime Abstraction Layer? Every test drives the real executable.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -10,11 +7,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::{RUNTIME, Workload, wait_for};
 use cnova_ral::{CallError, Client, ExitReason, Handle, Phase, describe, file, is_alive, is_held, spawn, write_spec};
-use support::{RUNTIME, Workload, wait_for};
 
-const SLEEPER: &str = include_str!("guests/sleeper.wat");
-const SPIN: &str = include_str!("guests/spin.wat");
+const SLEEPER: &str = include_str!("wat/sleeper.wat");
+const SPIN: &str = include_str!("wat/spin.wat");
 
 #[test]
 fn it_describes_itself() {

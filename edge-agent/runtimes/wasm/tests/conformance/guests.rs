@@ -1,20 +1,17 @@
 //! What a workload may do, what it may not, and what is said about it afterwards.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use cnova_ral::{ExitReason, Mount, file, read_state};
-use support::Workload;
+use crate::support::Workload;
+use cnova_ral::{ExitReason, Handle, Mount, file, read_state};
 
 /// `access denied`, `operation not permitted`, `read-only file system` of WASI preview 1: one of them is a refusal.
 const REFUSALS: [i32; 3] = [2, 63, 69];
 
 #[test]
 fn arguments_environment_and_exit_code_pass_through() {
-    let mut workload = Workload::new(include_str!("guests/echo.wat"));
+    let mut workload = Workload::new(include_str!("wat/echo.wat"));
     workload.spec.args = vec!["one".into(), "two words".into()];
     workload.spec.env = [("VERSION".into(), "2".into())].into();
     let exit = workload.run();
@@ -28,28 +25,28 @@ fn arguments_environment_and_exit_code_pass_through() {
 
 #[test]
 fn a_component_runs() {
-    let mut workload = Workload::new(include_str!("guests/component.wat"));
+    let mut workload = Workload::new(include_str!("wat/component.wat"));
     let exit = workload.run();
     assert_eq!(
         (exit.reason, exit.code, exit.detail),
         (ExitReason::Finished, Some(0), None)
     );
     assert!(read_state(&workload.dir()).unwrap().is_some());
-    let failing = include_str!("guests/component.wat").replace("i32.const 0", "i32.const 1");
+    let failing = include_str!("wat/component.wat").replace("i32.const 0", "i32.const 1");
     assert_eq!(Workload::new(&failing).run().code, Some(1));
-    let trapping = include_str!("guests/component.wat").replace("(i32.const 0)", "unreachable");
+    let trapping = include_str!("wat/component.wat").replace("(i32.const 0)", "unreachable");
     assert_eq!(Workload::new(&trapping).run().reason, ExitReason::Trap);
 }
 
 #[test]
 fn a_trap_reports_its_backtrace() {
-    let exit = Workload::new(include_str!("guests/trap.wat")).run();
+    let exit = Workload::new(include_str!("wat/trap.wat")).run();
     assert_eq!((exit.reason, exit.code, exit.oom), (ExitReason::Trap, None, false));
     let detail = exit.detail.unwrap();
     for expected in ["divide by zero", "divide", "outer", "backtrace"] {
         assert!(detail.contains(expected), "{detail}");
     }
-    let exit = Workload::new(include_str!("guests/overflow.wat")).run();
+    let exit = Workload::new(include_str!("wat/overflow.wat")).run();
     assert_eq!(exit.reason, ExitReason::Trap);
     let detail = exit.detail.unwrap();
     assert!(
@@ -60,7 +57,7 @@ fn a_trap_reports_its_backtrace() {
 
 #[test]
 fn the_memory_limit_ends_the_workload() {
-    let exit = Workload::new(include_str!("guests/hungry.wat")).run();
+    let exit = Workload::new(include_str!("wat/hungry.wat")).run();
     assert_eq!((exit.reason, exit.oom), (ExitReason::Memory, true));
     assert!(exit.detail.unwrap().contains("4194304 allowed"));
     // Already the memory that it begins with may be too much; then it was never running.
@@ -90,7 +87,7 @@ fn the_table_limit_ends_the_workload() {
 
 #[test]
 fn the_wall_limit_ends_the_workload() {
-    for guest in [include_str!("guests/spin.wat"), include_str!("guests/sleeper.wat")] {
+    for guest in [include_str!("wat/spin.wat"), include_str!("wat/sleeper.wat")] {
         let mut workload = Workload::new(guest);
         workload.spec.limits.wall_seconds = Some(0);
         let exit = workload.run();
@@ -101,7 +98,7 @@ fn the_wall_limit_ends_the_workload() {
 
 #[test]
 fn the_log_stays_within_its_bound() {
-    let mut workload = Workload::new(include_str!("guests/chatty.wat"));
+    let mut workload = Workload::new(include_str!("wat/chatty.wat"));
     let exit = workload.run();
     assert_eq!(exit.reason, ExitReason::Finished);
     let size = |name| fs::metadata(workload.dir().join(name)).map_or(0, |meta| meta.len());
@@ -112,7 +109,7 @@ fn the_log_stays_within_its_bound() {
 
 #[test]
 fn an_artifact_with_another_digest_is_refused_before_anything_runs() {
-    let mut workload = Workload::new(include_str!("guests/echo.wat"));
+    let mut workload = Workload::new(include_str!("wat/echo.wat"));
     let mut bytes = fs::read(&workload.spec.artifact).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -125,7 +122,7 @@ fn an_artifact_with_another_digest_is_refused_before_anything_runs() {
 
 #[test]
 fn what_is_no_artifact_of_ours_is_refused_with_a_reason() {
-    let wasm = wat::parse_str(include_str!("guests/spin.wat")).unwrap();
+    let wasm = wat::parse_str(include_str!("wat/spin.wat")).unwrap();
     let other = cnova_wasm_engine::TARGETS
         .into_iter()
         .find(|target| Some(*target) != cnova_wasm_engine::HOST_TARGET);
@@ -141,7 +138,7 @@ fn what_is_no_artifact_of_ours_is_refused_with_a_reason() {
         let detail = exit.detail.unwrap();
         assert!(detail.contains(expected), "{detail}");
     }
-    let mut missing = Workload::new(include_str!("guests/spin.wat"));
+    let mut missing = Workload::new(include_str!("wat/spin.wat"));
     missing.spec.artifact = missing.home.path().join("nowhere.cwasm");
     let exit = missing.run();
     assert_eq!(exit.reason, ExitReason::Refused);
@@ -157,7 +154,7 @@ fn a_grant_that_cannot_be_kept_is_refused() {
         (|w| mount(w, "/proc/self/exe", false), "only folders"),
     ];
     for (spoil, expected) in cases {
-        let mut workload = Workload::new(include_str!("guests/spin.wat"));
+        let mut workload = Workload::new(include_str!("wat/spin.wat"));
         spoil(&mut workload);
         let exit = workload.run();
         assert_eq!(exit.reason, ExitReason::Refused);
@@ -176,7 +173,7 @@ fn mount(workload: &mut Workload, host: &str, writable: bool) {
 
 /// Opens `path` in a mounted folder and returns the error number.
 fn open(path: &str, how: &str, writable: bool) -> i32 {
-    let mut workload = Workload::new(include_str!("guests/files.wat"));
+    let mut workload = Workload::new(include_str!("wat/files.wat"));
     let folder = workload.home.path().join("given");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("inside"), "x").unwrap();
@@ -220,8 +217,26 @@ fn there_is_no_way_out_of_a_folder() {
 }
 
 #[test]
+fn a_file_that_never_comes_does_not_hold_up_a_stop() {
+    let mut workload = Workload::new(include_str!("wat/files.wat"));
+    let folder = workload.home.path().join("given");
+    fs::create_dir(&folder).unwrap();
+    let status = std::process::Command::new("mkfifo")
+        .arg(folder.join("pipe"))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    mount(&mut workload, folder.to_str().unwrap(), false);
+    workload.spec.args = vec!["pipe".into(), "r".into()];
+    workload.spec.stop_grace_ms = 3_600_000;
+    let state = workload.start_and_wait();
+    Handle::open(&state).unwrap().terminate().unwrap();
+    assert_eq!(workload.end().1.unwrap().reason, ExitReason::Stopped);
+}
+
+#[test]
 fn without_a_mount_there_is_no_file_at_all() {
-    let mut workload = Workload::new(include_str!("guests/files.wat"));
+    let mut workload = Workload::new(include_str!("wat/files.wat"));
     workload.spec.args = vec!["etc/hostname".into(), "r".into()];
     assert_eq!(
         workload.run().code,

@@ -1,0 +1,98 @@
+//! Artifacts: hashed where they lie, and brought to the hub when it does not have them.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use cnova_shared::ids::Digest;
+use cnova_shared::limits;
+use ring::digest::{Context, SHA256};
+
+use super::ApplyError;
+use super::manifests::{FileReference, ManifestFile};
+use crate::client::Hub;
+use crate::output::Screen;
+
+const READ_BYTES: usize = 64 * 1024;
+
+/// A file that a manifest names, with what it holds.
+#[derive(Debug)]
+pub(super) struct LocalFile {
+    /// As written in the manifest.
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) digest: Digest,
+    pub(super) bytes: u64,
+}
+
+/// Hashes every file that a manifest names.
+pub(super) fn hash_all(manifest: &ManifestFile) -> Result<Vec<LocalFile>, ApplyError> {
+    // An absolute path is against the format: it is not read, and the hub says where it stands.
+    let relative = manifest.references().into_iter().filter(|r| !Path::new(&r.name).is_absolute());
+    relative.map(|r| hash_one(manifest, r)).collect()
+}
+
+fn hash_one(manifest: &ManifestFile, reference: FileReference) -> Result<LocalFile, ApplyError> {
+    let FileReference { name, pointer } = reference;
+    let path = manifest.path.parent().unwrap_or(Path::new("")).join(&name);
+    let at = manifest.source_name();
+    match hash(&path) {
+        Ok((digest, bytes)) if bytes <= limits::ARTIFACT_BYTES => Ok(LocalFile { name, path, digest, bytes }),
+        Ok((_, bytes)) => {
+            let max = limits::ARTIFACT_BYTES;
+            Err(ApplyError::ArtifactTooLarge { manifest: at, pointer, file: name, bytes, max })
+        }
+        Err(source) => Err(ApplyError::Artifact { manifest: at, pointer, file: name, path, source }),
+    }
+}
+
+/// Digest and size. Reading stops where the file is too large to be an artifact.
+fn hash(path: &Path) -> io::Result<(Digest, u64)> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    if metadata.len() > limits::ARTIFACT_BYTES {
+        return Ok((Digest([0; 32]), metadata.len()));
+    }
+    let (mut context, mut total) = (Context::new(&SHA256), 0);
+    let mut buffer = vec![0; READ_BYTES];
+    while total <= limits::ARTIFACT_BYTES {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        context.update(&buffer[..n]);
+        total += n as u64;
+    }
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    Ok((Digest(digest), total))
+}
+
+/// Uploads what the hub does not have; in a dry run says what would be.
+pub(super) fn bring(
+    hub: &Hub,
+    files: &[LocalFile],
+    dry_run: bool,
+    screen: &mut Screen<'_>,
+) -> Result<(), ApplyError> {
+    let mut brought = BTreeSet::new();
+    for file in files {
+        if !brought.insert(file.digest) || hub.has_artifact(&file.digest)? {
+            continue;
+        }
+        if !dry_run {
+            let open = File::open(&file.path).map_err(|source| ApplyError::Read { path: file.path.clone(), source })?;
+            hub.upload(&file.digest, &open)?;
+        }
+        if screen.is_table() {
+            let done = if dry_run { "would upload" } else { "uploaded" };
+            screen.line(&format!("{done} {} ({} bytes, {})", file.name, file.bytes, file.digest.short()))?;
+            screen.flush()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! `cnova apply`: read everything, then send it, then follow it.
+
+use std::io;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::args::ApplyArgs;
+use crate::client::{Hub, HubError};
+use crate::model::{Applied, Outcome, StageRecord};
+use crate::output::Screen;
+use crate::{manifest_errors, routes};
+
+mod files;
+mod manifests;
+pub(crate) mod wait;
+
+use files::LocalFile;
+use manifests::ManifestFile;
+
+/// Manifests were not applied, not all, or not everywhere in time.
+#[derive(Debug, Error)]
+pub(crate) enum ApplyError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} has {bytes} bytes; a manifest has at most {max}", path.display())]
+    ManifestTooLarge { path: PathBuf, bytes: u64, max: u64 },
+    #[error("{} is not UTF-8 text", path.display())]
+    NotText { path: PathBuf },
+    #[error("{} holds no manifest: no *.yaml, *.yml or *.json file with apiVersion: cnova/v1 (folders called build are not looked into)", path.display())]
+    NoManifests { path: PathBuf },
+    #[error("{} is nested more than {max} folders deep, or holds more than {entries} files; name the manifests themselves", path.display())]
+    FolderTooLarge { path: PathBuf, max: usize, entries: usize },
+    #[error("{manifest}: {pointer} names the file {file:?}, which is looked for at {}: {source}\n  build it first, or correct its path (relative to the manifest)", path.display())]
+    Artifact { manifest: String, pointer: String, file: String, path: PathBuf, source: io::Error },
+    #[error("{manifest}: {pointer} names the file {file:?}: it has {bytes} bytes, and an artifact has at most {max}")]
+    ArtifactTooLarge { manifest: String, pointer: String, file: String, bytes: u64, max: u64 },
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// Each was said when it happened.
+    #[error("{failed} of {total} manifests not applied")]
+    NotApplied { failed: usize, total: usize },
+    #[error("not everything runs:\n  - {}", missing.join("\n  - "))]
+    NotReported { missing: Vec<String> },
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// What is sent for one manifest.
+struct Request {
+    manifest: ManifestFile,
+    files: Vec<LocalFile>,
+}
+
+/// What became of it.
+struct Done {
+    source: String,
+    outcome: Value,
+    applied: Applied,
+    timeline: Vec<StageRecord>,
+    missing: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ApplyArgs, hub: &Hub, screen: &mut Screen<'_>) -> Result<(), ApplyError> {
+    // Everything local is read first: a missing file in the last manifest stops the first one too.
+    let mut requests = Vec::new();
+    for manifest in manifests::read_all(&args.paths)? {
+        let files = files::hash_all(&manifest)?;
+        requests.push(Request { manifest, files });
+    }
+    if let Some(warning) = hub.warning() {
+        complain(&format!("warning: {warning}"));
+    }
+    let total = requests.len();
+    let mut done = Vec::new();
+    for request in requests {
+        if let Some(one) = apply_one(args, hub, &request, screen)? {
+            done.push(one);
+        }
+    }
+    if !screen.is_table() {
+        let all: Vec<Value> = done.iter().map(Done::to_value).collect();
+        screen.document(&Value::Array(all), |_| Ok(()))?;
+    }
+    if done.len() < total {
+        return Err(ApplyError::NotApplied { failed: total - done.len(), total });
+    }
+    let missing: Vec<String> = done.into_iter().flat_map(|d| d.missing).collect();
+    if missing.is_empty() { Ok(()) } else { Err(ApplyError::NotReported { missing }) }
+}
+
+/// `None` when the hub refused it, which has then been said; the next manifest may still be good.
+fn apply_one(
+    args: &ApplyArgs,
+    hub: &Hub,
+    request: &Request,
+    screen: &mut Screen<'_>,
+) -> Result<Option<Done>, ApplyError> {
+    let source = request.manifest.source_name();
+    match send(args, hub, request, screen) {
+        Ok((outcome, applied)) => {
+            if screen.is_table() {
+                print_applied(&applied, args.dry_run, screen)?;
+            }
+            let mut done = Done { source, outcome, applied, timeline: Vec::new(), missing: Vec::new() };
+            if let Some(seconds) = args.wait {
+                let followed = wait::follow(hub, &done.applied, seconds, screen)?;
+                (done.timeline, done.missing) = (followed.timeline, followed.missing);
+            }
+            Ok(Some(done))
+        }
+        Err(NotSent::Refused(text)) => {
+            screen.flush()?;
+            complain(text.trim_end());
+            Ok(None)
+        }
+        Err(NotSent::Failed(e)) => Err(e),
+    }
+}
+
+/// Standard error; nothing is left to do when it is closed.
+fn complain(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+enum NotSent {
+    /// This manifest is not accepted, and why, for a person.
+    Refused(String),
+    /// No manifest will be.
+    Failed(ApplyError),
+}
+
+impl From<ApplyError> for NotSent {
+    fn from(e: ApplyError) -> Self {
+        Self::Failed(e)
+    }
+}
+
+fn send(
+    args: &ApplyArgs,
+    hub: &Hub,
+    request: &Request,
+    screen: &mut Screen<'_>,
+) -> Result<(Value, Applied), NotSent> {
+    files::bring(hub, &request.files, args.dry_run, screen)?;
+    let artifacts: serde_json::Map<String, Value> =
+        request.files.iter().map(|f| (f.name.clone(), Value::String(f.digest.to_string()))).collect();
+    let source = request.manifest.source_name();
+    let body = json!({ "manifest": request.manifest.text, "source": source, "artifacts": artifacts });
+    let path = if args.dry_run { routes::PLAN } else { routes::APPLICATIONS };
+    let answer: Value = hub.post(path, &body).map_err(|e| refusal(e, args.dry_run, request))?;
+    match serde_json::from_value::<Outcome>(answer.clone()) {
+        Ok(Outcome::Applied(applied)) => Ok((answer, applied)),
+        Ok(Outcome::Refused { reasons }) => {
+            Err(NotSent::Refused(format!("{source}: refused\n  - {}", reasons.join("\n  - "))))
+        }
+        _ => Err(NotSent::Refused(format!("{source}: the hub's answer is not understood: {answer}"))),
+    }
+}
+
+/// Tells what is wrong with this manifest from what is wrong with the hub, the token or the network.
+fn refusal(e: HubError, dry_run: bool, request: &Request) -> NotSent {
+    let HubError::Refused(refusal) = &e else { return NotSent::Failed(e.into()) };
+    let source = request.manifest.source_name();
+    let mistakes = manifest_errors::from_details(&refusal.details);
+    if !mistakes.is_empty() {
+        return NotSent::Refused(manifest_errors::render(&source, &request.manifest.text, &mistakes));
+    }
+    match refusal.status {
+        401 | 403 => NotSent::Failed(e.into()),
+        404 | 405 if dry_run => NotSent::Refused(format!("{source}: this hub cannot plan ({})", refusal.status)),
+        _ => NotSent::Refused(format!("{source}: {e}")),
+    }
+}
+
+fn print_applied(applied: &Applied, dry_run: bool, screen: &mut Screen<'_>) -> io::Result<()> {
+    let what = match (dry_run, applied.changed) {
+        (true, true) => "would be applied as",
+        (true, false) => "would stay as it is,",
+        (false, true) => "applied,",
+        (false, false) => "unchanged,",
+    };
+    screen.line(&format!("{} {what} generation {}", applied.name, applied.generation))?;
+    for (workload, nodes) in &applied.placed {
+        if !nodes.is_empty() {
+            let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+            screen.line(&format!("  placed     {workload} -> {}", nodes.join(", ")))?;
+        }
+    }
+    for (workload, why) in &applied.unplaced {
+        screen.line(&format!("  unplaced   {workload}: {why}"))?;
+    }
+    for (workload, nodes) in &applied.not {
+        for (node, why) in nodes {
+            screen.line(&format!("  not on     {node}: {workload}: {why}"))?;
+        }
+    }
+    Ok(())
+}
+
+impl Done {
+    fn to_value(&self) -> Value {
+        json!({
+            "source": self.source,
+            "outcome": self.outcome,
+            "timeline": self.timeline,
+            "missing": self.missing,
+        })
+    }
+}

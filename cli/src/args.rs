@@ -1,0 +1,436 @@
+//! The command line: every command, every flag, and the help that teaches them.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use cnova_shared::ids::{Name, NodeId, SitePath, WorkloadId};
+
+use crate::output::{Format, Screen};
+
+const ABOUT: &str = "\
+Deploy workloads to a fleet of small machines, watch them, and make the keys that the fleet trusts.
+
+A manifest (CNDL, YAML or JSON) says what shall run where. `cnova apply` sends it to the hub, which checks, places and \
+signs it; gateways carry it to the agents, and the agents report back.";
+
+const AFTER: &str = "\
+First steps:
+  cnova trust init ./trust                   # keys, once, on a machine that you keep offline
+  cnova token new --name alice --role admin  # a token for the hub, and its hash for the hub's token file
+  cnova apply app.yaml --wait                # deploy, and follow it until every node has reported
+  cnova get workloads                        # what runs where, and why what does not
+
+Configuration, a later one wins over an earlier one:
+  ~/.config/cnova/config.toml                hub = \"https://hub.example\", token_file = \"~/.cnova-token\", ca = \"ca.pem\"
+  environment                                CNOVA_HUB, CNOVA_TOKEN, CNOVA_TOKEN_FILE, CNOVA_CA
+  flags                                      --hub, --token, --token-file, --ca
+
+Exit codes:
+  0  done
+  1  refused or failed; the message says by whom and why
+  2  the command line is wrong
+  3  the hub cannot be reached";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "cnova", version, about = "Deploy to a fleet of small machines, and watch it", long_about = ABOUT, after_long_help = AFTER)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Global {
+    /// The hub's URL [env: CNOVA_HUB] [default: http://127.0.0.1:8080]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) hub: Option<String>,
+    /// The token to show the hub; other users of this machine can see it in the process list, so prefer --token-file [env: CNOVA_TOKEN]
+    #[arg(long, global = true, value_name = "TOKEN", conflicts_with = "token_file")]
+    pub(crate) token: Option<String>,
+    /// A file that holds the token [env: CNOVA_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The authorities (PEM) that certify the hub's https address; without it, the public web's [env: CNOVA_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// How to print
+    #[arg(long, short, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Format,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Deploy manifests, or change what they deployed
+    #[command(after_long_help = "\
+Files that a manifest names (artifact: {file: build/app.wasm}) are looked for beside the manifest, and uploaded when \
+the hub does not have them yet. A folder means its *.yaml, *.yml and *.json files with apiVersion cnova/v1, also in \
+subfolders, except in those called build. All files are read before the first manifest is sent.
+
+Examples:
+  cnova apply app.yaml --wait         # deploy, and follow it for up to 60 seconds
+  cnova apply ./site-a --wait=300     # all manifests of a folder
+  cnova apply app.yaml --dry-run      # where would it go, and why not elsewhere? Uploads and changes nothing.")]
+    Apply(ApplyArgs),
+    /// List nodes, workloads or applications; show a node's twin or history
+    #[command(after_long_help = "\
+Examples:
+  cnova get nodes
+  cnova get workloads --node plc-14
+  cnova get applications -o json
+  cnova get twin plc-14 --raw plc-14.twin.cose
+  cnova get history plc-14")]
+    Get(GetArgs),
+    /// Explain one node, application or workload: reasons, refusals, alarms, timeline
+    #[command(after_long_help = "\
+Examples:
+  cnova describe node plc-14                             # twin, alarms, refused twins, workloads
+  cnova describe application vibration-watch             # where it is, and for every other node why not
+  cnova describe workload vibration-watch/detector       # on every node
+  cnova describe workload vibration-watch/detector@plc-14")]
+    Describe(DescribeArgs),
+    /// Print the end of a workload's log
+    #[command(after_long_help = "\
+The hub asks the node, so the node must be connected.
+
+Examples:
+  cnova logs vibration-watch/detector --lines 20
+  cnova logs vibration-watch/detector --node plc-14")]
+    Logs(LogsArgs),
+    /// Delete an application: its workloads stop on every node
+    #[command(after_long_help = "\
+Examples:
+  cnova delete vibration-watch        # asks first
+  cnova delete vibration-watch --yes  # for scripts")]
+    Delete(DeleteArgs),
+    /// Make and show the keys that the fleet trusts; needs no hub
+    #[command(after_long_help = "\
+Root keys sign trust bundles and nothing else: keep DIR/roots offline. The hub needs DIR/hub-signing.key and \
+DIR/trust-bundle.cose; every image needs the trust bundle; every node its own key and certificate.
+
+Examples:
+  cnova trust init ./trust --tree acme --roots 3 --threshold 2
+  cnova trust issue plc-14 --site plant-7/line-2/plc-14 --dir ./trust
+  cnova trust rotate ./trust
+  cnova trust show ./trust/trust-bundle.cose")]
+    Trust(TrustArgs),
+    /// Make tokens for people and scripts; needs no hub
+    #[command(after_long_help = "\
+Example:
+  cnova token new --name ci --role operator --tokens /etc/cnova/tokens.toml > ci.token")]
+    Token(TokenArgs),
+    /// Print a script that completes this command in a shell
+    #[command(after_long_help = "\
+Examples:
+  cnova completions bash > /etc/bash_completion.d/cnova
+  cnova completions zsh > ~/.zfunc/_cnova
+  cnova completions fish > ~/.config/fish/completions/cnova.fish")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print this program's version
+    #[command(after_long_help = "Example:\n  cnova version -o json")]
+    Version,
+}
+
+/// What `apply` takes.
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// Manifests, or folders of them
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Follow until every placed node has reported, at most so many seconds (60 when none are given)
+    #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "60", conflicts_with = "dry_run")]
+    pub(crate) wait: Option<u64>,
+    /// Say what would happen; upload and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What `get` takes.
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    #[command(subcommand)]
+    pub(crate) what: Get,
+}
+
+/// What can be listed or shown.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Get {
+    /// All nodes
+    #[command(visible_alias = "node", after_long_help = "Example:\n  cnova get nodes")]
+    Nodes,
+    /// All workloads, on all nodes
+    #[command(visible_alias = "workload", after_long_help = "Example:\n  cnova get workloads --application vibration-watch")]
+    Workloads {
+        /// Only those on this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<NodeId>,
+        /// Only those of this application
+        #[arg(long, short, value_name = "APP")]
+        application: Option<Name>,
+    },
+    /// All applications
+    #[command(visible_aliases = ["application", "apps"], after_long_help = "Example:\n  cnova get applications -o yaml")]
+    Applications,
+    /// The twin (desired state) that a node should have
+    #[command(after_long_help = "Example:\n  cnova get twin plc-14 --raw plc-14.twin.cose")]
+    Twin {
+        /// The node
+        node: NodeId,
+        /// Save the signed bytes (COSE_Sign1), as they travel to the node, to this file
+        #[arg(long, value_name = "FILE")]
+        raw: Option<PathBuf>,
+    },
+    /// What a node reported, oldest first
+    #[command(after_long_help = "Example:\n  cnova get history plc-14")]
+    History {
+        /// The node
+        node: NodeId,
+    },
+}
+
+/// What `describe` takes.
+#[derive(Debug, Args)]
+pub(crate) struct DescribeArgs {
+    #[command(subcommand)]
+    pub(crate) what: Describe,
+}
+
+/// What can be explained.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Describe {
+    /// A node
+    #[command(after_long_help = "Example:\n  cnova describe node plc-14")]
+    Node {
+        /// Its name
+        name: NodeId,
+    },
+    /// An application
+    #[command(visible_alias = "app", after_long_help = "Example:\n  cnova describe application vibration-watch")]
+    Application {
+        /// Its name
+        name: Name,
+    },
+    /// A workload, on one node or on all
+    #[command(after_long_help = "Example:\n  cnova describe workload vibration-watch/detector@plc-14")]
+    Workload {
+        /// APP/NAME or APP/NAME@NODE
+        workload: WorkloadRef,
+    },
+}
+
+/// A workload on a node, or on any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WorkloadRef {
+    pub(crate) id: WorkloadId,
+    pub(crate) node: Option<NodeId>,
+}
+
+impl std::str::FromStr for WorkloadRef {
+    type Err = cnova_shared::ids::InvalidName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (id, node) = match text.split_once('@') {
+            Some((id, node)) => (id, Some(node.parse()?)),
+            None => (text, None),
+        };
+        Ok(Self { id: id.parse()?, node })
+    }
+}
+
+/// What `logs` takes.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// APP/WORKLOAD
+    pub(crate) workload: WorkloadId,
+    /// Only of this node; otherwise of every node that it is on
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<NodeId>,
+    /// At most so many lines
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub(crate) lines: u32,
+}
+
+/// What `delete` takes.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The application
+    #[arg(value_name = "APP")]
+    pub(crate) application: Name,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+/// What `trust` takes.
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    #[command(subcommand)]
+    pub(crate) what: Trust,
+}
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trust {
+    /// Make root keys, the hub's signing key, the node CA and the first trust bundle
+    #[command(after_long_help = "\
+Nothing is ever overwritten. By default two of three root keys are needed, so that one can be lost or stolen.
+
+Example:
+  cnova trust init ./trust --tree acme --roots 3 --threshold 2")]
+    Init {
+        /// Where to put them; must not exist, or be empty
+        dir: PathBuf,
+        /// The tree's name, for the CA's subject
+        #[arg(long, default_value = "cnova")]
+        tree: Name,
+        /// How many root keys
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
+        roots: u32,
+        /// How many of them must sign a trust bundle [default: more than half]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
+        threshold: Option<u32>,
+    },
+    /// Make a node's key and certificate
+    #[command(after_long_help = "\
+Example:
+  cnova trust issue plc-14 --site plant-7/line-2/plc-14 --dir ./trust --out ./image/etc/cnova/identity")]
+    Issue(IssueArgs),
+    /// Make a new signing key for the hub, and the trust bundle that announces it
+    #[command(after_long_help = "\
+The old key stays valid for --overlap-days: bring the new bundle to the nodes first, and give the hub the new key \
+when they have it.
+
+Example:
+  cnova trust rotate ./trust --overlap-days 30 --roots /media/usb/roots")]
+    Rotate {
+        /// The folder that `cnova trust init` made
+        dir: PathBuf,
+        /// How long the old key may still sign
+        #[arg(long, default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(0..=3650))]
+        overlap_days: u64,
+        /// Where the root keys are [default: DIR/roots]
+        #[arg(long, value_name = "FOLDER")]
+        roots: Option<PathBuf>,
+    },
+    /// Check and print a trust bundle
+    #[command(after_long_help = "Example:\n  cnova trust show ./trust/trust-bundle.cose")]
+    Show {
+        /// The bundle
+        file: PathBuf,
+    },
+}
+
+/// What `trust issue` takes.
+#[derive(Debug, Args)]
+pub(crate) struct IssueArgs {
+    /// The node's name
+    pub(crate) node: NodeId,
+    /// Where it hangs in the tree, such as plant-7/line-2/plc-14
+    #[arg(long, value_name = "PATH")]
+    pub(crate) site: SitePath,
+    /// The folder that `cnova trust init` made
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// For how many days
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    pub(crate) days: u64,
+    /// Where to put key, certificate and trust bundle [default: DIR/nodes/NODE]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// What `token` takes.
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    pub(crate) what: Token,
+}
+
+/// What can be done with tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token: print it once, and add its hash to the hub's token file
+    #[command(after_long_help = "\
+Only the token goes to standard output; the file holds its SHA-256, from which it cannot be had back.
+
+Example:
+  cnova token new --name ci --role operator --tokens /etc/cnova/tokens.toml > ci.token")]
+    New {
+        /// Who will use it
+        #[arg(long)]
+        name: Name,
+        /// What it may do
+        #[arg(long, value_enum)]
+        role: Role,
+        /// The hub's token file
+        #[arg(long, default_value = "tokens.toml", value_name = "FILE")]
+        tokens: PathBuf,
+    },
+}
+
+/// What a token's holder may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// Everything
+    Admin,
+    /// Deploy, delete and look
+    Operator,
+    /// Look
+    Viewer,
+}
+
+/// Shells that completions are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// GNU Bash
+    Bash,
+    /// Z shell
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// Prints the completion script of a shell.
+pub(crate) fn completions(shell: Shell, screen: &mut Screen<'_>) -> std::io::Result<()> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "cnova", &mut script);
+    screen.bytes(&script)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        let mut all = vec![command];
+        while let Some(command) = all.pop() {
+            let subs: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").cloned().collect();
+            let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("cnova "), "{} has no example", command.get_name());
+            all.extend(subs);
+        }
+    }
+
+    #[test]
+    fn a_workload_may_name_its_node() {
+        let r: WorkloadRef = "a/b@plc-1.x".parse().unwrap();
+        assert_eq!((r.id.to_string().as_str(), r.node.unwrap().as_str()), ("a/b", "plc-1.x"));
+        assert_eq!("a/b".parse::<WorkloadRef>().unwrap().node, None);
+        assert!("a".parse::<WorkloadRef>().is_err());
+        assert!("a/b@".parse::<WorkloadRef>().is_err());
+    }
+}

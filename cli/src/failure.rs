@@ -1,0 +1,84 @@
+//! Why a command failed, and with which exit code.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::apply::ApplyError;
+use crate::client::HubError;
+use crate::delete::DeleteError;
+use crate::get::GetError;
+use crate::logs::LogsError;
+use crate::settings::SettingsError;
+use crate::token::TokenError;
+use crate::trust::TrustError;
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const UNREACHABLE: u8 = 3;
+
+/// Any command's failure.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Get(#[from] GetError),
+    #[error(transparent)]
+    Logs(#[from] LogsError),
+    #[error(transparent)]
+    Delete(#[from] DeleteError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("cannot write the output: {0}")]
+    Output(#[source] io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(e: io::Error) -> Self {
+        Self::Output(e)
+    }
+}
+
+impl Failure {
+    /// The exit code that the help documents.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Hub(e) | Self::Apply(ApplyError::Hub(e)) => hub_code(e),
+            Self::Get(GetError::Hub(e)) | Self::Logs(LogsError::Hub(e)) | Self::Delete(DeleteError::Hub(e)) => {
+                hub_code(e)
+            }
+            Self::Settings(SettingsError::BadUrl { .. }) | Self::Delete(DeleteError::NobodyToAsk { .. }) => USAGE,
+            _ => FAILED,
+        }
+    }
+}
+
+fn hub_code(e: &HubError) -> u8 {
+    match e {
+        HubError::Unreachable { .. } | HubError::Silent { .. } => UNREACHABLE,
+        HubError::Refused(_) | HubError::NotUnderstood { .. } | HubError::NoAuthorities => FAILED,
+    }
+}
+
+/// Reading something from the hub and printing it can fail in two ways; several commands do no more.
+macro_rules! read_and_print_error {
+    ($name:ident { $($more:tt)* }) => {
+        /// The command failed.
+        #[derive(Debug, thiserror::Error)]
+        pub(crate) enum $name {
+            #[error(transparent)]
+            Hub(#[from] $crate::client::HubError),
+            #[error("cannot write the output: {0}")]
+            Output(#[from] std::io::Error),
+            $($more)*
+        }
+    };
+}
+pub(crate) use read_and_print_error;

@@ -1,0 +1,196 @@
+//! What the hub says, as far as this program prints it. A newer hub may say more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cnova_shared::ids::{Name, NodeId};
+use cnova_shared::wire::v1;
+use serde::{Deserialize, Serialize};
+
+/// A node.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeInfo {
+    pub(crate) node: String,
+    pub(crate) role: String,
+    pub(crate) site: String,
+    pub(crate) link: String,
+    pub(crate) trust: String,
+    pub(crate) via: String,
+    pub(crate) desired: String,
+    pub(crate) reported: String,
+    pub(crate) in_sync: bool,
+    pub(crate) heard_ms: u64,
+    pub(crate) software: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) capabilities: v1::Capabilities,
+    pub(crate) alarms: Vec<v1::Alarm>,
+    pub(crate) refusals: Vec<Refused>,
+}
+
+impl Default for NodeInfo {
+    fn default() -> Self {
+        Self {
+            node: String::new(),
+            role: String::new(),
+            site: String::new(),
+            link: "unknown".into(),
+            // What a hub does not say about trust is never read as trust.
+            trust: "UNATTESTED".into(),
+            via: String::new(),
+            desired: String::new(),
+            reported: String::new(),
+            in_sync: false,
+            heard_ms: 0,
+            software: String::new(),
+            labels: BTreeMap::new(),
+            capabilities: v1::Capabilities::default(),
+            alarms: Vec::new(),
+            refusals: Vec::new(),
+        }
+    }
+}
+
+/// A twin that a node refused.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Refused {
+    #[serde(default)]
+    pub(crate) at_ms: u64,
+    pub(crate) code: String,
+    #[serde(default)]
+    pub(crate) detail: String,
+}
+
+/// A workload on a node. Its state is text: a later version may know more of them.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct WorkloadInfo {
+    pub(crate) application: Name,
+    pub(crate) workload: Name,
+    pub(crate) node: NodeId,
+    #[serde(default)]
+    pub(crate) desired: u64,
+    #[serde(default)]
+    pub(crate) generation: u64,
+    pub(crate) state: String,
+    #[serde(default)]
+    pub(crate) reason: String,
+    #[serde(default)]
+    pub(crate) attempt: u32,
+    #[serde(default)]
+    pub(crate) pid: u32,
+    #[serde(default)]
+    pub(crate) adopted: bool,
+    #[serde(default)]
+    pub(crate) since_ms: u64,
+}
+
+impl WorkloadInfo {
+    pub(crate) fn state_text(&self) -> String {
+        if self.adopted { format!("{} (adopted)", self.state) } else { self.state.clone() }
+    }
+
+    pub(crate) fn id(&self) -> String {
+        format!("{}/{}", self.application, self.workload)
+    }
+
+    pub(crate) fn is(&self, id: &cnova_shared::ids::WorkloadId) -> bool {
+        self.application == id.application && self.workload == id.name
+    }
+}
+
+/// An application.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ApplicationInfo {
+    pub(crate) name: Name,
+    #[serde(default)]
+    pub(crate) generation: u64,
+    #[serde(default)]
+    pub(crate) user: String,
+    #[serde(default)]
+    pub(crate) workloads: BTreeMap<String, PlacementInfo>,
+    #[serde(default)]
+    pub(crate) problems: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) timeline: Vec<StageRecord>,
+}
+
+/// Where a workload goes.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PlacementInfo {
+    #[serde(default)]
+    pub(crate) nodes: Vec<String>,
+    #[serde(default)]
+    pub(crate) not: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) summary: Option<String>,
+}
+
+/// When a stage was reached, by the clock of `by`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+pub(crate) struct StageRecord {
+    pub(crate) at_ms: u64,
+    pub(crate) stage: String,
+    #[serde(default)]
+    pub(crate) by: String,
+    #[serde(default)]
+    pub(crate) node: Option<String>,
+    #[serde(default)]
+    pub(crate) detail: String,
+}
+
+/// What a node reported, and when the hub received it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct HistoryEntry {
+    #[serde(default)]
+    pub(crate) received_ms: u64,
+    pub(crate) entry: v1::Entry,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    /// Stored; its twins are on their way.
+    Applied(Applied),
+    /// Nothing was changed.
+    Refused {
+        /// Why.
+        #[serde(default)]
+        reasons: Vec<String>,
+    },
+    /// A node's answer.
+    Replied {
+        /// Whether it could do it.
+        ok: bool,
+        /// What it said.
+        #[serde(default)]
+        text: String,
+    },
+    /// There is no such thing.
+    NotFound {
+        /// What there is not.
+        #[serde(default)]
+        what: String,
+    },
+    /// Something that does not answer what this program asks.
+    #[serde(other)]
+    Other,
+}
+
+/// What became of a manifest.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Applied {
+    pub(crate) name: Name,
+    #[serde(default)]
+    pub(crate) generation: u64,
+    #[serde(default)]
+    pub(crate) changed: bool,
+    /// Nodes by workload.
+    #[serde(default)]
+    pub(crate) placed: BTreeMap<String, BTreeSet<String>>,
+    /// Workloads without all their nodes, and why.
+    #[serde(default)]
+    pub(crate) unplaced: BTreeMap<String, String>,
+    /// For every workload and every other node, why not; a plan says it.
+    #[serde(default)]
+    pub(crate) not: BTreeMap<String, BTreeMap<String, String>>,
+}

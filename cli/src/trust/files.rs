@@ -1,0 +1,108 @@
+//! Key material on disk: never overwritten, private keys readable by their owner alone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use cnova_shared::bundle::TrustBundle;
+use cnova_shared::keys::SoftKey;
+use rcgen::{KeyPair, PKCS_ED25519};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::TrustError;
+
+/// Who may read a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Its owner.
+    Private,
+    /// Everybody.
+    Public,
+}
+
+impl Access {
+    const fn mode(self) -> u32 {
+        match self {
+            Self::Private => 0o600,
+            Self::Public => 0o644,
+        }
+    }
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TrustError> {
+    fs::read(path).map_err(|source| TrustError::Read { path: path.to_owned(), source })
+}
+
+/// Writes a file that must not be there, and sees it on the disk.
+pub(super) fn create(path: &Path, content: &[u8], access: Access) -> Result<(), TrustError> {
+    let open = OpenOptions::new().write(true).create_new(true).mode(access.mode()).open(path);
+    let mut file = open.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => TrustError::Exists { path: path.to_owned() },
+        _ => TrustError::Write { path: path.to_owned(), source },
+    })?;
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    written.map_err(|source| TrustError::Write { path: path.to_owned(), source })
+}
+
+/// Puts new content in the place of an old file, at once: a reader sees one or the other.
+pub(super) fn replace(path: &Path, content: &[u8], access: Access) -> Result<(), TrustError> {
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    let next = PathBuf::from(next);
+    // Left over from a run that was cut off.
+    if next.exists() {
+        fs::remove_file(&next).map_err(|source| TrustError::Write { path: next.clone(), source })?;
+    }
+    create(&next, content, access)?;
+    let renamed = fs::rename(&next, path).and_then(|()| sync_folder(path.parent().unwrap_or(Path::new("."))));
+    renamed.map_err(|source| TrustError::Write { path: path.to_owned(), source })
+}
+
+/// Makes a folder that only its owner can look into, and those above it.
+pub(super) fn create_folder(path: &Path) -> Result<(), TrustError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| TrustError::Write { path: path.to_owned(), source })
+}
+
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path)?.sync_all()
+}
+
+/// A new Ed25519 key, and its PEM.
+pub(super) fn new_signing_key() -> Result<(SoftKey, String), TrustError> {
+    let pair = KeyPair::generate_for(&PKCS_ED25519)?;
+    let key = SoftKey::from_pkcs8(pair.serialized_der()).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
+    Ok((key, pair.serialize_pem()))
+}
+
+pub(super) fn read_key(path: &Path) -> Result<SoftKey, TrustError> {
+    let bad = || TrustError::NotAKey { path: path.to_owned() };
+    let der = PrivatePkcs8KeyDer::from_pem_slice(&read(path)?).map_err(|_| bad())?;
+    SoftKey::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| bad())
+}
+
+pub(super) fn read_certificate(path: &Path) -> Result<Vec<u8>, TrustError> {
+    let der = CertificateDer::from_pem_slice(&read(path)?);
+    der.map(|d| d.to_vec()).map_err(|_| TrustError::NotACertificate { path: path.to_owned() })
+}
+
+/// When a certificate (DER) ends, seconds since 1970.
+pub(super) fn not_after_s(der: &[u8]) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()
+}
+
+/// The subject of a certificate (DER), as text.
+pub(super) fn subject(der: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.subject().to_string())
+}
+
+/// Reads a bundle and checks that its own roots signed it.
+pub(super) fn read_bundle(path: &Path) -> Result<TrustBundle, TrustError> {
+    TrustBundle::flashed(&read(path)?).map_err(|source| TrustError::Bundle { path: path.to_owned(), source })
+}

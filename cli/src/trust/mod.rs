@@ -1,0 +1,77 @@
+//! `cnova trust`: the keys that a fleet trusts. Works on files alone; run it on a machine that you keep offline.
+
+use std::io;
+use std::path::PathBuf;
+
+use cnova_shared::bundle::BundleError;
+use cnova_shared::certificate::CertificateError;
+use cnova_shared::keys::KeyId;
+use thiserror::Error;
+
+use crate::age;
+use crate::args::Trust;
+use crate::output::Screen;
+
+mod files;
+mod init;
+mod issue;
+mod rotate;
+mod show;
+
+pub(crate) const BUNDLE: &str = "trust-bundle.cose";
+const HUB_KEY: &str = "hub-signing.key";
+const CA_CERTIFICATE: &str = "ca.pem";
+const CA_KEY: &str = "ca.key";
+const ROOTS: &str = "roots";
+
+const DAY_S: u64 = 86_400;
+/// How long a new hub key may sign.
+const HUB_KEY_DAYS: u64 = 2 * 365;
+
+/// Keys were not made, or not shown.
+#[derive(Debug, Error)]
+pub(crate) enum TrustError {
+    #[error("{} is there already, and nothing is overwritten: choose another place, or move it away", path.display())]
+    Exists { path: PathBuf },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{threshold} of {roots} root keys can never sign: the threshold is at most the number of roots")]
+    Threshold { roots: u32, threshold: u32 },
+    #[error("{} is not a private key (PEM, PKCS #8, Ed25519 or P-256)", path.display())]
+    NotAKey { path: PathBuf },
+    #[error("{} is not a certificate in PEM form", path.display())]
+    NotACertificate { path: PathBuf },
+    #[error("{}: {source}", path.display())]
+    Bundle { path: PathBuf, source: BundleError },
+    #[error("the new trust bundle would not be accepted: {0}\n  are these the root keys of this bundle, and enough of them?")]
+    NotAccepted(BundleError),
+    #[error("{} holds no root key of this trust bundle (its roots: {})", path.display(), join(roots))]
+    NoRoots { path: PathBuf, roots: Vec<KeyId> },
+    #[error("the CA ends on {ca_ends} and {node} would be certified until {node_ends}: choose fewer --days")]
+    OutlivesCa { node: String, ca_ends: String, node_ends: String },
+    #[error("the certificate would not be accepted: {source}\n  does {} belong to this trust bundle?", ca.display())]
+    CertificateNotAccepted { ca: PathBuf, source: CertificateError },
+    #[error("the certificate was not made: {0}")]
+    Certificate(#[from] rcgen::Error),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+}
+
+fn join(keys: &[KeyId]) -> String {
+    keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Runs the command.
+pub(crate) fn run(what: &Trust, screen: &mut Screen<'_>) -> Result<(), TrustError> {
+    let now_s = age::now_ms() / 1000;
+    match what {
+        Trust::Init { dir, tree, roots, threshold } => {
+            init::run(dir, tree, *roots, threshold.unwrap_or(roots / 2 + 1), now_s, screen)
+        }
+        Trust::Issue(args) => issue::run(args, now_s, screen),
+        Trust::Rotate { dir, overlap_days, roots } => rotate::run(dir, roots.as_deref(), *overlap_days, now_s, screen),
+        Trust::Show { file } => show::run(file, now_s, screen),
+    }
+}

@@ -1,0 +1,500 @@
+//! The only place that sees both sides: waits for what happens, lets the core decide, performs what it decided.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cnova_agent_core::ledger::Op;
+use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
+use cnova_link::{FloorClock, Identity, Uplink, UplinkEvent};
+use cnova_shared::ids::{Digest, HUB_AUDIENCE, NodeId, WorkloadId};
+use cnova_shared::limits;
+use cnova_shared::time::Now;
+use cnova_shared::topics::Kind;
+use cnova_shared::wire::v1::{self, Alarm};
+use cnova_store::{Artifacts, CallError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use crate::answers;
+use crate::instance::InstanceId;
+use crate::ledger::Ledger;
+use crate::observe;
+use crate::run::{StartError, set_aside_alarm, wall_ms};
+use crate::supervisor::{Said, Supervisor};
+
+/// After a failed commit the core is made anew: after this pause, doubling up to the longest.
+const OUTAGE_FIRST: Duration = Duration::from_secs(1);
+const OUTAGE_MAX: Duration = Duration::from_secs(30);
+const DONE_QUEUE: usize = 64;
+/// The core is not asked more often than this for what time brings.
+const TICK_MIN: Duration = Duration::from_millis(1);
+
+/// What the loop works with.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) clock: Arc<FloorClock>,
+    pub(crate) ledger: Ledger,
+    pub(crate) ledger_path: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) uplink: Uplink,
+}
+
+/// What it waits for.
+pub(crate) struct Inputs {
+    pub(crate) uplink: mpsc::Receiver<UplinkEvent>,
+    pub(crate) said: mpsc::Receiver<Said>,
+    pub(crate) signals: Signals,
+}
+
+/// The signals that end the agent.
+pub(crate) struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    pub(crate) fn new() -> Result<Self, std::io::Error> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+/// What was done beside the loop.
+enum Done {
+    Artifact(Event),
+    Reply(v1::Reply),
+    /// Artifacts that are damaged, and were removed, or are missing.
+    Damaged(Vec<Digest>),
+}
+
+/// Why a core is given up.
+enum End {
+    /// The agent is to end.
+    Stop,
+    /// The uplink's task is gone.
+    LinkGone,
+    /// The store failed; what it holds is the truth, so the core is made anew from it.
+    Store(CallError),
+    /// What is on the machine is not what the core believes.
+    Again,
+}
+
+/// Something to hand to the core.
+enum Input {
+    Event(Event),
+    Said(Said),
+    Done(Done),
+    End(End),
+}
+
+pub(crate) struct EventLoop {
+    parts: Parts,
+    hub: NodeId,
+    started: Instant,
+    connected: bool,
+    pause: Duration,
+    done: mpsc::Sender<Done>,
+    done_receiver: mpsc::Receiver<Done>,
+}
+
+impl EventLoop {
+    pub(crate) fn new(parts: Parts, hub: NodeId) -> Self {
+        let (done, done_receiver) = mpsc::channel(DONE_QUEUE);
+        let started = Instant::now();
+        Self { parts, hub, started, connected: false, pause: OUTAGE_FIRST, done, done_receiver }
+    }
+
+    /// Runs until a signal comes.
+    pub(crate) async fn run(mut self, mut inputs: Inputs) -> Result<(), StartError> {
+        let result = loop {
+            let end = match self.make_core().await {
+                Ok(core) => self.serve(core, &mut inputs).await,
+                Err(error) => End::Store(error),
+            };
+            match end {
+                End::Stop => break Ok(()),
+                End::LinkGone => break Err(StartError::LinkGone),
+                End::Again => {}
+                End::Store(error) => {
+                    if let Some(result) = self.outage(&error, &mut inputs).await {
+                        break result;
+                    }
+                }
+            }
+        };
+        let counters = self.parts.ledger.counters();
+        let (commits, bytes) = (counters.commits(), counters.bytes());
+        let artifact_bytes = self.parts.artifacts.bytes_written();
+        tracing::info!(commits, ledger_bytes = bytes, artifact_bytes, "ends; workloads run on");
+        self.parts.uplink.shutdown().await;
+        result
+    }
+
+    fn now(&self) -> Now {
+        let mono_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Now { mono_ms, wall_ms: wall_ms() }
+    }
+
+    /// From what the store holds and what is found on the machine.
+    async fn make_core(&mut self) -> Result<Agent, CallError> {
+        self.parts.supervisor.settle().await;
+        let stored = self.parts.ledger.load().await?;
+        let (artifacts, run_dir) = (self.parts.artifacts.clone(), self.parts.run_dir.clone());
+        let rows = stored.instances.clone();
+        let seen = spawn_blocking(move || {
+            let (whole, partial) = artifacts.scan().unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot see which artifacts are here; they are fetched again");
+                Default::default()
+            });
+            let found = observe::scan(&run_dir, &rows).unwrap_or_else(|error| {
+                tracing::error!(run_dir = %run_dir.display(), %error, "cannot see which instances run");
+                observe::Found::default()
+            });
+            (whole, partial, found)
+        });
+        let (whole, partial, found) = seen.await.map_err(|_| CallError::Gone)?;
+        for alive in found.alive {
+            self.parts.supervisor.adopt(alive);
+        }
+        let mut core =
+            Agent::boot(self.parts.config.clone(), stored, whole, partial, found.observed, self.now());
+        tracing::info!(node = %core.node(), twin = %core.version(), workloads = core.workloads().len(), "agent is up");
+        if self.connected {
+            core.handle(Event::Connected, self.now());
+        }
+        Ok(core)
+    }
+
+    async fn serve(&mut self, mut core: Agent, inputs: &mut Inputs) -> End {
+        loop {
+            if let Err(error) = self.perform_all(&mut core).await {
+                return End::Store(error);
+            }
+            let event = match self.next_input(core.poll_timeout(), inputs).await {
+                Input::End(end) => return end,
+                Input::Event(event) => Some(event),
+                Input::Said(Said::Event { id, event }) => {
+                    Some(Event::Runtime { id: id.workload, attempt: id.attempt, event })
+                }
+                Input::Said(Said::Suspect { digests }) => {
+                    self.look_at(digests);
+                    None
+                }
+                Input::Done(Done::Artifact(event)) => Some(event),
+                Input::Done(Done::Reply(reply)) => {
+                    self.send(&Message::Reply(reply), core.now_s(self.now()));
+                    None
+                }
+                Input::Done(Done::Damaged(digests)) => {
+                    self.raise_damaged(&digests);
+                    return End::Again;
+                }
+            };
+            if let Some(event) = event {
+                let now = self.now();
+                core.handle(event, now);
+                // With a wall clock of zero only the floor is left: the newest time that was verified.
+                self.parts.clock.raise(core.now_s(Now { wall_ms: 0, ..now }));
+            }
+        }
+    }
+
+    async fn next_input(&mut self, timeout: Option<u64>, inputs: &mut Inputs) -> Input {
+        let earliest = Instant::now() + TICK_MIN;
+        let due = timeout.map(|ms| (self.started + Duration::from_millis(ms)).max(earliest));
+        let tick = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = inputs.uplink.recv() => match event {
+                Some(event) => Input::Event(self.on_uplink(event)),
+                None => Input::End(End::LinkGone),
+            },
+            Some(said) = inputs.said.recv() => Input::Said(said),
+            Some(done) = self.done_receiver.recv() => Input::Done(done),
+            () = tick => Input::Event(Event::Tick),
+            name = inputs.signals.recv() => {
+                tracing::info!(signal = name, "told to end");
+                Input::End(End::Stop)
+            }
+        }
+    }
+
+    fn on_uplink(&mut self, event: UplinkEvent) -> Event {
+        match event {
+            UplinkEvent::Connected => {
+                self.connected = true;
+                Event::Connected
+            }
+            UplinkEvent::Disconnected { .. } => {
+                self.connected = false;
+                Event::Disconnected
+            }
+            UplinkEvent::Message { kind, bytes } => Event::Message { kind, bytes },
+        }
+    }
+
+    /// Performs everything that the core has decided, in order.
+    async fn perform_all(&mut self, core: &mut Agent) -> Result<(), CallError> {
+        while let Some(action) = core.poll_action() {
+            match action {
+                Action::Persist(ops) => self.persist(ops, core).await?,
+                Action::Send(message) => self.send(&message, core.now_s(self.now())),
+                Action::AppendChunk { digest, offset, data, complete } => {
+                    if let Some(event) = self.append(digest, offset, data, complete).await {
+                        core.handle(event, self.now());
+                    }
+                }
+                Action::Start(launch) => self.parts.supervisor.start(launch),
+                Action::Stop { id, attempt, grace_ms } => {
+                    self.parts.supervisor.stop(InstanceId { workload: id, attempt }, grace_ms).await;
+                }
+                Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
+                Action::KeepArtifacts(wanted) => self.keep(wanted).await,
+                Action::Stage(stage) => log_stage(&stage),
+            }
+        }
+        Ok(())
+    }
+
+    async fn persist(&mut self, ops: Vec<Op>, core: &mut Agent) -> Result<(), CallError> {
+        let has_twin = ops.iter().any(|op| matches!(op, Op::PutTwin(_)));
+        let gone: Vec<WorkloadId> = ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::DeleteInstance(id) => Some(id.clone()),
+                _ => None,
+            })
+            .collect();
+        self.parts.ledger.persist(ops).await?;
+        self.pause = OUTAGE_FIRST;
+        if has_twin {
+            core.handle(Event::TwinCommitted, self.now());
+        }
+        if !gone.is_empty() {
+            let supervisor = self.parts.supervisor.clone();
+            // Waited for: the next action may start the same workload anew, in a folder of the same name.
+            let _ = spawn_blocking(move || gone.iter().for_each(|id| supervisor.forget(id))).await;
+        }
+        Ok(())
+    }
+
+    /// Signs and sends; what cannot be sent is dropped, because the core says it again.
+    fn send(&self, message: &Message, now_s: u64) {
+        let me = &self.parts.identity;
+        let parent = &self.parts.config.parent;
+        let (kind, sealed) = match message {
+            Message::Hello(hello) => (Kind::Hello, me.seal(Kind::Hello, &self.hub, now_s, None, hello, true)),
+            Message::Report(report) => (Kind::Report, me.seal(Kind::Report, &self.hub, now_s, None, report, false)),
+            Message::Reply(reply) => (Kind::Reply, me.seal(Kind::Reply, &self.hub, now_s, None, reply, false)),
+            Message::ChunkRequest(request) => {
+                (Kind::ChunkRequest, me.seal(Kind::ChunkRequest, parent, now_s, None, request, false))
+            }
+        };
+        match sealed {
+            Ok(bytes) => {
+                if let Err(error) = self.parts.uplink.send(kind, bytes) {
+                    tracing::debug!(kind = kind.as_str(), %error, "not sent");
+                }
+            }
+            Err(error) => tracing::error!(kind = kind.as_str(), %error, "not signed"),
+        }
+    }
+
+    /// Appends, and checks a complete artifact beside the loop; an event when it failed at once.
+    async fn append(&self, digest: Digest, offset: u64, data: Vec<u8>, complete: bool) -> Option<Event> {
+        let artifacts = self.parts.artifacts.clone();
+        let appended = spawn_blocking(move || artifacts.append(&digest, offset, &data)).await;
+        let problem = match appended {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(detail) = problem {
+            return Some(Event::ArtifactFailed { digest, detail });
+        }
+        if complete {
+            let (artifacts, done) = (self.parts.artifacts.clone(), self.done.clone());
+            spawn_blocking(move || {
+                let event = match artifacts.finish(&digest) {
+                    Ok(()) => Event::ArtifactStored(digest),
+                    Err(error) => Event::ArtifactFailed { digest, detail: error.to_string() },
+                };
+                let _ = done.blocking_send(Done::Artifact(event));
+            });
+        }
+        None
+    }
+
+    fn answer(&self, id: u64, op: v1::Operation, attempt: Option<u32>) {
+        let about = match &op {
+            v1::Operation::Logs { workload, .. } | v1::Operation::Metrics { workload } => Some(workload.clone()),
+            v1::Operation::Unknown => None,
+        };
+        let dir = about
+            .zip(attempt)
+            .map(|(workload, attempt)| self.parts.supervisor.folder(&InstanceId { workload, attempt }));
+        let done = self.done.clone();
+        spawn_blocking(move || {
+            let answer = answers::answer(dir.as_deref(), &op);
+            let ok = answer.is_ok();
+            let text = limits::clip_to(&answer.unwrap_or_else(|why| why), limits::LOG_REPLY_BYTES);
+            let _ = done.blocking_send(Done::Reply(v1::Reply { v: v1::VERSION, id, ok, text }));
+        });
+    }
+
+    async fn keep(&self, wanted: Vec<Digest>) {
+        let artifacts = self.parts.artifacts.clone();
+        if let Ok(Err(error)) = spawn_blocking(move || artifacts.keep(&wanted)).await {
+            tracing::warn!(%error, "an artifact that is not needed any more stays");
+        }
+    }
+
+    /// A runtime refused what it was given: perhaps the flash did not keep it.
+    fn look_at(&self, digests: Vec<Digest>) {
+        let (artifacts, done) = (self.parts.artifacts.clone(), self.done.clone());
+        spawn_blocking(move || {
+            let is_damaged = |digest: &Digest| {
+                !artifacts.has(digest)
+                    || (artifacts.verify(digest).is_ok_and(|sound| !sound) && artifacts.remove(digest).is_ok())
+            };
+            let damaged: Vec<Digest> = digests.into_iter().filter(is_damaged).collect();
+            if !damaged.is_empty() {
+                let _ = done.blocking_send(Done::Damaged(damaged));
+            }
+        });
+    }
+
+    fn raise_damaged(&mut self, digests: &[Digest]) {
+        let which: Vec<String> = digests.iter().map(Digest::short).collect();
+        let detail = format!("damaged or missing on this disk and fetched again: {}", which.join(", "));
+        tracing::error!(alarm = "artifact-damaged", "{detail}");
+        self.set_alarm(Alarm { code: "artifact-damaged".into(), detail });
+    }
+
+    fn set_alarm(&mut self, alarm: Alarm) {
+        let alarms = &mut self.parts.config.alarms;
+        alarms.retain(|a| a.code != alarm.code);
+        alarms.push(alarm);
+    }
+
+    /// The store cannot be written. Workloads run on; the parent is told; when it can be written again the core is made
+    /// anew. Something only when the agent is to end.
+    async fn outage(&mut self, error: &CallError, inputs: &mut Inputs) -> Option<Result<(), StartError>> {
+        let began = Instant::now();
+        let mut reason = error.to_string();
+        let mut is_damaged = matches!(error, CallError::Corrupt(_) | CallError::Gone);
+        loop {
+            let path = self.parts.ledger_path.display();
+            let detail = format!("{reason} ({path}); nothing new is taken until it can be written, what runs runs on");
+            tracing::error!(alarm = "store", "{detail}");
+            self.set_alarm(Alarm { code: "store".into(), detail });
+            self.announce().await;
+            match self.wait_in_outage(inputs).await {
+                End::Again => {}
+                End::LinkGone => return Some(Err(StartError::LinkGone)),
+                End::Stop | End::Store(_) => return Some(Ok(())),
+            }
+            let now = if is_damaged { self.reopen() } else { self.parts.ledger.probe().await };
+            match now {
+                Ok(()) => break,
+                Err(error) => {
+                    is_damaged = matches!(error, CallError::Corrupt(_) | CallError::Gone);
+                    reason = error.to_string();
+                }
+            }
+        }
+        let seconds = began.elapsed().as_secs();
+        let detail = format!("the store could not be written for {seconds} s ({reason}); it works again");
+        tracing::info!(alarm = "store", "{detail}");
+        self.set_alarm(Alarm { code: "store".into(), detail });
+        None
+    }
+
+    /// Lets time go by. Messages are dropped, because they are repeated; the connection is kept account of.
+    async fn wait_in_outage(&mut self, inputs: &mut Inputs) -> End {
+        let until = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(OUTAGE_MAX);
+        loop {
+            let ms = u64::try_from((until - self.started).as_millis()).unwrap_or(u64::MAX);
+            match self.next_input(Some(ms), inputs).await {
+                Input::End(end) => return end,
+                Input::Event(Event::Connected) => self.announce().await,
+                Input::Event(Event::Tick) if Instant::now() >= until => return End::Again,
+                Input::Event(_) | Input::Said(_) | Input::Done(_) => {}
+            }
+        }
+    }
+
+    /// Says hello with the alarms, from a core that is thrown away: the true one exists only when the store works.
+    async fn announce(&mut self) {
+        if !self.connected {
+            return;
+        }
+        let stored = self.parts.ledger.load().await.unwrap_or_default();
+        let now = self.now();
+        let mut core = Agent::boot(
+            self.parts.config.clone(),
+            stored,
+            Default::default(),
+            Default::default(),
+            Vec::new(),
+            now,
+        );
+        core.handle(Event::Connected, now);
+        while let Some(action) = core.poll_action() {
+            if let Action::Send(message @ Message::Hello(_)) = action {
+                self.send(&message, core.now_s(now));
+            }
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), CallError> {
+        match Ledger::open(&self.parts.ledger_path, wall_ms()) {
+            Ok((ledger, set_aside)) => {
+                self.parts.ledger = ledger;
+                if let Some(aside) = set_aside {
+                    self.set_alarm(set_aside_alarm(&aside));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ledger cannot be opened again");
+                Err(CallError::Gone)
+            }
+        }
+    }
+}
+
+fn log_stage(stage: &Stage) {
+    match stage {
+        Stage::Accepted(version) => tracing::info!(stage = "accepted", twin = %version, "twin"),
+        Stage::Refused(why) => tracing::warn!(stage = "refused", why, "twin"),
+        Stage::Workload(id, state, why) => {
+            let state = format!("{state:?}").to_lowercase();
+            tracing::info!(stage = "workload", workload = %id, state, why, "workload");
+        }
+        Stage::Welcomed => tracing::info!(stage = "welcomed", "parent"),
+        Stage::Note(text) => tracing::info!(stage = "note", "{text}"),
+    }
+}
+
+/// The audience of what goes to the root of the tree.
+pub(crate) fn hub_audience() -> Result<NodeId, cnova_shared::ids::InvalidName> {
+    NodeId::new(HUB_AUDIENCE)
+}

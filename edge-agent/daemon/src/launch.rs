@@ -1,0 +1,192 @@
+//! From a launch to a process: the folder, its files, the spec, the runtime.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use cnova_agent_core::Launch;
+use cnova_ral::{FolderError, Mount, Spec};
+use cnova_shared::ids::Digest;
+use cnova_shared::wire::v1::{InputFile, Workload};
+use cnova_store::Artifacts;
+use rustix::fs::inotify;
+use thiserror::Error;
+
+use crate::catalog::Catalog;
+use crate::instance::{self, InstanceId, Record};
+
+/// The folder of input files in an instance's folder.
+const FILES: &str = "files";
+
+/// Why nothing was started.
+#[derive(Debug, Error)]
+pub(crate) enum LaunchError {
+    #[error("runtime {0} is not installed here")]
+    NoRuntime(String),
+    #[error("artifact {0} is not in the store any more; it is fetched again")]
+    ArtifactMissing(Digest),
+    #[error("its settings are not JSON: {0}")]
+    Settings(#[source] serde_json::Error),
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+}
+
+/// A runtime that was just started.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) child: Child,
+    /// Readable whenever a file in the folder got its name.
+    pub(crate) folder_events: OwnedFd,
+    pub(crate) pidfd: OwnedFd,
+}
+
+fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LaunchError {
+    let path = path.to_owned();
+    move |source| LaunchError::Io { action, path, source }
+}
+
+/// Makes the folder and starts the runtime in it. Blocks on the disk.
+pub(crate) fn launch(
+    run_dir: &Path,
+    catalog: &Catalog,
+    artifacts: &Artifacts,
+    launch: &Launch,
+) -> Result<Launched, LaunchError> {
+    let w = &launch.workload;
+    let exe = catalog.exe(&w.runtime).ok_or_else(|| LaunchError::NoRuntime(w.runtime.clone()))?;
+    let id = InstanceId { workload: w.id.clone(), attempt: launch.attempt };
+    let dir = instance::folder(run_dir, &id);
+    if !artifacts.has(&w.artifact.digest) {
+        return Err(LaunchError::ArtifactMissing(w.artifact.digest));
+    }
+    cnova_ral::prepare_folder(&dir)?;
+    let mounts = place_files(&dir, artifacts, w)?;
+    let spec = spec_of(launch, artifacts.path(&w.artifact.digest), mounts)?;
+    let boot_id = cnova_ral::boot_id().map_err(fail("read", Path::new("/proc/sys/kernel/random/boot_id")))?;
+    let record = Record { workload: w.id.clone(), attempt: launch.attempt, spec: launch.spec, boot_id };
+    instance::write_record(&dir, &record).map_err(fail("write the record in", &dir))?;
+    cnova_ral::write_spec(&dir, &spec)?;
+    // Before the runtime exists, so that no file of it is missed.
+    let folder_events = watch(&dir).map_err(fail("watch", &dir))?;
+    let mut child = cnova_ral::spawn(exe, &dir).map_err(fail("start", exe))?;
+    match cnova_ral::pidfd_open(child.id()) {
+        Ok(pidfd) => Ok(Launched { child, folder_events, pidfd }),
+        Err(source) => {
+            // A process that cannot be watched must not run.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(fail("open the process of", exe)(source))
+        }
+    }
+}
+
+fn watch(dir: &Path) -> io::Result<OwnedFd> {
+    let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&fd, dir, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::CLOSE_WRITE)?;
+    Ok(fd)
+}
+
+fn spec_of(launch: &Launch, artifact: PathBuf, mounts: Vec<Mount>) -> Result<Spec, LaunchError> {
+    let w = &launch.workload;
+    let settings = match w.settings.as_str() {
+        "" => serde_json::Value::Null,
+        text => serde_json::from_str(text).map_err(LaunchError::Settings)?,
+    };
+    Ok(Spec {
+        ral: cnova_ral::RAL_VERSION,
+        workload: w.id.to_string(),
+        application: w.id.application.to_string(),
+        epoch: launch.version.epoch,
+        generation: launch.version.generation,
+        attempt: u64::from(launch.attempt),
+        artifact,
+        digest: w.artifact.digest.to_string(),
+        args: w.args.clone(),
+        env: w.env.clone(),
+        mounts,
+        limits: cnova_ral::Limits {
+            memory_bytes: w.memory_bytes,
+            cpu_millis: u32::try_from(w.cpu_millis).unwrap_or(u32::MAX),
+            log_bytes: w.log_bytes,
+            wall_seconds: w.wall_seconds,
+            ..cnova_ral::Limits::default()
+        },
+        grants: cnova_ral::Grants {
+            clocks: w.grants.clocks,
+            random: w.grants.random,
+            network: w.grants.network.clone(),
+        },
+        stop_grace_ms: w.stop_grace_ms,
+        settings,
+    })
+}
+
+/// Puts the input files below `files/` as the workload shall see them, and says what to mount.
+fn place_files(dir: &Path, artifacts: &Artifacts, w: &Workload) -> Result<Vec<Mount>, LaunchError> {
+    let root = dir.join(FILES);
+    if root.exists() {
+        fs::remove_dir_all(&root).map_err(fail("remove", &root))?;
+    }
+    for file in &w.files {
+        let to = root.join(file.path.trim_start_matches('/'));
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).map_err(fail("create", parent))?;
+        }
+        let from = artifacts.path(&file.artifact.digest);
+        if !from.is_file() {
+            return Err(LaunchError::ArtifactMissing(file.artifact.digest));
+        }
+        // A link costs no flash; across file systems only a copy works.
+        if fs::hard_link(&from, &to).is_err() {
+            fs::copy(&from, &to).map_err(fail("copy an input file to", &to))?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o444)).map_err(fail("protect", &to))?;
+        }
+    }
+    // A container keeps what its image has beside the file; Wasm can only be given whole folders.
+    let guests = if w.runtime == "container" { paths_of(&w.files) } else { folders_of(&w.files) };
+    let mount = |guest: PathBuf| {
+        let host = root.join(guest.strip_prefix("/").unwrap_or(&guest));
+        Mount { guest, host, writable: false }
+    };
+    Ok(guests.into_iter().map(mount).collect())
+}
+
+fn paths_of(files: &[InputFile]) -> BTreeSet<PathBuf> {
+    files.iter().map(|f| PathBuf::from(&f.path)).collect()
+}
+
+/// The outermost folders that hold files.
+fn folders_of(files: &[InputFile]) -> BTreeSet<PathBuf> {
+    let all: BTreeSet<PathBuf> =
+        files.iter().filter_map(|f| Path::new(&f.path).parent().map(Path::to_owned)).collect();
+    let is_outermost = |p: &PathBuf| !p.ancestors().skip(1).any(|a| all.contains(a));
+    all.iter().filter(|p| is_outermost(p)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cnova_shared::wire::v1::Artifact;
+
+    #[test]
+    fn only_the_outermost_folders_are_mounted() {
+        let file = |path: &str| InputFile {
+            path: path.into(),
+            artifact: Artifact { digest: Digest::of(b"x"), size: 1 },
+        };
+        let files = [file("/data/a"), file("/data/sub/b"), file("/etc/x/c"), file("/data2/d")];
+        let folders: Vec<PathBuf> = folders_of(&files).into_iter().collect();
+        assert_eq!(folders, ["/data", "/data2", "/etc/x"].map(PathBuf::from));
+        assert_eq!(folders_of(&[file("/a"), file("/b/c")]).into_iter().collect::<Vec<_>>(), [PathBuf::from("/")]);
+    }
+}

@@ -1,0 +1,247 @@
+//! Starting: everything that the event loop needs, or a clear reason why not.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cnova_link::config::ConfigError;
+use cnova_link::{FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls};
+use cnova_shared::ids::{InvalidName, NodeId, SitePath};
+use cnova_shared::wire::v1::{Alarm, Capabilities};
+use cnova_store::{ArtifactError, Artifacts, SetAside};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::catalog::Catalog;
+use crate::config::{AgentConfig, LogFormat};
+use crate::event_loop::{EventLoop, Inputs, Parts, Signals, hub_audience};
+use crate::ledger::{Ledger, LedgerError};
+use crate::supervisor::Supervisor;
+
+/// Threads for calls that block on the disk.
+const BLOCKING_THREADS: usize = 4;
+const BLOCKING_STACK_BYTES: usize = 256 * 1024;
+const RUNTIME_EVENTS: usize = 256;
+
+/// Why the agent did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The configuration and the certificate do not agree.
+    #[error("{what} is {configured} in the configuration and {certified} in the certificate: one of them is wrong")]
+    Disagree {
+        /// On what.
+        what: &'static str,
+        /// What the configuration says.
+        configured: String,
+        /// What the certificate says.
+        certified: String,
+    },
+    /// Nobody says where the node hangs.
+    #[error("the certificate names no site: say it in the configuration, such as site = \"plant-7/line-2/plc-14\"")]
+    NoSite,
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The state folder cannot be used.
+    #[error("cannot {action} {path}: {source}; state_dir must be a folder that this user may write")]
+    StateFolder {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// Another agent uses the state folder.
+    #[error("another agent uses {path}{by}: stop it first, or give this one a state_dir of its own")]
+    Locked {
+        /// The state folder.
+        path: PathBuf,
+        /// Its process, when it is known.
+        by: String,
+    },
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The artifacts.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactError),
+    /// The system gave no randomness.
+    #[error("the system gives no random numbers")]
+    Random,
+    /// Something that every process needs was not given.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The task of the link ended, which it never should.
+    #[error("the link to the parent broke down inside the agent: it must be started again")]
+    LinkGone,
+    /// The name of the hub is no name.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+}
+
+/// Who this node is and where it hangs, by configuration and certificate.
+pub(crate) struct Place {
+    pub(crate) node: NodeId,
+    pub(crate) site: SitePath,
+}
+
+pub(crate) fn place(config: &AgentConfig, identity: &Identity) -> Result<Place, StartError> {
+    let node = identity.node().clone();
+    if let Some(said) = config.node.as_ref().filter(|said| **said != node) {
+        let (configured, certified) = (said.to_string(), node.to_string());
+        return Err(StartError::Disagree { what: "node", configured, certified });
+    }
+    let site = match (&config.site, identity.site()) {
+        (Some(said), Some(certified)) if said != certified => {
+            let (configured, certified) = (said.to_string(), certified.to_string());
+            return Err(StartError::Disagree { what: "site", configured, certified });
+        }
+        (Some(site), _) | (None, Some(site)) => site.clone(),
+        (None, None) => return Err(StartError::NoSite),
+    };
+    Ok(Place { node, site })
+}
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// [`StartError`]; once it has started, nothing but a signal ends it.
+pub fn run(config: AgentConfig) -> Result<(), StartError> {
+    start_logging(&config);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(BLOCKING_STACK_BYTES)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .map_err(|source| StartError::System { action: "start the event loop", source })?;
+    runtime.block_on(run_in(&config))
+}
+
+async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
+    let identity = Arc::new(config.identity.load()?);
+    identity.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    let place = place(config, &identity)?;
+    let _lock = prepare_state(&config.state_dir, &config.run_dir())?;
+    let catalog = Catalog::discover(&config.runtime_dir);
+    let mut alarms = catalog.alarms.clone();
+    let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
+    alarms.extend(set_aside.as_ref().map(set_aside_alarm));
+    for Alarm { code, detail } in &alarms {
+        tracing::warn!(alarm = code, "{detail}");
+    }
+    let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
+    let clock = Arc::new(FloorClock::of(&identity));
+    let core_config = cnova_agent_core::Config {
+        node: place.node.clone(),
+        site: place.site,
+        parent: config.parent.node.clone(),
+        labels: config.labels.clone(),
+        capabilities: Capabilities {
+            runtimes: catalog.capabilities(),
+            memory_bytes: config.memory_bytes(),
+            cpu_millis: config.cpu_millis(),
+        },
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        boot: random_id()?,
+        trust: identity.trust().clone(),
+        alarms,
+    };
+    let tls = client_tls(&identity, &config.parent.node, clock.clone())?;
+    let signals = Signals::new().map_err(|source| StartError::System { action: "listen for signals", source })?;
+    let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
+    let supervisor = Supervisor::new(config.run_dir(), catalog, artifacts.clone(), said_sender);
+    let address = config.parent.address.clone();
+    let (uplink, uplink_events) =
+        Uplink::start(UplinkConfig::new(address, place.node, config.parent.node.clone(), tls));
+    let inputs = Inputs { uplink: uplink_events, said, signals };
+    let parts = Parts {
+        config: core_config,
+        identity,
+        clock,
+        ledger,
+        ledger_path: config.ledger_path(),
+        run_dir: config.run_dir(),
+        artifacts,
+        supervisor,
+        uplink,
+    };
+    EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+pub(crate) fn set_aside_alarm(aside: &SetAside) -> Alarm {
+    let detail = format!(
+        "the ledger was damaged ({}) and is kept as {}; the node began anew and asks for its twin again",
+        aside.reason,
+        aside.path.display()
+    );
+    Alarm { code: "store-set-aside".into(), detail }
+}
+
+/// Makes the state folder and takes it for this process.
+pub(crate) fn prepare_state(state_dir: &Path, run_dir: &Path) -> Result<File, StartError> {
+    let fail = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| StartError::StateFolder { action, path, source }
+    };
+    fs::create_dir_all(state_dir).map_err(fail("create", state_dir))?;
+    fs::create_dir_all(run_dir).map_err(fail("create", run_dir))?;
+    let path = state_dir.join("agent.lock");
+    let mut lock = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(fail("write", &path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let by = fs::read_to_string(&path).ok().filter(|pid| !pid.is_empty());
+            let by = by.map(|pid| format!(" (process {})", pid.trim())).unwrap_or_default();
+            return Err(StartError::Locked { path: state_dir.to_owned(), by });
+        }
+        Err(TryLockError::Error(source)) => return Err(fail("lock", &path)(source)),
+    }
+    // Only for the other one's message: a full disk must not keep the agent from starting.
+    let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    Ok(lock)
+}
+
+pub(crate) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn random_id() -> Result<String, StartError> {
+    use ring::rand::SecureRandom;
+    let mut bytes = [0_u8; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).map_err(|_| StartError::Random)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+fn start_logging(config: &AgentConfig) {
+    use tracing_subscriber::EnvFilter;
+    let said = std::env::var("RUST_LOG").ok().or_else(|| config.log.level.clone());
+    let filter = EnvFilter::try_new(said.as_deref().unwrap_or("info")).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    // Set twice only by tests.
+    let _ = match config.log.format {
+        LogFormat::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+}

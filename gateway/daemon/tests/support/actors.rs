@@ -1,0 +1,380 @@
+//! Who plays in a process test: a parent over a real endpoint, children over real uplinks, and the gateway's process.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child as Process, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cnova_broker::{Endpoint, EndpointConfig, EndpointEvent, Limits, Publisher, TlsMaterial};
+use cnova_link::{FloorClock, Identity, Uplink, UplinkConfig, UplinkEvent, client_tls};
+use cnova_shared::envelope::{self, Claims, Untrusted};
+use cnova_shared::ids::{Digest, NodeId};
+use cnova_shared::keys::SoftKey;
+use cnova_shared::parent::Parent as ParentLink;
+use cnova_shared::time::Now;
+use cnova_shared::topics::Kind;
+use cnova_shared::tree::{Said, StoredTree, Tree, TreeEvent};
+use cnova_shared::wire::v1;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::{Files, Issued, PATIENCE, Plant, hello, node, now_s, soon};
+
+/// A port that is free now.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// What a parent heard.
+#[derive(Clone, Debug)]
+pub enum Heard {
+    Said { author: NodeId, said: Said, raw: Vec<u8> },
+    ChunkRequest(v1::ChunkRequest),
+    Link { node: String, up: bool },
+}
+
+/// The hub, played with the tree that the real one has, and without a store.
+pub struct Parent {
+    endpoint: Endpoint,
+    pub publisher: Publisher,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Parent {
+    pub async fn start(plant: &Plant, address: SocketAddr, artifacts: &[&[u8]]) -> Self {
+        let issued = plant.issue("hub", "plant-7");
+        let tls = TlsMaterial {
+            cert_chain: vec![issued.certificate.clone().into()],
+            key: rustls_pki_types::PrivatePkcs8KeyDer::from(issued.key_der.clone()).into(),
+            client_ca: vec![plant.authority.clone().into()],
+        };
+        let config = EndpointConfig { listen: address, tls, limits: Limits::default() };
+        let (endpoint, events) = Endpoint::start(config).await.unwrap();
+        let (publisher, heard) = (endpoint.publisher(), Arc::<Mutex<Vec<Heard>>>::default());
+        let play = Play {
+            tree: Tree::new(node("hub"), StoredTree::default(), |_| unreachable!()),
+            key: SoftKey::ed25519_from_seed(&[2; 32]),
+            publisher: publisher.clone(),
+            heard: heard.clone(),
+            artifacts: artifacts.iter().map(|a| (Digest::of(a), a.to_vec())).collect(),
+            authorities: vec![plant.authority.clone()],
+        };
+        let task = tokio::spawn(play.run(events));
+        Self { endpoint, publisher, heard, task }
+    }
+
+    /// The first thing heard that `wanted` recognises.
+    pub async fn wait<T>(&self, what: &str, wanted: impl Fn(&Heard) -> Option<T>) -> T {
+        soon(what, async {
+            loop {
+                if let Some(found) = self.heard().iter().find_map(&wanted) {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    pub fn local_addr(&self) -> SocketAddr {
+        self.endpoint.local_addr()
+    }
+
+    pub fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    pub fn forget(&self) {
+        self.heard.lock().unwrap().clear();
+    }
+
+    /// Waits for the gateway's hello.
+    pub async fn hello_of(&self, name: &str) -> v1::Hello {
+        self.wait(&format!("hello of {name}"), |h| match h {
+            Heard::Said { author, said: Said::Hello(hello), .. } if author.as_str() == name => Some(hello.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits for these exact signed bytes.
+    pub async fn raw(&self, what: &str, bytes: &[u8]) {
+        self.wait(what, |h| matches!(h, Heard::Said { raw, .. } if raw == bytes).then_some(())).await;
+    }
+
+    pub fn send_twin(&self, gateway: &str, twin: &[u8]) {
+        self.publisher.publish(gateway, "twin", twin.to_vec().into()).unwrap();
+    }
+
+    pub async fn stop(self) {
+        self.endpoint.shutdown().await;
+        self.task.abort();
+    }
+}
+
+struct Play {
+    tree: Tree,
+    key: SoftKey,
+    publisher: Publisher,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    artifacts: BTreeMap<Digest, Vec<u8>>,
+    authorities: Vec<Vec<u8>>,
+}
+
+impl Play {
+    async fn run(mut self, mut events: mpsc::Receiver<EndpointEvent>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                EndpointEvent::Connected { node } => self.push(Heard::Link { node, up: true }),
+                EndpointEvent::Disconnected { node, .. } => self.push(Heard::Link { node, up: false }),
+                EndpointEvent::Message { node: child, kind, payload } => {
+                    let kind = Kind::parse(&kind).unwrap();
+                    self.tree.on_message(&node(&child), kind, &payload, &self.authorities, now_s());
+                    self.settle();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn push(&self, heard: Heard) {
+        self.heard.lock().unwrap().push(heard);
+    }
+
+    fn settle(&mut self) {
+        self.tree.poll_twins(Now::default());
+        while let Some(event) = self.tree.poll_event() {
+            match event {
+                TreeEvent::Heard { author, said, raw, .. } => self.push(Heard::Said { author, said, raw }),
+                TreeEvent::Ack { child, ack, .. } => self.say(&child, Kind::Ack, &ack),
+                TreeEvent::ChunkWanted { child, request } => self.chunk(&child, &request),
+                TreeEvent::Note(text) => eprintln!("parent: {text}"),
+                TreeEvent::Persist(_) | TreeEvent::Forward { .. } => {}
+            }
+        }
+    }
+
+    fn chunk(&self, child: &NodeId, request: &v1::ChunkRequest) {
+        self.push(Heard::ChunkRequest(request.clone()));
+        let Some(artifact) = self.artifacts.get(&request.digest) else { return };
+        let (from, total) = (request.offset as usize, artifact.len() as u64);
+        let to = (from + request.length as usize).min(artifact.len());
+        let data = artifact[from..to].to_vec();
+        let (v, digest, offset) = (v1::VERSION, request.digest, request.offset);
+        self.say(child, Kind::Chunk, &v1::Chunk { v, digest, offset, total, data, missing: None });
+    }
+
+    fn say<T: serde::Serialize>(&self, child: &NodeId, kind: Kind, value: &T) {
+        let claims = Claims { iss: node("hub"), aud: child.clone(), iat: now_s(), exp: None };
+        let bytes = envelope::seal(kind, &claims, value, &[], &self.key).unwrap();
+        if let Err(error) = self.publisher.publish(child.as_str(), kind.as_str(), bytes.into()) {
+            eprintln!("parent: {error}");
+        }
+    }
+}
+
+/// An agent.
+pub struct Child {
+    pub issued: Issued,
+    link: ParentLink,
+    plant_trust: cnova_shared::bundle::TrustBundle,
+    uplink: Uplink,
+    events: mpsc::Receiver<UplinkEvent>,
+    _files: TempDir,
+}
+
+impl Child {
+    /// Connects to the gateway `gw-1`; says nothing yet.
+    pub async fn connect(plant: &Plant, name: &str, gateway: SocketAddr) -> Self {
+        let issued = plant.issue(name, &format!("plant-7/line-2/{name}"));
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::write(folder.path(), &issued, plant);
+        let identity = Identity::load(&files.certificate, &files.key, &files.trust_bundle).unwrap();
+        let clock = Arc::new(FloorClock::of(&identity));
+        let tls = client_tls(&identity, &node("gw-1"), clock).unwrap();
+        let config = UplinkConfig::new(gateway.into(), issued.node.clone(), node("gw-1"), tls);
+        let (uplink, events) = Uplink::start(config);
+        let link = ParentLink::new(node("gw-1"));
+        let mut child = Self { issued, link, plant_trust: plant.trust.clone(), uplink, events, _files: folder };
+        child.connected().await;
+        child
+    }
+
+    /// Waits until the link is up (again).
+    pub async fn connected(&mut self) {
+        self.event("the child's connection", |e| matches!(e, UplinkEvent::Connected).then_some(())).await;
+    }
+
+    async fn event<T>(&mut self, what: &str, wanted: impl Fn(UplinkEvent) -> Option<T>) -> T {
+        soon(what, async {
+            loop {
+                let event = self.events.recv().await.expect("the uplink runs");
+                if let Some(found) = wanted(event) {
+                    return found;
+                }
+            }
+        })
+        .await
+    }
+
+    pub fn say(&self, kind: Kind, bytes: Vec<u8>) {
+        self.uplink.send(kind, bytes).unwrap();
+    }
+
+    /// The next message of a kind; others are passed over.
+    pub async fn next(&mut self, wanted: Kind) -> Vec<u8> {
+        let what = format!("a {} for {}", wanted.as_str(), self.issued.node);
+        self.event(&what, |e| match e {
+            UplinkEvent::Message { kind, bytes } if kind == wanted => Some(bytes),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Says hello until it is answered, as an agent does, and believes who answers.
+    pub async fn greet(&mut self, boot: &str) -> (v1::Ack, Vec<u8>) {
+        let hello = self.issued.seal(Kind::Hello, "hub", &hello(&self.issued, boot), true);
+        let begun = Instant::now();
+        loop {
+            self.say(Kind::Hello, hello.clone());
+            match tokio::time::timeout(Duration::from_secs(2), self.next(Kind::Ack)).await {
+                Ok(bytes) => {
+                    let ack: v1::Ack = self.open(Kind::Ack, &bytes);
+                    if ack.hello.as_deref() == Some(boot) {
+                        return (ack, bytes);
+                    }
+                }
+                Err(_) => assert!(begun.elapsed() < PATIENCE, "the hello was not answered"),
+            }
+        }
+    }
+
+    /// Opens what the gateway signed for this child.
+    pub fn open<T: serde::de::DeserializeOwned>(&mut self, kind: Kind, bytes: &[u8]) -> T {
+        let opened = self.link.open(kind, bytes, &self.issued.node, &self.plant_trust, now_s());
+        opened.unwrap().decode::<T>().unwrap().into_value()
+    }
+
+    /// Sends a report and waits until it is acknowledged; says its bytes.
+    pub async fn report(&mut self, from: u64, key: &str) -> Vec<u8> {
+        let bytes = self.issued.seal(Kind::Report, "hub", &super::report(from, key, "detail"), false);
+        self.say(Kind::Report, bytes.clone());
+        loop {
+            let ack = self.next(Kind::Ack).await;
+            let ack: v1::Ack = self.open(Kind::Ack, &ack);
+            if ack.seq > from {
+                return bytes;
+            }
+        }
+    }
+
+    /// Fetches an artifact, one piece after another.
+    pub async fn fetch(&mut self, digest: Digest) -> Vec<u8> {
+        let mut held = Vec::new();
+        loop {
+            let (v, length) = (v1::VERSION, cnova_shared::limits::CHUNK_BYTES);
+            let request = v1::ChunkRequest { v, digest, offset: held.len() as u64, length, base: None };
+            self.say(Kind::ChunkRequest, self.issued.seal(Kind::ChunkRequest, "gw-1", &request, false));
+            let bytes = self.next(Kind::Chunk).await;
+            let chunk: v1::Chunk = self.open(Kind::Chunk, &bytes);
+            assert_eq!((chunk.digest, chunk.missing), (digest, None));
+            assert_eq!(chunk.offset, held.len() as u64);
+            held.extend(chunk.data);
+            if held.len() as u64 == chunk.total {
+                return held;
+            }
+        }
+    }
+
+    pub async fn leave(self) {
+        self.uplink.shutdown().await;
+    }
+}
+
+/// Whether these bytes carry their author's certificate.
+pub fn introduces(bytes: &[u8]) -> bool {
+    !Untrusted::read(bytes).unwrap().x5chain.is_empty()
+}
+
+/// The gateway's process, `gw-1`.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub config: PathBuf,
+    _folder: TempDir,
+    process: Option<Process>,
+}
+
+impl Gateway {
+    /// Installs and starts one below `parent`, with its state in a folder of its own or in `state_dir`.
+    pub fn start(plant: &Plant, parent: SocketAddr, state_dir: Option<&Path>) -> Self {
+        let mut gateway = Self::install(plant, parent, state_dir);
+        gateway.run();
+        gateway
+    }
+
+    pub fn install(plant: &Plant, parent: SocketAddr, state_dir: Option<&Path>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let issued = plant.issue("gw-1", "plant-7/line-2");
+        let files = Files::write(folder.path(), &issued, plant);
+        let state = state_dir.map_or_else(|| folder.path().join("state"), Path::to_owned);
+        let address = free_port();
+        let text = format!(
+            "site = \"plant-7/line-2\"\nstate_dir = {state:?}\n\
+             [parent]\nnode = \"hub\"\naddress = \"{parent}\"\n\
+             [identity]\ncertificate = {:?}\nkey = {:?}\ntrust_bundle = {:?}\n\
+             [labels]\nzone = \"a\"\n[listen]\naddress = \"{address}\"\n",
+            files.certificate, files.key, files.trust_bundle
+        );
+        let config = folder.path().join("gateway.toml");
+        std::fs::write(&config, text).unwrap();
+        Self { address, config, _folder: folder, process: None }
+    }
+
+    pub fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cnova-gateway"));
+        command.arg(verb).arg("--config").arg(&self.config).stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&mut self) {
+        let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "debug,rumqttd=warn".into());
+        self.process = Some(self.command("run").env("RUST_LOG", level).spawn().unwrap());
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
+    /// Asks it to stop and says how it ended.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        let mut process = self.process.take().unwrap();
+        let status = Command::new("kill").arg(process.id().to_string()).status().unwrap();
+        assert!(status.success());
+        soon("the end of the gateway", async {
+            loop {
+                if let Some(status) = process.try_wait().unwrap() {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,282 @@
+//! `hub.toml` and its drop-ins in `hub.d/`: read whole, with every bad value named.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use cnova_link::config::{self, IdentityConfig};
+use cnova_shared::ids::NodeId;
+use serde::Deserialize;
+
+/// Least room for the store: the schema, and twins of the largest size in the file and in its journal.
+const STORE_BYTES_MIN: u64 = 16 << 20;
+const STORE_BYTES: u64 = 8 << 30;
+const ARTIFACT_BYTES: u64 = 20 << 30;
+const API_PORT: u16 = 8080;
+/// The program that compiles Wasm, beside this one.
+const AOT_WORKER: &str = "cnova-aot";
+
+/// What the files say, checked. Every path is absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file that it was read from.
+    pub path: PathBuf,
+    /// The hub's name; the certificate's when no file names one.
+    pub node: Option<NodeId>,
+    /// Where it keeps its state; only it writes there.
+    pub state_dir: PathBuf,
+    /// Where people and tools reach it.
+    pub api: SocketAddr,
+    /// How children reach it.
+    pub children: Children,
+    /// Its node key, and whom it trusts.
+    pub identity: IdentityConfig,
+    /// The key that signs twins (PEM, PKCS #8).
+    pub signing_key: PathBuf,
+    /// Who may use the API.
+    pub tokens: PathBuf,
+    /// Rego texts; the built-in policy when there are none.
+    pub policy_dir: Option<PathBuf>,
+    /// The program that compiles Wasm.
+    pub aot_worker: PathBuf,
+    /// How much it may keep.
+    pub limits: Limits,
+    /// How it logs.
+    pub log: LogFormat,
+}
+
+/// How children reach the hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Children {
+    /// They connect to this process.
+    Listen(SocketAddr),
+    /// They and this process connect to an MQTT 5 broker.
+    Broker(ExternalBroker),
+}
+
+/// `[external_broker]`: an MQTT 5 broker beside the hub.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalBroker {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// The name in its certificate; the hub's own when nothing is said, as that is what children expect there.
+    pub server_name: Option<String>,
+}
+
+/// `[limits]`: how much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Largest database, bytes.
+    pub max_store_bytes: u64,
+    /// Most bytes of artifacts.
+    pub max_artifact_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_store_bytes: STORE_BYTES, max_artifact_bytes: ARTIFACT_BYTES }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read or understood.
+    #[error(transparent)]
+    File(#[from] config::ConfigError),
+    /// Values in it break a rule.
+    #[error("{path}: {} value(s) to correct:\n  {}", .problems.len(), .problems.join("\n  "))]
+    Values {
+        /// The main file.
+        path: PathBuf,
+        /// Each with its name, its value and the rule.
+        problems: Vec<String>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    node: Option<NodeId>,
+    state_dir: PathBuf,
+    tokens: PathBuf,
+    policy_dir: Option<PathBuf>,
+    aot_worker: Option<PathBuf>,
+    identity: IdentityConfig,
+    signing: Signing,
+    #[serde(default)]
+    api: Api,
+    mqtt: Option<Mqtt>,
+    external_broker: Option<ExternalBroker>,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    log: Log,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signing {
+    key: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Api {
+    listen: SocketAddr,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen: (Ipv4Addr::LOCALHOST, API_PORT).into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mqtt {
+    listen: SocketAddr,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Log {
+    format: LogFormat,
+}
+
+impl Config {
+    /// Reads and checks a file and its drop-ins. Relative paths are taken from the file's folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the first thing that is not understood, with its line, or every value that breaks a rule.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file: File = config::load_toml(path)?;
+        check(path, file).map_err(|problems| ConfigError::Values { path: path.to_owned(), problems })
+    }
+
+    /// Where the database is.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join("hub.db")
+    }
+
+    /// Where copies of the database are.
+    #[must_use]
+    pub fn backups(&self) -> PathBuf {
+        self.state_dir.join("backup")
+    }
+}
+
+fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
+    let mut problems = Vec::new();
+    let folder = std::path::absolute(path.parent().unwrap_or(Path::new("."))).unwrap_or_default();
+    let at = |p: PathBuf| folder.join(p);
+    if !file.state_dir.is_absolute() {
+        problems.push(format!("state_dir: {} is not an absolute path", file.state_dir.display()));
+    }
+    if file.limits.max_store_bytes < STORE_BYTES_MIN {
+        problems.push(format!("limits.max_store_bytes: {} is below {STORE_BYTES_MIN}", file.limits.max_store_bytes));
+    }
+    let children = match (file.mqtt, file.external_broker) {
+        (Some(mqtt), None) => Some(Children::Listen(mqtt.listen)),
+        (None, Some(broker)) => {
+            if broker.host.is_empty() || broker.port == 0 {
+                problems.push("external_broker: host and port must be named".into());
+            }
+            Some(Children::Broker(broker))
+        }
+        _ => {
+            problems.push("either [mqtt] or [external_broker] must be there, and not both".into());
+            None
+        }
+    };
+    let Some(children) = children.filter(|_| problems.is_empty()) else { return Err(problems) };
+    let IdentityConfig { certificate, key, trust_bundle } = file.identity;
+    Ok(Config {
+        path: path.to_owned(),
+        node: file.node,
+        state_dir: file.state_dir,
+        api: file.api.listen,
+        children,
+        identity: IdentityConfig { certificate: at(certificate), key: at(key), trust_bundle: at(trust_bundle) },
+        signing_key: at(file.signing.key),
+        tokens: at(file.tokens),
+        policy_dir: file.policy_dir.map(at),
+        aot_worker: file.aot_worker.map_or_else(beside_this_program, at),
+        limits: file.limits,
+        log: file.log.format,
+    })
+}
+
+fn beside_this_program() -> PathBuf {
+    let this = std::env::current_exe().unwrap_or_default();
+    this.with_file_name(AOT_WORKER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"state_dir = "/var/lib/cnova/hub"
+tokens = "tokens.toml"
+[identity]
+certificate = "/etc/cnova/hub.pem"
+key = "hub.key"
+trust_bundle = "trust.cose"
+[signing]
+key = "signing.key"
+[mqtt]
+listen = "0.0.0.0:8883"
+"#;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hub.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn a_good_file_is_taken_with_its_defaults() {
+        let config = load(GOOD).unwrap();
+        assert_eq!(config.api, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(config.children, Children::Listen("0.0.0.0:8883".parse().unwrap()));
+        assert_eq!(config.identity.certificate, Path::new("/etc/cnova/hub.pem"));
+        assert_eq!(config.tokens, config.path.with_file_name("tokens.toml"));
+        assert!(config.aot_worker.is_absolute() && config.aot_worker.ends_with(AOT_WORKER));
+        assert_eq!((config.node, config.policy_dir), (None, None));
+    }
+
+    #[test]
+    fn every_value_that_breaks_a_rule_is_named_at_once() {
+        let text = GOOD.replace("/var/lib/cnova/hub", "state")
+            + "[external_broker]\nhost = \"b\"\nport = 1\n[limits]\nmax_store_bytes = 1\n";
+        let ConfigError::Values { problems, .. } = load(&text).unwrap_err() else { panic!("values") };
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        for (name, problem) in ["state_dir", "limits.max", "either"].iter().zip(&problems) {
+            assert!(problem.starts_with(name), "{problem}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error_with_its_line() {
+        for (wrong, line) in [(GOOD.replace("tokens", "token"), 2), (GOOD.replace("0.0.0.0", "any"), 10)] {
+            let error = load(&wrong).unwrap_err().to_string();
+            assert!(error.contains(&format!("hub.toml:{line}:")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! The loop: it owns the core, takes what happened, commits, and then does what the core decided.
+//!
+//! Several events are taken at once and committed in one transaction, in their order, before any of their effects, in
+//! their order: whatever left this process is on its disk. A twin is signed while the actions are gathered, because a
+//! signature that nobody has seen is no effect; so the twins of a change are in the same transaction as the change.
+
+mod handle;
+mod outage;
+mod pending;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::mem;
+use std::sync::Arc;
+
+use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
+use cnova_hub_core::{Action, CompileKey, Event, Hub, Op};
+use cnova_shared::ids::NodeId;
+use cnova_shared::topics::Kind;
+use cnova_shared::wire::v1;
+use cnova_store::CallError;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::handle::Request;
+use self::pending::Pending;
+use crate::chunks::{Chunks, Piece};
+use crate::clock::Clock;
+use crate::compile::Compiler;
+use crate::downstream::Downstream;
+use crate::library::Library;
+use crate::outgoing::send;
+use crate::signer::Signer;
+use crate::store::audit::Draft;
+use crate::store::{Store, StoreError};
+use crate::traffic::Traffic;
+
+pub use self::handle::{Change, HubHandle, REQUESTS_WAITING, Requests, Unavailable, channel};
+
+/// Most events taken into the core before their actions are performed.
+const EVENTS_AT_ONCE: usize = 64;
+/// Results of compilations that wait for the loop.
+const COMPLETIONS_WAITING: usize = 64;
+
+/// What the loop works with.
+pub struct Parts {
+    /// What the core is told about itself.
+    pub config: cnova_hub_core::Config,
+    /// The truth.
+    pub store: Store,
+    /// The artifacts.
+    pub library: Arc<Library>,
+    /// The voice.
+    pub signer: Arc<Signer>,
+    /// The compiler.
+    pub compiler: Arc<Compiler>,
+    /// How children are reached.
+    pub downstream: Downstream,
+    /// Counters.
+    pub traffic: Arc<Traffic>,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// Why the loop ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// The router in this process no longer works; only a new process has a new one.
+    #[error("the message router no longer works ({0}); the hub must be started again")]
+    Stalled(String),
+    /// Children cannot be reached.
+    #[error(transparent)]
+    Endpoint(#[from] cnova_broker::EndpointError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store is damaged, or fails again and again.
+    #[error("the hub ends because its store fails: {0}")]
+    StoreFails(String),
+    /// The artifacts cannot be read.
+    #[error(transparent)]
+    Artifacts(#[from] cnova_store::ArtifactError),
+}
+
+/// Why the core cannot go on as it is.
+enum Fault {
+    /// The store could not be written: what the core holds in memory is ahead of the disk.
+    NotWritten(String),
+    Fatal(LoopError),
+}
+
+impl From<LoopError> for Fault {
+    fn from(error: LoopError) -> Self {
+        Fault::Fatal(error)
+    }
+}
+
+/// What is to be committed and done.
+#[derive(Default)]
+struct Batch {
+    ops: Vec<Op>,
+    drafts: Vec<Draft>,
+    effects: VecDeque<Action>,
+    committed: Vec<oneshot::Sender<Result<(), Unavailable>>>,
+    queries: Vec<Box<dyn FnOnce(&Hub) + Send>>,
+}
+
+type Completion = (CompileKey, Result<v1::Artifact, String>);
+
+/// The children's side, while it is there.
+struct Link {
+    endpoint: AnyEndpoint,
+    publisher: Publisher,
+    events: mpsc::Receiver<EndpointEvent>,
+}
+
+/// The loop's state.
+pub struct EventLoop {
+    parts: Parts,
+    hub: Hub,
+    chunks: Arc<Chunks>,
+    link: Option<Link>,
+    requests: mpsc::Receiver<Request>,
+    completions: (mpsc::Sender<Completion>, mpsc::Receiver<Completion>),
+    pending: Pending,
+    batch: Batch,
+    children: BTreeSet<NodeId>,
+    rebuilds: u32,
+}
+
+enum Happened {
+    Endpoint(Option<EndpointEvent>),
+    Request(Option<Request>),
+    Compiled(Option<Completion>),
+    Tick,
+    Stop,
+}
+
+impl EventLoop {
+    /// Builds the core from the store.
+    ///
+    /// # Errors
+    /// [`LoopError`] when the store or the artifacts cannot be read.
+    pub async fn new(parts: Parts, requests: Requests) -> Result<Self, LoopError> {
+        let hub = boot(&parts).await?;
+        let chunks =
+            Chunks::new(parts.library.clone(), parts.signer.clone(), parts.traffic.clone(), parts.clock);
+        let first_request = parts.clock.now().wall_ms.saturating_mul(1000);
+        Ok(Self {
+            parts,
+            hub,
+            chunks: Arc::new(chunks),
+            link: None,
+            requests: requests.0,
+            completions: mpsc::channel(COMPLETIONS_WAITING),
+            pending: Pending::new(first_request),
+            batch: Batch::default(),
+            children: BTreeSet::new(),
+            rebuilds: 0,
+        })
+    }
+
+    /// Opens the children's port and works until `stop` says so.
+    ///
+    /// # Errors
+    /// [`LoopError`] when it cannot go on.
+    pub async fn run(mut self, ready: oneshot::Sender<()>, mut stop: watch::Receiver<bool>) -> Result<(), LoopError> {
+        let mut ready = Some(ready);
+        let ended = loop {
+            let why = match self.work(&mut ready, &mut stop).await {
+                Ok(()) => break Ok(()),
+                Err(Fault::Fatal(error)) => break Err(error),
+                Err(Fault::NotWritten(why)) => why,
+            };
+            match self.sit_out(why, &mut stop).await {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.pending.fail(&Unavailable::Stopping);
+        if let Some(link) = self.link.take() {
+            link.endpoint.shutdown().await;
+        }
+        ended
+    }
+
+    async fn work(
+        &mut self,
+        ready: &mut Option<oneshot::Sender<()>>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), Fault> {
+        self.settle().await?;
+        if self.link.is_none() {
+            let (endpoint, events) = self.parts.downstream.start().await.map_err(LoopError::from)?;
+            let publisher = endpoint.publisher();
+            self.link = Some(Link { endpoint, publisher, events });
+        }
+        if let Some(ready) = ready.take() {
+            // Whoever waited for it may have been told to stop.
+            let _ = ready.send(());
+        }
+        loop {
+            match self.next(stop).await {
+                Happened::Stop => return Ok(()),
+                happened => self.take(happened)?,
+            }
+            self.take_more()?;
+            self.settle().await?;
+        }
+    }
+
+    async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Happened {
+        let due = self.hub.poll_timeout().map(|at| self.parts.clock.instant(at));
+        let tick = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        let events = async {
+            match &mut self.link {
+                Some(link) => link.events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => Happened::Stop,
+            event = events => Happened::Endpoint(event),
+            request = self.requests.recv() => Happened::Request(request),
+            completion = self.completions.1.recv() => Happened::Compiled(completion),
+            () = tick => Happened::Tick,
+        }
+    }
+
+    /// Takes what else is there already, from all sides in turn, so that one commit serves all of it.
+    fn take_more(&mut self) -> Result<(), Fault> {
+        for _ in 0..EVENTS_AT_ONCE {
+            let event = self.link.as_mut().and_then(|l| l.events.try_recv().ok());
+            let request = self.requests.try_recv().ok();
+            if event.is_none() && request.is_none() {
+                break;
+            }
+            if let Some(event) = event {
+                self.take(Happened::Endpoint(Some(event)))?;
+            }
+            if let Some(request) = request {
+                self.take(Happened::Request(Some(request)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, happened: Happened) -> Result<(), Fault> {
+        match happened {
+            Happened::Endpoint(Some(event)) => self.on_endpoint(event)?,
+            Happened::Endpoint(None) => {
+                return Err(LoopError::Stalled("its events ended".into()).into());
+            }
+            Happened::Request(Some(request)) => self.on_request(request),
+            Happened::Compiled(Some((key, result))) => self.handle(Event::Compiled { key, result }),
+            Happened::Tick => self.handle(Event::Tick),
+            // Every handle is gone: nobody can ask, children still can. The loop itself holds a sender of completions.
+            Happened::Request(None) | Happened::Compiled(None) | Happened::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.parts.clock.now();
+        self.hub.handle(event, now);
+        self.gather();
+    }
+
+    fn on_endpoint(&mut self, event: EndpointEvent) -> Result<(), Fault> {
+        match event {
+            EndpointEvent::Connected { node } => {
+                if let Ok(child) = NodeId::new(node) {
+                    tracing::info!(%child, "connected");
+                    self.children.insert(child.clone());
+                    self.handle(Event::ChildConnected(child));
+                }
+            }
+            EndpointEvent::Disconnected { node, reason } => {
+                if let Ok(child) = NodeId::new(node) {
+                    self.children.remove(&child);
+                    self.handle(Event::ChildDisconnected { child, reason });
+                }
+            }
+            EndpointEvent::Message { node, kind, payload } => self.on_message(&node, &kind, &payload),
+            EndpointEvent::Refused { peer, reason } => {
+                self.parts.traffic.peers_refused.one();
+                tracing::warn!(peer, reason, "turned away");
+            }
+            EndpointEvent::Stalled { reason } => return Err(LoopError::Stalled(reason).into()),
+            EndpointEvent::BrokerUp => tracing::info!("the external broker is reached"),
+            EndpointEvent::BrokerDown { reason } => {
+                tracing::warn!(reason, "the external broker is not reached");
+                let reason = format!("the external broker is not reached: {reason}");
+                for child in mem::take(&mut self.children) {
+                    self.handle(Event::ChildDisconnected { child, reason: reason.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, node: &str, kind: &str, payload: &[u8]) {
+        self.parts.traffic.messages_in.one();
+        self.parts.traffic.bytes_in.add(payload.len() as u64);
+        let (Ok(child), Some(kind)) = (NodeId::new(node), Kind::parse(kind)) else {
+            return tracing::warn!(node, kind, "a message of a kind that this hub does not know");
+        };
+        self.children.insert(child.clone());
+        self.handle(Event::FromChild { child, kind, bytes: payload.to_vec() });
+    }
+
+    fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Change { change, audit, reply } => {
+                let request = self.pending.add(reply, audit);
+                self.handle(match change {
+                    Change::Apply(manifest) => Event::Apply { request, manifest },
+                    Change::Delete(name) => Event::Delete { request, name },
+                    Change::Ask { node, op } => Event::Ask { request, node, op },
+                });
+            }
+            Request::Uploaded { digest, size, audit, reply } => {
+                let ops_before = self.batch.ops.len();
+                self.handle(Event::Uploaded { digest, size });
+                if self.batch.ops.len() > ops_before {
+                    self.batch.drafts.push(audit);
+                }
+                self.batch.committed.push(reply);
+            }
+            Request::Audit { draft, reply } => {
+                self.batch.drafts.push(draft);
+                self.batch.committed.push(reply);
+            }
+            Request::Query(question) => self.batch.queries.push(question),
+        }
+    }
+
+    /// Takes all that the core has to say.
+    fn gather(&mut self) {
+        while let Some(action) = self.hub.poll_action() {
+            match action {
+                Action::Persist(ops) => self.batch.ops.extend(ops),
+                Action::SignTwin(twin) => self.sign(&twin),
+                Action::Answer { request, outcome } => {
+                    self.batch.drafts.extend(self.pending.audit_of(request, &outcome));
+                    self.batch.effects.push_back(Action::Answer { request, outcome });
+                }
+                effect => self.batch.effects.push_back(effect),
+            }
+        }
+    }
+
+    fn sign(&mut self, twin: &v1::Twin) {
+        let now = self.parts.clock.now();
+        match self.parts.signer.twin(twin, now.wall_ms / 1000) {
+            Ok(bytes) => {
+                self.parts.traffic.twins_signed.one();
+                self.hub.handle(Event::TwinSigned(bytes), now);
+            }
+            Err(error) => tracing::error!(node = %twin.node, %error, "its twin was not signed: the last one stays"),
+        }
+    }
+
+    /// Commits, then does, then lets those look who wanted to.
+    async fn settle(&mut self) -> Result<(), Fault> {
+        self.gather();
+        let (ops, drafts) = (mem::take(&mut self.batch.ops), mem::take(&mut self.batch.drafts));
+        if !ops.is_empty() || !drafts.is_empty() {
+            self.parts.store.commit(ops, drafts).await.map_err(fault)?;
+        }
+        for effect in mem::take(&mut self.batch.effects) {
+            self.perform(effect);
+        }
+        for reply in mem::take(&mut self.batch.committed) {
+            // Whoever asked may have gone.
+            let _ = reply.send(Ok(()));
+        }
+        for question in mem::take(&mut self.batch.queries) {
+            question(&self.hub);
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, effect: Action) {
+        let now_s = self.parts.clock.now_s();
+        let signer = &self.parts.signer;
+        match effect {
+            Action::Answer { request, outcome } => self.pending.answer(request, outcome),
+            Action::Compile(key) => self.compile(key),
+            Action::Command { child, node, command } => {
+                self.say(&child, Kind::Command, signer.command(&node, &command, now_s));
+            }
+            Action::Ack { child, ack } => self.say(&child, Kind::Ack, signer.to_child(Kind::Ack, &child, &ack, now_s)),
+            Action::Forward { child, kind, bytes } => self.say(&child, kind, Ok(bytes)),
+            Action::ServeChunk { child, digest, offset, length } => {
+                if let Some(link) = &self.link {
+                    self.chunks.serve(Piece { child, digest, offset, length }, link.publisher.clone());
+                }
+            }
+            Action::RefuseChunk { child, chunk } => {
+                self.say(&child, Kind::Chunk, signer.to_child(Kind::Chunk, &child, &chunk, now_s));
+            }
+            Action::Note(text) => tracing::info!("{text}"),
+            // Gathered, never queued.
+            Action::Persist(_) | Action::SignTwin(_) => {}
+        }
+    }
+
+    fn say(&self, child: &NodeId, kind: Kind, sealed: Result<Vec<u8>, cnova_shared::envelope::SealError>) {
+        match (sealed, &self.link) {
+            (Ok(bytes), Some(link)) => send(&link.publisher, &self.parts.traffic, child, kind, bytes),
+            // At the start nobody is connected yet.
+            (Ok(_), None) => {}
+            (Err(error), _) => tracing::error!(%child, kind = kind.as_str(), %error, "not signed"),
+        }
+    }
+
+    fn compile(&self, key: CompileKey) {
+        tracing::info!(source = %key.source, target = key.target, engine = key.engine, "compiling");
+        let (compiler, done) = (self.parts.compiler.clone(), self.completions.0.clone());
+        tokio::spawn(async move {
+            let result = compiler.compile(key.clone()).await.map_err(|e| e.to_string());
+            // The loop may have ended.
+            let _ = done.send((key, result)).await;
+        });
+    }
+}
+
+async fn boot(parts: &Parts) -> Result<Hub, LoopError> {
+    let mut stored = parts.store.load().await?;
+    parts.library.leave_out_missing(&mut stored)?;
+    Ok(Hub::boot(parts.config.clone(), stored, parts.clock.now()))
+}
+
+fn fault(error: CallError) -> Fault {
+    match error {
+        CallError::Corrupt(_) | CallError::Gone => Fault::Fatal(LoopError::StoreFails(error.to_string())),
+        CallError::Full(_) | CallError::Sql(_) => Fault::NotWritten(error.to_string()),
+    }
+}

@@ -1,0 +1,22 @@
+//! The hub's program around its core: configuration, store, signer, API, and the loop that performs what the core
+//! decides.
+//!
+//! ```text
+//!  api ── requests ──┐                    ┌─ store (one transaction)
+//!  broker ── events ─┼─> event_loop: Hub ─┼─> signer ─> broker
+//!  compile ──────────┘                    └─ answers, compilations, chunks
+//! ```
+
+pub mod chunks;
+pub mod clock;
+pub mod compile;
+pub mod config;
+pub mod downstream;
+pub mod event_loop;
+pub mod library;
+pub mod lock;
+pub mod outgoing;
+pub mod signer;
+pub mod store;
+pub mod tokens;
+pub mod traffic;

@@ -1,0 +1,170 @@
+//! The hub's voice: every message to its tree is signed with the one key that the trust bundle names.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use cnova_shared::bundle::{Role, TrustBundle};
+use cnova_shared::envelope::{self, Claims, SealError};
+use cnova_shared::ids::NodeId;
+use cnova_shared::keys::{KeyId, Signer as _, SoftKey};
+use cnova_shared::topics::Kind;
+use cnova_shared::twin::{self, TwinError};
+use cnova_shared::wire::v1;
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject;
+use serde::Serialize;
+
+/// How long a node may still follow a command, in seconds.
+pub const COMMAND_SECONDS: u64 = 60;
+
+/// Why the signing key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SigningKeyError {
+    /// The file cannot be read.
+    #[error("cannot read the signing key {path}: {source}; check [signing] key in the configuration and the file's owner")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// It is no key that can be used.
+    #[error("{path} is not a PEM file with a PKCS #8 key (BEGIN PRIVATE KEY) for Ed25519 or P-256")]
+    NotAKey {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Nodes would refuse everything that it signs.
+    #[error(
+        "the trust bundle does not name the signing key {path} (key id {kid}): no node would take its twins. Use the key \
+         that the bundle was made for, or have the root keys sign a bundle with this one"
+    )]
+    NotInBundle {
+        /// Which file.
+        path: PathBuf,
+        /// The key's id.
+        kid: KeyId,
+    },
+    /// It may sign something else.
+    #[error("the trust bundle does not let the signing key {path} (key id {kid}) sign twins: it has the roles {roles:?}")]
+    WrongRole {
+        /// Which file.
+        path: PathBuf,
+        /// The key's id.
+        kid: KeyId,
+        /// What it may sign.
+        roles: Vec<Role>,
+    },
+    /// Its time is over.
+    #[error(
+        "the signing key {path} (key id {kid}) ran out at {not_after} and it is {now} (seconds since 1970): nodes keep \
+         what they run and take nothing new. Have the root keys sign a bundle with a new key"
+    )]
+    Expired {
+        /// Which file.
+        path: PathBuf,
+        /// The key's id.
+        kid: KeyId,
+        /// When it ran out.
+        not_after: u64,
+        /// Now.
+        now: u64,
+    },
+}
+
+/// Why a twin was not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum SignTwinError {
+    /// Nodes would refuse it.
+    #[error(transparent)]
+    Invalid(#[from] TwinError),
+    /// It is too large, or the key did not sign.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+/// The signing key and whose it is.
+#[derive(Debug)]
+pub struct Signer {
+    key: SoftKey,
+    hub: NodeId,
+    not_after: u64,
+}
+
+impl Signer {
+    /// Reads the key and makes sure that nodes will believe it.
+    ///
+    /// # Errors
+    /// [`SigningKeyError`].
+    pub fn load(path: &Path, hub: NodeId, trust: &TrustBundle, now_s: u64) -> Result<Self, SigningKeyError> {
+        let path = path.to_owned();
+        let pem = fs::read(&path).map_err(|source| SigningKeyError::Read { path: path.clone(), source })?;
+        let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
+        let key = der.and_then(|der| SoftKey::from_pkcs8(der.secret_pkcs8_der()).ok());
+        let Some(key) = key else { return Err(SigningKeyError::NotAKey { path }) };
+        let kid = key.public_key().id();
+        // A key may stand in a bundle more than once, for different roles and times.
+        let named: Vec<_> = trust.contents().keys.iter().filter(|k| k.key == *key.public_key()).collect();
+        if named.is_empty() {
+            return Err(SigningKeyError::NotInBundle { path, kid });
+        }
+        let for_twins = named.iter().filter(|k| k.roles.contains(&Role::Twin));
+        let Some(not_after) = for_twins.map(|k| k.not_after).max() else {
+            let roles = named.iter().flat_map(|k| k.roles.clone()).collect();
+            return Err(SigningKeyError::WrongRole { path, kid, roles });
+        };
+        if now_s >= not_after {
+            return Err(SigningKeyError::Expired { path, kid, not_after, now: now_s });
+        }
+        Ok(Self { key, hub, not_after })
+    }
+
+    /// When nodes stop taking what it signs, seconds since 1970.
+    #[must_use]
+    pub const fn not_after(&self) -> u64 {
+        self.not_after
+    }
+
+    /// The key's id.
+    #[must_use]
+    pub fn kid(&self) -> KeyId {
+        self.key.public_key().id()
+    }
+
+    /// Signs a twin, after the checks that nodes will make.
+    ///
+    /// # Errors
+    /// [`SignTwinError`].
+    pub fn twin(&self, twin: &v1::Twin, now_s: u64) -> Result<Vec<u8>, SignTwinError> {
+        twin::check(twin, &twin.node)?;
+        Ok(self.seal(Kind::Twin, &twin.node, now_s, None, twin)?)
+    }
+
+    /// Signs a command, which nodes follow for [`COMMAND_SECONDS`].
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn command(&self, node: &NodeId, command: &v1::Command, now_s: u64) -> Result<Vec<u8>, SealError> {
+        self.seal(Kind::Command, node, now_s, Some(now_s + COMMAND_SECONDS), command)
+    }
+
+    /// Signs what only a direct child hears: an acknowledgement or a chunk.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn to_child<T: Serialize>(&self, kind: Kind, child: &NodeId, value: &T, now_s: u64) -> Result<Vec<u8>, SealError> {
+        self.seal(kind, child, now_s, None, value)
+    }
+
+    fn seal<T: Serialize>(
+        &self,
+        kind: Kind,
+        aud: &NodeId,
+        now_s: u64,
+        exp: Option<u64>,
+        value: &T,
+    ) -> Result<Vec<u8>, SealError> {
+        let claims = Claims { iss: self.hub.clone(), aud: aud.clone(), iat: now_s, exp };
+        envelope::seal(kind, &claims, value, &[], &self.key)
+    }
+}

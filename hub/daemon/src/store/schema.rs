@@ -1,0 +1,101 @@
+//! The tables. What the hub looks for or a person would ask for is a column; what others signed is a BLOB, byte for
+//! byte. Unsigned 64-bit numbers are stored as the signed number with the same bits.
+
+use cnova_store::Schema;
+
+/// `cnhu`, so that another program's database is not taken for a hub's.
+const APPLICATION_ID: i32 = 0x636e_6875;
+
+/// The schema and how it came to be.
+pub const SCHEMA: Schema = Schema { application_id: APPLICATION_ID, migrations: &[V1] };
+
+const V1: &str = "
+CREATE TABLE descendant (
+    node TEXT NOT NULL PRIMARY KEY,
+    via TEXT NOT NULL,
+    hello BLOB NOT NULL
+) STRICT;
+CREATE TABLE twin (
+    node TEXT NOT NULL PRIMARY KEY,
+    bytes BLOB NOT NULL
+) STRICT;
+CREATE TABLE reported (
+    node TEXT NOT NULL PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    digest TEXT
+) STRICT, WITHOUT ROWID;
+CREATE TABLE received (
+    child TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    incarnation INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (child, stream)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE number (
+    name TEXT NOT NULL PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE application (
+    name TEXT NOT NULL PRIMARY KEY,
+    generation INTEGER NOT NULL,
+    manifest TEXT NOT NULL,
+    user TEXT NOT NULL,
+    admitted_s INTEGER NOT NULL,
+    placement TEXT NOT NULL
+) STRICT;
+CREATE TABLE deleted_application (
+    name TEXT NOT NULL PRIMARY KEY,
+    generation INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE artifact (
+    digest TEXT NOT NULL PRIMARY KEY,
+    size INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE compiled (
+    source TEXT NOT NULL,
+    target TEXT NOT NULL,
+    engine TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (source, target, engine)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE entry (
+    node TEXT NOT NULL,
+    key TEXT NOT NULL,
+    incarnation INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    received_ms INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (node, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE history (
+    id INTEGER PRIMARY KEY,
+    node TEXT NOT NULL,
+    incarnation INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    received_ms INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    UNIQUE (node, incarnation, seq)
+) STRICT;
+CREATE INDEX history_of_node ON history (node, id);
+CREATE TRIGGER history_is_append_only BEFORE UPDATE ON history
+    BEGIN SELECT RAISE(ABORT, 'history is only appended to'); END;
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    user TEXT NOT NULL,
+    action TEXT NOT NULL,
+    object TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    hash BLOB NOT NULL
+) STRICT;
+CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
+CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
+";
