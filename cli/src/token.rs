@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 use thiserror::Error;
 
-use crate::args::{Role, Token};
+use crate::args::Token;
 use crate::output::Screen;
 
 const TOKEN_BYTES: usize = 32;

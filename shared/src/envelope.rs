@@ -64,6 +64,14 @@ pub enum EnvelopeError {
         /// The key id in the header.
         kid: KeyId,
     },
+    /// Signed with a key whose time is over, by this node's clock.
+    #[error("key {kid} of {iss} has run out, by this node's clock: look at the clock, or install a newer trust bundle")]
+    KeyExpired {
+        /// The claimed author.
+        iss: NodeId,
+        /// The key id in the header.
+        kid: KeyId,
+    },
     /// The signature does not hold.
     #[error("the signature of {iss} with key {kid} does not hold: the bytes were changed or the key is another")]
     BadSignature {

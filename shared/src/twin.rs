@@ -50,6 +50,7 @@ impl TwinError {
                 EnvelopeError::TooLarge { .. } => "too-large",
                 EnvelopeError::Malformed(_) => "malformed",
                 EnvelopeError::UnknownKey { .. } => "unknown-key",
+                EnvelopeError::KeyExpired { .. } => "key-expired",
                 EnvelopeError::BadSignature { .. } => "bad-signature",
                 EnvelopeError::WrongAudience { .. } => "wrong-node",
                 EnvelopeError::Expired { .. } => "expired",
@@ -76,7 +77,15 @@ impl VerifiedTwin {
     /// # Errors
     /// [`TwinError`]; nothing of the payload was decoded unless the signature held.
     pub fn open(bytes: &[u8], trust: &TrustBundle, now_s: u64) -> Result<Self, TwinError> {
-        Self::open_with(bytes, |kid| trust.key(kid, Role::Twin, now_s))
+        let opened = Self::open_with(bytes, |kid| trust.key(kid, Role::Twin, now_s));
+        match opened {
+            Err(TwinError::Envelope(EnvelopeError::UnknownKey { iss, kid }))
+                if trust.key_at_any_time(kid, Role::Twin).is_some() =>
+            {
+                Err(EnvelopeError::KeyExpired { iss, kid }.into())
+            }
+            other => other,
+        }
     }
 
     /// Verifies a twin that was accepted before and read back from disk: its key may have run out since.

@@ -36,6 +36,7 @@ pub(super) fn run(
     let content = Bundle {
         v: 1,
         version: FIRST_VERSION,
+        issued_at: now_s,
         roots: root_keys.iter().map(|(key, _)| key.public_key().clone()).collect(),
         threshold,
         keys: vec![hub_signing_key(&hub_key, now_s)],

@@ -49,6 +49,8 @@ pub(crate) enum TrustError {
     NotAccepted(BundleError),
     #[error("{} holds no root key of this trust bundle (its roots: {})", path.display(), join(roots))]
     NoRoots { path: PathBuf, roots: Vec<KeyId> },
+    #[error("this machine's clock says {now}, and the trust bundle was made on {issued}: set the clock, or the new key ends too early")]
+    ClockBehind { now: String, issued: String },
     #[error("the CA ends on {ca_ends} and {node} would be certified until {node_ends}: choose fewer --days")]
     OutlivesCa { node: String, ca_ends: String, node_ends: String },
     #[error("the certificate would not be accepted: {source}\n  does {} belong to this trust bundle?", ca.display())]

@@ -24,6 +24,10 @@ pub(super) fn run(
 ) -> Result<(), TrustError> {
     let bundle_path = dir.join(BUNDLE);
     let old = files::read_bundle(&bundle_path)?;
+    let issued_at = old.contents().issued_at;
+    if now_s < issued_at {
+        return Err(TrustError::ClockBehind { now: date(now_s), issued: date(issued_at) });
+    }
     let roots_dir = roots_dir.map_or_else(|| dir.join(ROOTS), Path::to_owned);
     let roots = read_roots(&roots_dir, &old)?;
     let (key, pem) = files::new_signing_key()?;
@@ -90,7 +94,7 @@ fn successor(old: &Bundle, key: &SoftKey, now_s: u64, overlap_days: u64) -> Bund
     if keys.len() > limits::BUNDLE_KEYS {
         keys.remove(0);
     }
-    Bundle { version: old.version + 1, keys, ..old.clone() }
+    Bundle { version: old.version + 1, issued_at: now_s, keys, ..old.clone() }
 }
 
 /// Keeps a copy; one that a run left that was cut off is the same file.

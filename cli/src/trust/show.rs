@@ -16,7 +16,8 @@ pub(super) fn run(file: &Path, now_s: u64, screen: &mut Screen<'_>) -> Result<()
     let content = bundle.contents();
     screen.document(&to_value(content), |s| {
         let digest = Digest::of(bundle.bytes());
-        s.line(&format!("trust bundle version {} ({} bytes, {digest})", content.version, bundle.bytes().len()))?;
+        let (version, made) = (content.version, date(content.issued_at));
+        s.line(&format!("trust bundle version {version} of {made} ({} bytes, {digest})", bundle.bytes().len()))?;
         s.line(&format!("signed by at least {} of its own {} roots:", content.threshold, content.roots.len()))?;
         let mut roots = Table::new(["ROOT", "ALGORITHM"]);
         for key in &content.roots {
@@ -76,6 +77,7 @@ fn to_value(content: &Bundle) -> Value {
         .collect();
     json!({
         "version": content.version,
+        "issued_at": timestamp(content.issued_at.saturating_mul(1000)),
         "threshold": content.threshold,
         "roots": roots,
         "keys": keys,

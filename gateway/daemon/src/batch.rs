@@ -28,7 +28,7 @@ impl Batch {
     }
 
     /// The next thing to do.
-    pub fn next(&mut self) -> Option<Action> {
+    pub fn pop(&mut self) -> Option<Action> {
         self.0.pop_front()
     }
 
@@ -60,9 +60,9 @@ mod tests {
         ] {
             batch.push(action);
         }
-        assert_eq!(batch.next(), Some(Action::Persist(vec![Op::TimeFloor(1), Op::TimeFloor(2)])));
-        assert_eq!(batch.next(), Some(Action::Note("a".into())));
-        assert_eq!(batch.next(), Some(Action::Persist(vec![Op::TimeFloor(3)])));
-        assert_eq!(batch.next(), None);
+        assert_eq!(batch.pop(), Some(Action::Persist(vec![Op::TimeFloor(1), Op::TimeFloor(2)])));
+        assert_eq!(batch.pop(), Some(Action::Note("a".into())));
+        assert_eq!(batch.pop(), Some(Action::Persist(vec![Op::TimeFloor(3)])));
+        assert_eq!(batch.pop(), None);
     }
 }

@@ -196,7 +196,7 @@ impl EventLoop {
     }
 
     async fn perform_all(&mut self) -> Result<(), Failure> {
-        while let Some(action) = self.batch.next() {
+        while let Some(action) = self.batch.pop() {
             self.perform(action).await?;
         }
         Ok(())

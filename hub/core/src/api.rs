@@ -169,8 +169,9 @@ pub enum Op {
     },
     /// A node's stream began anew: what was said in its earlier lives is void.
     ClearEntries(NodeId),
-    /// A subject that is no more.
-    DeleteEntry {
+    /// A subject that is no more: its entry's body becomes [`v1::Body::Unknown`]. Its sequence number stays, so that the
+    /// same entry is not taken again.
+    VoidEntry {
         /// The node.
         node: NodeId,
         /// The subject.
@@ -224,8 +225,10 @@ impl Stored {
                 Op::ClearEntries(node) => {
                     self.entries.remove(&node);
                 }
-                Op::DeleteEntry { node, key } => {
-                    self.entries.entry(node).or_default().remove(&key);
+                Op::VoidEntry { node, key } => {
+                    if let Some(stored) = self.entries.entry(node).or_default().get_mut(&key) {
+                        stored.entry.body = v1::Body::Unknown;
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cnova_shared::ids::NodeId;
-use cnova_shared::wire::v1;
+use cnova_shared::wire::v1::{self, Body};
 
 use crate::api::{Op, StoredEntry};
 
@@ -70,12 +70,12 @@ impl Inventory {
             ops.push(Op::ClearEntries(node.clone()));
         }
         if let Some(all) = &report.all_keys {
-            let void = |(key, held): (&String, &StoredEntry)| {
-                (!all.contains(key) && held.entry.seq <= report.to).then(|| key.clone())
-            };
-            for key in record.entries.iter().filter_map(void).collect::<Vec<_>>() {
-                record.entries.remove(&key);
-                ops.push(Op::DeleteEntry { node: node.clone(), key });
+            for (key, held) in &mut record.entries {
+                let void = !all.contains(key) && held.entry.seq <= report.to && held.entry.body != Body::Unknown;
+                if void {
+                    held.entry.body = Body::Unknown;
+                    ops.push(Op::VoidEntry { node: node.clone(), key: key.clone() });
+                }
             }
         }
         let mut fresh = Vec::new();

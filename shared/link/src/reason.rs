@@ -16,6 +16,12 @@ pub(crate) fn of(error: &ConnectionError, parent: &NodeId, address: &Address) ->
     if let Some(tls) = find::<TlsError>(error) {
         return of_tls(tls, parent, address);
     }
+    // In TLS 1.3 a parent judges our certificate after our side of the handshake is done; rumqttc then keeps of the
+    // alert only its text.
+    let text = error.to_string();
+    if let Some((_, alert)) = text.split_once("received fatal alert: ") {
+        return refused_us(parent, alert);
+    }
     match error {
         ConnectionError::Timeout(_) => format!("{address} did not answer in time"),
         ConnectionError::ConnectionRefused(code) => of_code(*code, parent),
@@ -28,7 +34,7 @@ pub(crate) fn of(error: &ConnectionError, parent: &NodeId, address: &Address) ->
         ConnectionError::MqttState(StateError::ConnectionAborted) => format!("{parent} closed the connection"),
         other => match find_io(other) {
             Some(io) => of_io(io, address),
-            None => other.to_string(),
+            None => text,
         },
     }
 }
@@ -38,9 +44,13 @@ fn of_tls(error: &TlsError, parent: &NodeId, address: &Address) -> String {
         TlsError::InvalidCertificate(why) => {
             format!("the certificate shown by {address} is not accepted as that of {parent}: {why}")
         }
-        TlsError::AlertReceived(alert) => format!("{parent} refused this node's certificate: {alert:?}"),
+        TlsError::AlertReceived(alert) => refused_us(parent, &format!("{alert:?}")),
         other => format!("TLS with {address} failed: {other}"),
     }
+}
+
+fn refused_us(parent: &NodeId, alert: &str) -> String {
+    format!("{parent} refused this node's certificate: {alert}")
 }
 
 fn of_code(code: ConnectReturnCode, parent: &NodeId) -> String {

@@ -44,10 +44,11 @@ impl FloorClock {
         Self { floor_s: AtomicU64::new(floor_s) }
     }
 
-    /// A clock that begins where the node's own certificate does.
+    /// A clock that begins where the node's own certificate or its trust bundle does, whichever is later: it cannot be
+    /// earlier than that.
     #[must_use]
     pub fn of(identity: &Identity) -> Self {
-        Self::new(identity.not_before_s())
+        Self::new(identity.not_before_s().max(identity.trust().contents().issued_at))
     }
 
     /// A later time was verified.

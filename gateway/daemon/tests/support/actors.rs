@@ -40,11 +40,18 @@ pub struct Parent {
     endpoint: Endpoint,
     pub publisher: Publisher,
     heard: Arc<Mutex<Vec<Heard>>>,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Tree>,
 }
 
 impl Parent {
+    /// One that knows nobody yet.
     pub async fn start(plant: &Plant, address: SocketAddr, artifacts: &[&[u8]]) -> Self {
+        let tree = Tree::new(node("hub"), StoredTree::default(), |_| unreachable!());
+        Self::resume(plant, address, artifacts, tree).await
+    }
+
+    /// One that knows what it knew when it stopped.
+    pub async fn resume(plant: &Plant, address: SocketAddr, artifacts: &[&[u8]], tree: Tree) -> Self {
         let issued = plant.issue("hub", "plant-7");
         let tls = TlsMaterial {
             cert_chain: vec![issued.certificate.clone().into()],
@@ -55,7 +62,7 @@ impl Parent {
         let (endpoint, events) = Endpoint::start(config).await.unwrap();
         let (publisher, heard) = (endpoint.publisher(), Arc::<Mutex<Vec<Heard>>>::default());
         let play = Play {
-            tree: Tree::new(node("hub"), StoredTree::default(), |_| unreachable!()),
+            tree,
             key: SoftKey::ed25519_from_seed(&[2; 32]),
             publisher: publisher.clone(),
             heard: heard.clone(),
@@ -109,9 +116,9 @@ impl Parent {
         self.publisher.publish(gateway, "twin", twin.to_vec().into()).unwrap();
     }
 
-    pub async fn stop(self) {
+    pub async fn stop(self) -> Tree {
         self.endpoint.shutdown().await;
-        self.task.abort();
+        soon("the parent's end", self.task).await.unwrap()
     }
 }
 
@@ -125,7 +132,7 @@ struct Play {
 }
 
 impl Play {
-    async fn run(mut self, mut events: mpsc::Receiver<EndpointEvent>) {
+    async fn run(mut self, mut events: mpsc::Receiver<EndpointEvent>) -> Tree {
         while let Some(event) = events.recv().await {
             match event {
                 EndpointEvent::Connected { node } => self.push(Heard::Link { node, up: true }),
@@ -138,6 +145,7 @@ impl Play {
                 other => panic!("{other:?}"),
             }
         }
+        self.tree
     }
 
     fn push(&self, heard: Heard) {

@@ -75,6 +75,7 @@ impl Pki {
         let bundle = Bundle {
             v: 1,
             version: 1,
+            issued_at: 1_700_000_000,
             roots: vec![self.root.public_key().clone()],
             threshold: 1,
             keys: vec![SigningKey {
