@@ -4,7 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Now, milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// How long ago: `12s`, `5m`, `7h`, `3d`; `-` for never. A clock that is ahead of ours reads as `0s`.
@@ -25,7 +27,12 @@ pub(crate) fn age(now_ms: u64, then_ms: u64) -> String {
 pub(crate) fn timestamp(ms: u64) -> String {
     let (year, month, day) = civil(ms / 86_400_000);
     let (s, milli) = (ms / 1000 % 86_400, ms % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{milli:03}Z", s / 3600, s / 60 % 60, s % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{milli:03}Z",
+        s / 3600,
+        s / 60 % 60,
+        s % 60
+    )
 }
 
 /// `2026-11-21`.
@@ -62,7 +69,10 @@ mod tests {
     #[test]
     fn ages_are_short() {
         let now = 1_000_000_000;
-        let ages: Vec<String> = [0, 12, 119, 120, 7_200, 200_000].iter().map(|s| age(now, now - s * 1000)).collect();
+        let ages: Vec<String> = [0, 12, 119, 120, 7_200, 200_000]
+            .iter()
+            .map(|s| age(now, now - s * 1000))
+            .collect();
         assert_eq!(ages, ["0s", "12s", "119s", "2m", "2h", "2d"]);
         assert_eq!(age(now, now + 5_000), "0s");
         assert_eq!(age(now, 0), "-");

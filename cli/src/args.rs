@@ -75,14 +75,15 @@ Examples:
   cnova apply ./site-a --wait=300     # all manifests of a folder
   cnova apply app.yaml --dry-run      # where would it go, and why not elsewhere? Uploads and changes nothing.")]
     Apply(ApplyArgs),
-    /// List nodes, workloads or applications; show a node's twin or history
+    /// List nodes, workloads or applications; show a node's twin or history, or the audit log
     #[command(after_long_help = "\
 Examples:
   cnova get nodes
   cnova get workloads --node plc-14
   cnova get applications -o json
   cnova get twin plc-14 --raw plc-14.twin.cose
-  cnova get history plc-14")]
+  cnova get history plc-14
+  cnova get audit --limit 20")]
     Get(GetArgs),
     /// Explain one node, application or workload: reasons, refusals, alarms, timeline
     #[command(after_long_help = "\
@@ -165,7 +166,10 @@ pub(crate) enum Get {
     #[command(visible_alias = "node", after_long_help = "Example:\n  cnova get nodes")]
     Nodes,
     /// All workloads, on all nodes
-    #[command(visible_alias = "workload", after_long_help = "Example:\n  cnova get workloads --application vibration-watch")]
+    #[command(
+        visible_alias = "workload",
+        after_long_help = "Example:\n  cnova get workloads --application vibration-watch"
+    )]
     Workloads {
         /// Only those on this node
         #[arg(long, value_name = "NODE")]
@@ -186,11 +190,21 @@ pub(crate) enum Get {
         #[arg(long, value_name = "FILE")]
         raw: Option<PathBuf>,
     },
-    /// What a node reported, oldest first
-    #[command(after_long_help = "Example:\n  cnova get history plc-14")]
+    /// What a node reported, newest first
+    #[command(after_long_help = "Example:\n  cnova get history plc-14 --limit 20")]
     History {
         /// The node
         node: NodeId,
+        /// At most so many entries
+        #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Who changed what, newest first, and whether the log is whole
+    #[command(after_long_help = "Example:\n  cnova get audit --limit 20")]
+    Audit {
+        /// At most so many entries
+        #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
     },
 }
 
@@ -211,7 +225,10 @@ pub(crate) enum Describe {
         name: NodeId,
     },
     /// An application
-    #[command(visible_alias = "app", after_long_help = "Example:\n  cnova describe application vibration-watch")]
+    #[command(
+        visible_alias = "app",
+        after_long_help = "Example:\n  cnova describe application vibration-watch"
+    )]
     Application {
         /// Its name
         name: Name,
@@ -251,7 +268,7 @@ pub(crate) struct LogsArgs {
     #[arg(long, value_name = "NODE")]
     pub(crate) node: Option<NodeId>,
     /// At most so many lines
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) lines: u32,
 }
 
@@ -418,8 +435,15 @@ mod tests {
         command.clone().debug_assert();
         let mut all = vec![command];
         while let Some(command) = all.pop() {
-            let subs: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").cloned().collect();
-            let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            let subs: Vec<_> = command
+                .get_subcommands()
+                .filter(|c| c.get_name() != "help")
+                .cloned()
+                .collect();
+            let help = command
+                .get_after_long_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             assert!(help.contains("cnova "), "{} has no example", command.get_name());
             all.extend(subs);
         }
@@ -428,7 +452,10 @@ mod tests {
     #[test]
     fn a_workload_may_name_its_node() {
         let r: WorkloadRef = "a/b@plc-1.x".parse().unwrap();
-        assert_eq!((r.id.to_string().as_str(), r.node.unwrap().as_str()), ("a/b", "plc-1.x"));
+        assert_eq!(
+            (r.id.to_string().as_str(), r.node.unwrap().as_str()),
+            ("a/b", "plc-1.x")
+        );
         assert_eq!("a/b".parse::<WorkloadRef>().unwrap().node, None);
         assert!("a".parse::<WorkloadRef>().is_err());
         assert!("a/b@".parse::<WorkloadRef>().is_err());

@@ -18,10 +18,10 @@ use crate::routes;
 use crate::settings::Settings;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The hub precompiles Wasm before it answers an `apply`; a large module takes a slow hub a minute or two.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+/// The hub precompiles Wasm before it answers an `apply`, and gives up after 330 seconds: its word comes before ours.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(360);
 /// No byte for so long: the line is dead. Uploads of any length may go on as long as they move.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(300);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(360);
 /// Largest answer that is read: 100,000 nodes are about 60 MiB.
 const ANSWER_BYTES: u64 = 256 * 1024 * 1024;
 /// Most of an answer that is not understood to show.
@@ -37,14 +37,26 @@ pub(crate) struct Hub {
 /// The hub did not do what it was asked.
 #[derive(Debug, Error)]
 pub(crate) enum HubError {
-    #[error("the hub {url} cannot be reached: {reason}\n  start one with: cnova-hub\n  or name another with --hub URL, CNOVA_HUB, or hub = \"URL\" in ~/.config/cnova/config.toml")]
+    #[error(
+        "the hub {url} cannot be reached: {reason}\n  start one with: cnova-hub\n  or name another with --hub URL, CNOVA_HUB, or hub = \"URL\" in ~/.config/cnova/config.toml"
+    )]
     Unreachable { url: String, reason: String },
-    #[error("the hub {url} did not answer {request} in time ({reason}); it may still be at work: look with `cnova get applications`")]
-    Silent { url: String, request: String, reason: String },
+    #[error(
+        "the hub {url} did not answer {request} in time ({reason}); it may still be at work: look with `cnova get applications`"
+    )]
+    Silent {
+        url: String,
+        request: String,
+        reason: String,
+    },
     #[error("{0}")]
     Refused(Refusal),
     #[error("the hub {url} answered {request} with something that this program does not understand: {reason}\n  is it a cnova hub, and of this program's version ({})?", env!("CARGO_PKG_VERSION"))]
-    NotUnderstood { url: String, request: String, reason: String },
+    NotUnderstood {
+        url: String,
+        request: String,
+        reason: String,
+    },
     #[error("the authorities given with --ca, CNOVA_CA or the configuration hold no certificate in PEM form")]
     NoAuthorities,
 }
@@ -80,17 +92,32 @@ impl Refusal {
     /// Reasons in the details, in any of the shapes that hold a list of texts.
     pub(crate) fn reasons(&self) -> Vec<String> {
         let list = self.details.get("reasons").unwrap_or(&self.details);
-        list.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|v| v.as_str().map(str::to_owned))
+            .collect()
+    }
+
+    /// Message and reasons on one line, for where the request is plain.
+    pub(crate) fn text(&self) -> String {
+        let parts: Vec<String> = std::iter::once(self.message.clone()).chain(self.reasons()).collect();
+        parts.join("; ")
     }
 
     fn advice(&self) -> Option<&'static str> {
         Some(match (self.status, self.with_token) {
-            (401, false) => "give a token with --token-file FILE or CNOVA_TOKEN; an admin makes one with: cnova token new",
-            (401, true) => "the hub does not know this token; was it removed from the hub's token file, or is this another hub?",
+            (401, false) => {
+                "give a token with --token-file FILE or CNOVA_TOKEN; an admin makes one with: cnova token new"
+            }
+            (401, true) => {
+                "the hub does not know this token; was it removed from the hub's token file, or is this another hub?"
+            }
             (403, _) => "your token's role does not allow this; ask an admin for one with the role operator or admin",
             (413, _) => "make it smaller, or raise the hub's limit in its configuration",
-            (504, _) => "the node did not answer in time; see whether it is connected with: cnova get nodes",
-            (507, _) => "the hub's disk is full; free space in its state folder and try again",
+            (503, _) => "the hub is busy, starting or stopping; try again in a moment",
+            (504, _) => "see whether the node is connected with: cnova get nodes",
+            (507, _) => "the hub has no room; free space on its disk, or raise its limits, and try again",
             (300..=399, _) => "the hub's address redirects; name the address that it redirects to with --hub",
             _ => return None,
         })
@@ -99,7 +126,11 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let message = if self.message.is_empty() { "without a reason" } else { &self.message };
+        let message = if self.message.is_empty() {
+            "without a reason"
+        } else {
+            &self.message
+        };
         write!(f, "the hub refused {} ({}", self.request, self.status)?;
         if !self.code.is_empty() {
             write!(f, " {}", self.code)?;
@@ -135,7 +166,11 @@ impl Hub {
             config = config.tls_config(TlsConfig::builder().root_certs(authorities(pem)?).build());
         }
         let agent = Agent::new_with_config(config.build());
-        Ok(Self { agent, url: settings.hub.clone(), token: settings.token.clone() })
+        Ok(Self {
+            agent,
+            url: settings.hub.clone(),
+            token: settings.token.clone(),
+        })
     }
 
     /// Why the token should not be sent there, if it should not.
@@ -151,10 +186,13 @@ impl Hub {
         self.read_json(&request, self.accepted(&request, response)?)
     }
 
-    /// Asks for bytes.
-    pub(crate) fn get_bytes(&self, path: &str) -> Result<Vec<u8>, HubError> {
+    /// Asks for a document in its signed form.
+    pub(crate) fn get_signed(&self, path: &str) -> Result<Vec<u8>, HubError> {
         let request = format!("GET {path}");
-        let response = self.with_token(self.agent.get(self.at(path))).call();
+        let response = self
+            .with_token(self.agent.get(self.at(path)))
+            .header("accept", "application/cose")
+            .call();
         self.read(&request, self.accepted(&request, response)?)
     }
 
@@ -219,14 +257,29 @@ impl Hub {
         let body = self.read(&request, response)?;
         let fields = match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(body) => body.error,
-            Err(_) => ErrorFields { code: String::new(), message: shown(&body), details: Value::Null },
+            Err(_) => ErrorFields {
+                code: String::new(),
+                message: shown(&body),
+                details: Value::Null,
+            },
         };
         let ErrorFields { code, message, details } = fields;
-        Err(HubError::Refused(Refusal { request, status, code, message, details, with_token }))
+        Err(HubError::Refused(Refusal {
+            request,
+            status,
+            code,
+            message,
+            details,
+            with_token,
+        }))
     }
 
     fn read(&self, request: &str, response: Response<Body>) -> Result<Vec<u8>, HubError> {
-        let read = response.into_body().into_with_config().limit(ANSWER_BYTES).read_to_vec();
+        let read = response
+            .into_body()
+            .into_with_config()
+            .limit(ANSWER_BYTES)
+            .read_to_vec();
         read.map_err(|e| self.transport(request, &e))
     }
 
@@ -248,7 +301,10 @@ impl Hub {
             Error::Protocol(_) | Error::BodyExceedsLimit(_) | Error::LargeResponseHeader(..) => {
                 HubError::NotUnderstood { url, request, reason }
             }
-            _ => HubError::Unreachable { url, reason: reason.trim_start_matches("io: ").to_owned() },
+            _ => HubError::Unreachable {
+                url,
+                reason: reason.trim_start_matches("io: ").to_owned(),
+            },
         }
     }
 }
@@ -283,7 +339,11 @@ fn shown(body: &[u8]) -> String {
     // Reading from memory cannot fail.
     let _ = body.take(4 * SHOWN_CHARS as u64).read_to_end(&mut start);
     let text = String::from_utf8_lossy(&start);
-    text.trim().chars().take(SHOWN_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.trim()
+        .chars()
+        .take(SHOWN_CHARS)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -292,10 +352,20 @@ mod tests {
 
     #[test]
     fn local_hosts_are_known() {
-        for local in ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:80/x", "http://127.9.9.9"] {
+        for local in [
+            "http://127.0.0.1:8080",
+            "http://localhost",
+            "http://[::1]:80/x",
+            "http://127.9.9.9",
+        ] {
             assert!(is_local(local), "{local}");
         }
-        for far in ["http://127.0.0.1.example", "https://hub.example", "http://10.0.0.1:8080", "http://localhost.x"] {
+        for far in [
+            "http://127.0.0.1.example",
+            "https://hub.example",
+            "http://10.0.0.1:8080",
+            "http://localhost.x",
+        ] {
             assert!(!is_local(far), "{far}");
         }
     }

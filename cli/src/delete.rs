@@ -24,11 +24,15 @@ pub(crate) fn run(args: &DeleteArgs, hub: &Hub, screen: &mut Screen<'_>) -> Resu
     let name = &args.application;
     if !args.yes {
         if !io::stdin().is_terminal() {
-            return Err(DeleteError::NobodyToAsk { application: name.clone() });
+            return Err(DeleteError::NobodyToAsk {
+                application: name.clone(),
+            });
         }
         let app: ApplicationInfo = hub.get(&routes::application(name))?;
         if !is_confirmed(&app)? {
-            return Err(DeleteError::SaidNo { application: name.clone() });
+            return Err(DeleteError::SaidNo {
+                application: name.clone(),
+            });
         }
     }
     hub.delete(&routes::application(name))?;
@@ -40,7 +44,11 @@ pub(crate) fn run(args: &DeleteArgs, hub: &Hub, screen: &mut Screen<'_>) -> Resu
 fn is_confirmed(app: &ApplicationInfo) -> io::Result<bool> {
     let placed: usize = app.workloads.values().map(|w| w.nodes.len()).sum();
     let mut err = io::stderr();
-    write!(err, "Delete {} (generation {}, running in {placed} places)? [y/N] ", app.name, app.generation)?;
+    write!(
+        err,
+        "Delete {} (generation {}, running in {placed} places)? [y/N] ",
+        app.name, app.generation
+    )?;
     err.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

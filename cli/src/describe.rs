@@ -10,7 +10,7 @@ use crate::age::{age, timestamp};
 use crate::apply::wait::stage_line;
 use crate::args::{Describe, WorkloadRef};
 use crate::client::{Hub, HubError};
-use crate::get::{GetError, mebibytes, workloads_table};
+use crate::get::{GetError, list, mebibytes, workloads_table};
 use crate::model::{ApplicationInfo, NodeInfo, Outcome, WorkloadInfo};
 use crate::output::{Screen, Table};
 use crate::routes;
@@ -25,12 +25,19 @@ pub(crate) fn run(what: &Describe, hub: &Hub, screen: &mut Screen<'_>) -> Result
 }
 
 fn read<T: DeserializeOwned>(path: &str, value: &Value) -> Result<T, GetError> {
-    T::deserialize(value).map_err(|e| GetError::NotUnderstood { path: path.to_owned(), reason: e.to_string() })
+    T::deserialize(value).map_err(|e| GetError::NotUnderstood {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })
 }
 
 /// `name:  value`, aligned.
 fn field(screen: &mut Screen<'_>, name: &str, value: &str) -> io::Result<()> {
-    screen.line(&format!("{:<14}{}", format!("{name}:"), if value.is_empty() { "-" } else { value }))
+    screen.line(&format!(
+        "{:<14}{}",
+        format!("{name}:"),
+        if value.is_empty() { "-" } else { value }
+    ))
 }
 
 fn heading(screen: &mut Screen<'_>, text: &str) -> io::Result<()> {
@@ -39,14 +46,22 @@ fn heading(screen: &mut Screen<'_>, text: &str) -> io::Result<()> {
 }
 
 fn items_where(value: &Value, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
-    value.as_array().into_iter().flatten().filter(|w| wanted(w)).cloned().collect()
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|w| wanted(w))
+        .cloned()
+        .collect()
 }
 
 fn node(hub: &Hub, name: &NodeId, screen: &mut Screen<'_>) -> Result<(), GetError> {
     let path = routes::node(name);
     let info: Value = hub.get(&path)?;
-    let all: Value = hub.get(routes::WORKLOADS)?;
-    let here = Value::Array(items_where(&all, |w| w.get("node").and_then(Value::as_str) == Some(name.as_str())));
+    let all = list(hub, routes::WORKLOADS, "workloads")?;
+    let here = Value::Array(items_where(&all, |w| {
+        w.get("node").and_then(Value::as_str) == Some(name.as_str())
+    }));
     if !screen.is_table() {
         return Ok(screen.document(&json!({ "node": info, "workloads": here }), |_| Ok(()))?);
     }
@@ -68,10 +83,26 @@ fn print_node(n: &NodeInfo, screen: &mut Screen<'_>) -> io::Result<()> {
     field(screen, "Node", &n.node)?;
     field(screen, "Role", &n.role)?;
     field(screen, "Site", &n.site)?;
-    field(screen, "Link", &if n.via == n.node { n.link.clone() } else { format!("{} (via {})", n.link, n.via) })?;
+    field(
+        screen,
+        "Link",
+        &if n.via == n.node {
+            n.link.clone()
+        } else {
+            format!("{} (via {})", n.link, n.via)
+        },
+    )?;
     field(screen, "Trust", &n.trust)?;
-    field(screen, "Twin", &format!("desired {}, reported {}: {sync}", n.desired, n.reported))?;
-    let heard = if n.heard_ms == 0 { "never".to_owned() } else { format!("{} ago", age(now, n.heard_ms)) };
+    field(
+        screen,
+        "Twin",
+        &format!("desired {}, reported {}: {sync}", n.desired, n.reported),
+    )?;
+    let heard = if n.heard_ms == 0 {
+        "never".to_owned()
+    } else {
+        format!("{} ago", age(now, n.heard_ms))
+    };
     field(screen, "Heard", &heard)?;
     field(screen, "Software", &n.software)?;
     let labels: Vec<String> = n.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -79,7 +110,17 @@ fn print_node(n: &NodeInfo, screen: &mut Screen<'_>) -> io::Result<()> {
     field(screen, "Memory", &mebibytes(n.capabilities.memory_bytes))?;
     field(screen, "CPU", &format!("{}m", n.capabilities.cpu_millis))?;
     for r in &n.capabilities.runtimes {
-        field(screen, "Runtime", &format!("{} {} (engine {}; {})", r.name, r.version, r.engine, r.targets.join(", ")))?;
+        field(
+            screen,
+            "Runtime",
+            &format!(
+                "{} {} (engine {}; {})",
+                r.name,
+                r.version,
+                r.engine,
+                r.targets.join(", ")
+            ),
+        )?;
     }
     heading(screen, "Alarms:")?;
     for a in &n.alarms {
@@ -122,7 +163,11 @@ fn application(hub: &Hub, name: &Name, screen: &mut Screen<'_>) -> Result<(), Ge
     heading(screen, "Timeline:")?;
     let mut stages = app.timeline.clone();
     stages.sort();
-    let admitted = stages.iter().find(|s| s.stage == "admitted").or(stages.first()).map_or(0, |s| s.at_ms);
+    let admitted = stages
+        .iter()
+        .find(|s| s.stage == "admitted")
+        .or(stages.first())
+        .map_or(0, |s| s.at_ms);
     for stage in &stages {
         screen.line(&format!("  {}", stage_line(stage, admitted)))?;
     }
@@ -133,8 +178,14 @@ fn application(hub: &Hub, name: &Name, screen: &mut Screen<'_>) -> Result<(), Ge
 }
 
 fn print_placement(app: &ApplicationInfo, workload: &str, screen: &mut Screen<'_>) -> io::Result<()> {
-    let Some(placement) = app.workloads.get(workload) else { return Ok(()) };
-    let on = if placement.nodes.is_empty() { "no node".to_owned() } else { placement.nodes.join(", ") };
+    let Some(placement) = app.workloads.get(workload) else {
+        return Ok(());
+    };
+    let on = if placement.nodes.is_empty() {
+        "no node".to_owned()
+    } else {
+        placement.nodes.join(", ")
+    };
     screen.line(&format!("  on {on}"))?;
     if let Some(summary) = &placement.summary {
         screen.line(&format!("  fewer than asked for: {summary}"))?;
@@ -146,7 +197,7 @@ fn print_placement(app: &ApplicationInfo, workload: &str, screen: &mut Screen<'_
 }
 
 fn workload(hub: &Hub, r: &WorkloadRef, screen: &mut Screen<'_>) -> Result<(), GetError> {
-    let all: Value = hub.get(routes::WORKLOADS)?;
+    let all = list(hub, routes::WORKLOADS, "workloads")?;
     let wanted = |w: &Value| {
         let is = |field: &str, text: &str| w.get(field).and_then(Value::as_str) == Some(text);
         let node_is = r.node.as_ref().is_none_or(|n| is("node", n.as_str()));
@@ -162,7 +213,10 @@ fn workload(hub: &Hub, r: &WorkloadRef, screen: &mut Screen<'_>) -> Result<(), G
         metrics.insert(w.node.to_string(), ask_metrics(hub, &r.id, &w.node)?);
     }
     if !screen.is_table() {
-        let placement = info.pointer(&format!("/workloads/{}", r.id.name)).cloned().unwrap_or_default();
+        let placement = info
+            .pointer(&format!("/workloads/{}", r.id.name))
+            .cloned()
+            .unwrap_or_default();
         let value = json!({ "workloads": here, "placement": placement, "metrics": metrics });
         return Ok(screen.document(&value, |_| Ok(()))?);
     }
@@ -186,10 +240,18 @@ fn print_workload(
     let now = screen.now_ms();
     for w in workloads {
         heading(screen, &format!("On {}:", w.node))?;
-        let since = if w.since_ms == 0 { String::new() } else { format!(", for {}", age(now, w.since_ms)) };
+        let since = if w.since_ms == 0 {
+            String::new()
+        } else {
+            format!(", for {}", age(now, w.since_ms))
+        };
         field(screen, "  State", &format!("{}{since}", w.state_text()))?;
         field(screen, "  Reason", &w.reason)?;
-        field(screen, "  Runs", &format!("generation {} (desired {})", w.generation, w.desired))?;
+        field(
+            screen,
+            "  Runs",
+            &format!("generation {} (desired {})", w.generation, w.desired),
+        )?;
         field(screen, "  Try", &w.attempt.to_string())?;
         if w.pid > 0 {
             field(screen, "  Process", &w.pid.to_string())?;
@@ -200,7 +262,10 @@ fn print_workload(
         print_metrics(metrics.get(w.node.as_str()), screen)?;
     }
     if workloads.is_empty() {
-        let place = r.node.as_ref().map_or("no node".to_owned(), |n| format!("{n} it is not"));
+        let place = r
+            .node
+            .as_ref()
+            .map_or("no node".to_owned(), |n| format!("{n} it is not"));
         heading(screen, &format!("On {place}."))?;
     }
     Ok(())
@@ -215,7 +280,7 @@ fn ask_metrics(hub: &Hub, id: &WorkloadId, node: &NodeId) -> Result<Value, HubEr
         Ok(Outcome::NotFound { what }) => Ok(unavailable(format!("there is no {what}"))),
         Ok(Outcome::Refused { reasons }) => Ok(unavailable(reasons.join("; "))),
         Ok(_) => Ok(unavailable("the hub's answer is not understood".to_owned())),
-        Err(HubError::Refused(r)) => Ok(unavailable(r.message)),
+        Err(HubError::Refused(r)) => Ok(unavailable(r.text())),
         Err(e) => Err(e),
     }
 }
@@ -229,9 +294,16 @@ fn print_metrics(metrics: Option<&Value>, screen: &mut Screen<'_>) -> io::Result
         Some(Value::Object(fields)) => {
             let mut t = Table::new(["METRIC", "VALUE"]);
             for (name, value) in fields {
-                t.row([name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)]);
+                t.row([
+                    name.clone(),
+                    value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+                ]);
             }
-            if t.is_empty() { field(screen, "  Metrics", "") } else { screen.indented_table(&t) }
+            if t.is_empty() {
+                field(screen, "  Metrics", "")
+            } else {
+                screen.indented_table(&t)
+            }
         }
         Some(other) => field(screen, "  Metrics", &other.to_string()),
         None => Ok(()),

@@ -4,15 +4,15 @@ use std::io;
 use std::path::PathBuf;
 
 use cnova_shared::ids::{Name, NodeId};
-use cnova_shared::wire::v1::{self, Body};
+use cnova_shared::wire::v1::Body;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::age::{age, timestamp};
 use crate::args::Get;
-use crate::client::{Hub, HubError};
+use crate::client::Hub;
 use crate::failure::read_and_print_error;
-use crate::model::{ApplicationInfo, HistoryEntry, NodeInfo, WorkloadInfo};
+use crate::model::{ApplicationInfo, Audit, HistoryEntry, NodeInfo, TwinDocument, WorkloadInfo};
 use crate::output::{Screen, Table};
 use crate::routes;
 
@@ -26,32 +26,56 @@ read_and_print_error!(GetError {
 /// Runs the command.
 pub(crate) fn run(what: &Get, hub: &Hub, screen: &mut Screen<'_>) -> Result<(), GetError> {
     match what {
-        Get::Nodes => list(hub, routes::NODES, screen, |nodes: Vec<NodeInfo>, s| {
-            s.table(&nodes_table(&nodes, s.now_ms()))
-        }),
+        Get::Nodes => {
+            let nodes = list(hub, routes::NODES, "nodes")?;
+            show(routes::NODES, nodes, screen, |all: Vec<NodeInfo>, s| {
+                s.table(&nodes_table(&all, s.now_ms()))
+            })
+        }
         Get::Workloads { node, application } => workloads(hub, node.as_ref(), application.as_ref(), screen),
-        Get::Applications => applications(hub, screen),
+        Get::Applications => {
+            let applications = list(hub, routes::APPLICATIONS, "applications")?;
+            show(
+                routes::APPLICATIONS,
+                applications,
+                screen,
+                |all: Vec<ApplicationInfo>, s| s.table(&applications_table(&all)),
+            )
+        }
         Get::Twin { node, raw: Some(file) } => save_twin(hub, node, file, screen),
         Get::Twin { node, raw: None } => {
-            list(hub, &routes::twin(node), screen, |twin: v1::Twin, s| print_twin(&twin, s))
+            let path = routes::twin(node);
+            show(&path, hub.get(&path)?, screen, |twin: TwinDocument, s| {
+                print_twin(&twin, s)
+            })
         }
-        Get::History { node } => {
-            list(hub, &routes::history(node), screen, |entries: Vec<HistoryEntry>, s| s.table(&history(&entries)))
+        Get::History { node, limit } => {
+            let path = routes::history(node, *limit);
+            let entries = list(hub, &path, "entries")?;
+            show(&path, entries, screen, |all: Vec<HistoryEntry>, s| {
+                s.table(&history(&all))
+            })
+        }
+        Get::Audit { limit } => {
+            let path = routes::audit(*limit);
+            show(&path, hub.get(&path)?, screen, |audit: Audit, s| print_audit(&audit, s))
         }
     }
 }
 
-/// JSON and YAML are what the hub said, whole; only a table needs it to be understood.
-fn list<T: DeserializeOwned>(
-    hub: &Hub,
-    path: &str,
-    screen: &mut Screen<'_>,
-    print: impl FnOnce(T, &mut Screen<'_>) -> io::Result<()>,
-) -> Result<(), GetError> {
-    let value: Value = hub.get(path)?;
-    show(path, value, screen, print)
+/// A list, out of the object that holds it under its name.
+pub(crate) fn list(hub: &Hub, path: &str, name: &str) -> Result<Value, GetError> {
+    let mut value: Value = hub.get(path)?;
+    match value.get_mut(name).map(Value::take) {
+        Some(items @ Value::Array(_)) => Ok(items),
+        _ => Err(GetError::NotUnderstood {
+            path: path.to_owned(),
+            reason: format!("it holds no list {name:?}"),
+        }),
+    }
 }
 
+/// JSON and YAML are what the hub said, whole; only a table needs it to be understood.
 fn show<T: DeserializeOwned>(
     path: &str,
     value: Value,
@@ -62,12 +86,17 @@ fn show<T: DeserializeOwned>(
         return Ok(screen.document(&value, |_| Ok(()))?);
     }
     let read = serde_json::from_value(value);
-    let content = read.map_err(|e| GetError::NotUnderstood { path: path.to_owned(), reason: e.to_string() })?;
+    let content = read.map_err(|e| GetError::NotUnderstood {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })?;
     Ok(print(content, screen)?)
 }
 
 fn nodes_table(nodes: &[NodeInfo], now_ms: u64) -> Table {
-    let mut t = Table::new(["NODE", "ROLE", "SITE", "LINK", "TRUST", "TWIN", "REPORTED", "SYNC", "HEARD"]);
+    let mut t = Table::new([
+        "NODE", "ROLE", "SITE", "LINK", "TRUST", "TWIN", "REPORTED", "SYNC", "HEARD",
+    ]);
     for n in nodes {
         let sync = if n.in_sync { "yes" } else { "no" };
         t.row([
@@ -91,14 +120,16 @@ fn workloads(
     application: Option<&Name>,
     screen: &mut Screen<'_>,
 ) -> Result<(), GetError> {
-    let mut value: Value = hub.get(routes::WORKLOADS)?;
+    let mut value = list(hub, routes::WORKLOADS, "workloads")?;
     let is = |w: &Value, field: &str, wanted: Option<&str>| {
         wanted.is_none_or(|wanted| w.get(field).and_then(Value::as_str) == Some(wanted))
     };
     if let Some(all) = value.as_array_mut() {
         all.retain(|w| is(w, "node", node.map(NodeId::as_str)) && is(w, "application", application.map(Name::as_str)));
     }
-    show(routes::WORKLOADS, value, screen, |all: Vec<WorkloadInfo>, s| s.table(&workloads_table(&all, s.now_ms())))
+    show(routes::WORKLOADS, value, screen, |all: Vec<WorkloadInfo>, s| {
+        s.table(&workloads_table(&all, s.now_ms()))
+    })
 }
 
 /// The table that `describe` shows too.
@@ -120,23 +151,16 @@ pub(crate) fn workloads_table(workloads: &[WorkloadInfo], now_ms: u64) -> Table 
     t
 }
 
-fn applications(hub: &Hub, screen: &mut Screen<'_>) -> Result<(), GetError> {
-    let mut value: Value = hub.get(routes::APPLICATIONS)?;
-    // A hub may list names alone; each is then asked for.
-    for item in value.as_array_mut().into_iter().flatten() {
-        if let Some(name) = item.as_str().and_then(|n| Name::new(n).ok()) {
-            *item = match hub.get(&routes::application(&name)) {
-                // Deleted since.
-                Err(HubError::Refused(r)) if r.status == 404 => json!({ "name": name }),
-                other => other?,
-            };
-        }
-    }
-    show(routes::APPLICATIONS, value, screen, |all: Vec<ApplicationInfo>, s| s.table(&applications_table(&all)))
-}
-
 fn applications_table(applications: &[ApplicationInfo]) -> Table {
-    let mut t = Table::new(["APPLICATION", "GENERATION", "USER", "WORKLOADS", "PLACED", "SHORT", "PROBLEMS"]);
+    let mut t = Table::new([
+        "APPLICATION",
+        "GENERATION",
+        "USER",
+        "WORKLOADS",
+        "PLACED",
+        "SHORT",
+        "PROBLEMS",
+    ]);
     for a in applications {
         let placed: usize = a.workloads.values().map(|w| w.nodes.len()).sum();
         let short = a.workloads.values().filter(|w| w.summary.is_some()).count();
@@ -153,9 +177,22 @@ fn applications_table(applications: &[ApplicationInfo]) -> Table {
     t
 }
 
-fn print_twin(twin: &v1::Twin, screen: &mut Screen<'_>) -> io::Result<()> {
-    screen.line(&format!("twin {}.{} of {}", twin.epoch, twin.generation, twin.node))?;
-    let mut t = Table::new(["WORKLOAD", "GENERATION", "RUNTIME", "ARTIFACT", "BYTES", "MEMORY", "CPU", "PRIORITY"]);
+fn print_twin(document: &TwinDocument, screen: &mut Screen<'_>) -> io::Result<()> {
+    let TwinDocument { digest, size, twin } = document;
+    screen.line(&format!(
+        "twin {}.{} of {} ({size} bytes, {digest})",
+        twin.epoch, twin.generation, twin.node
+    ))?;
+    let mut t = Table::new([
+        "WORKLOAD",
+        "GENERATION",
+        "RUNTIME",
+        "ARTIFACT",
+        "BYTES",
+        "MEMORY",
+        "CPU",
+        "PRIORITY",
+    ]);
     for w in &twin.workloads {
         t.row([
             w.id.to_string(),
@@ -174,23 +211,62 @@ fn print_twin(twin: &v1::Twin, screen: &mut Screen<'_>) -> io::Result<()> {
 /// `64 MiB`, or bytes when it is not a whole number of them.
 pub(crate) fn mebibytes(bytes: u64) -> String {
     const MIB: u64 = 1 << 20;
-    if bytes > 0 && bytes.is_multiple_of(MIB) { format!("{} MiB", bytes / MIB) } else { format!("{bytes} B") }
+    if bytes > 0 && bytes.is_multiple_of(MIB) {
+        format!("{} MiB", bytes / MIB)
+    } else {
+        format!("{bytes} B")
+    }
 }
 
 fn save_twin(hub: &Hub, node: &NodeId, file: &PathBuf, screen: &mut Screen<'_>) -> Result<(), GetError> {
-    let bytes = hub.get_bytes(&routes::twin_bytes(node))?;
-    std::fs::write(file, &bytes).map_err(|source| GetError::Save { path: file.clone(), source })?;
+    let bytes = hub.get_signed(&routes::twin(node))?;
+    std::fs::write(file, &bytes).map_err(|source| GetError::Save {
+        path: file.clone(),
+        source,
+    })?;
     let value = json!({ "node": node, "file": file, "bytes": bytes.len() });
-    let text = format!("{} bytes (COSE_Sign1) of the twin of {node} saved in {}", bytes.len(), file.display());
+    let text = format!(
+        "{} bytes (COSE_Sign1) of the twin of {node} saved in {}",
+        bytes.len(),
+        file.display()
+    );
     Ok(screen.document(&value, |s| s.line(&text))?)
 }
 
 fn history(entries: &[HistoryEntry]) -> Table {
     let mut t = Table::new(["RECEIVED", "SEQ", "SUBJECT", "WHAT"]);
     for e in entries {
-        t.row([timestamp(e.received_ms), e.entry.seq.to_string(), e.entry.key.clone(), said(&e.entry.body)]);
+        t.row([
+            timestamp(e.received_ms),
+            e.seq.to_string(),
+            e.key.clone(),
+            said(&e.body),
+        ]);
     }
     t
+}
+
+fn print_audit(audit: &Audit, screen: &mut Screen<'_>) -> io::Result<()> {
+    let mut t = Table::new(["WHEN", "SEQ", "USER", "ACTION", "OBJECT", "OUTCOME", "DETAIL"]);
+    for e in &audit.entries {
+        t.row([
+            timestamp(e.at_ms),
+            e.seq.to_string(),
+            e.user.clone(),
+            e.action.clone(),
+            e.object.clone(),
+            e.outcome.clone(),
+            e.detail.clone(),
+        ]);
+    }
+    screen.table(&t)?;
+    match (audit.chain.holds, audit.chain.broken_at) {
+        (true, _) => screen.line("the log is whole: every entry's hash fits the one before it"),
+        (false, Some(seq)) => screen.line(&format!(
+            "THE LOG WAS CHANGED: entry {seq} does not fit the one before it"
+        )),
+        (false, None) => screen.line("THE LOG WAS CHANGED: its hashes do not fit"),
+    }
 }
 
 fn said(body: &Body) -> String {
@@ -201,13 +277,28 @@ fn said(body: &Body) -> String {
             let state = serde_json::to_value(w.state).ok();
             let state = state.as_ref().and_then(Value::as_str).unwrap_or("unknown");
             let adopted = if w.adopted { " (adopted)" } else { "" };
-            let why = if w.reason.is_empty() { String::new() } else { format!(": {}", w.reason) };
-            format!("generation {} {state}{adopted}, try {}{why}", w.app_generation, w.attempt)
+            let why = if w.reason.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", w.reason)
+            };
+            format!(
+                "generation {} {state}{adopted}, try {}{why}",
+                w.app_generation, w.attempt
+            )
         }
         Body::Gone { id } => format!("{id} is gone"),
-        Body::Relayed { node, epoch, generation } => format!("handed twin {epoch}.{generation} on to {node}"),
+        Body::Relayed {
+            node,
+            epoch,
+            generation,
+        } => format!("handed twin {epoch}.{generation} on to {node}"),
         Body::Link { child, up: true, .. } => format!("{child} connected"),
-        Body::Link { child, up: false, reason } => format!("{child} disconnected: {reason}"),
+        Body::Link {
+            child,
+            up: false,
+            reason,
+        } => format!("{child} disconnected: {reason}"),
         Body::Alarm(a) => format!("alarm {}: {}", a.code, a.detail),
         Body::Unknown => "something that this program does not know".to_owned(),
     }

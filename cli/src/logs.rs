@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::args::LogsArgs;
 use crate::client::{Hub, HubError};
 use crate::failure::read_and_print_error;
-use crate::model::{Outcome, WorkloadInfo};
+use crate::model::{Outcome, Workloads};
 use crate::output::Screen;
 use crate::routes;
 
@@ -43,12 +43,19 @@ pub(crate) fn run(args: &LogsArgs, hub: &Hub, screen: &mut Screen<'_>) -> Result
         }
     }
     screen.document(&Value::Object(logs), |_| Ok(()))?;
-    if reasons.is_empty() { Ok(()) } else { Err(LogsError::NoLog { workload: id.clone(), reasons }) }
+    if reasons.is_empty() {
+        Ok(())
+    } else {
+        Err(LogsError::NoLog {
+            workload: id.clone(),
+            reasons,
+        })
+    }
 }
 
 fn nodes_of(hub: &Hub, id: &WorkloadId) -> Result<Vec<NodeId>, HubError> {
-    let all: Vec<WorkloadInfo> = hub.get(routes::WORKLOADS)?;
-    Ok(all.into_iter().filter(|w| w.is(id)).map(|w| w.node).collect())
+    let all: Workloads = hub.get(routes::WORKLOADS)?;
+    Ok(all.workloads.into_iter().filter(|w| w.is(id)).map(|w| w.node).collect())
 }
 
 /// The log, or why this node gives none. Other nodes may still give theirs.
@@ -59,7 +66,7 @@ fn ask(hub: &Hub, id: &WorkloadId, node: &NodeId, lines: u32) -> Result<Result<S
         Ok(Outcome::NotFound { what }) => Ok(Err(format!("there is no {what}"))),
         Ok(Outcome::Refused { reasons }) => Ok(Err(reasons.join("; "))),
         Ok(_) => Ok(Err("the hub's answer is not understood".to_owned())),
-        Err(HubError::Refused(r)) if !matches!(r.status, 401 | 403) => Ok(Err(r.to_string())),
+        Err(HubError::Refused(r)) if !matches!(r.status, 401 | 403) => Ok(Err(r.text())),
         Err(e) => Err(e),
     }
 }

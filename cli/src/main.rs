@@ -31,7 +31,12 @@ fn main() -> ExitCode {
     // clap prints help and usage errors itself and exits with 0 or 2.
     let cli = Cli::parse();
     let stdout = io::stdout();
-    let mut screen = Screen::new(Box::new(stdout.lock()), stdout.is_terminal(), cli.global.output, age::now_ms());
+    let mut screen = Screen::new(
+        Box::new(stdout.lock()),
+        stdout.is_terminal(),
+        cli.global.output,
+        age::now_ms(),
+    );
     let done = run(cli, &mut screen).and_then(|()| screen.flush().map_err(Failure::from));
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,6 +70,9 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
 
 fn version(screen: &mut Screen<'_>) -> io::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
-    let value = serde_json::json!({ "cnova": version, "manifest": "cnova/v1", "wire": cnova_shared::wire::v1::VERSION });
-    screen.document(&value, |s| s.line(&format!("cnova {version} (manifests cnova/v1, wire v1)")))
+    let value =
+        serde_json::json!({ "cnova": version, "manifest": "cnova/v1", "wire": cnova_shared::wire::v1::VERSION });
+    screen.document(&value, |s| {
+        s.line(&format!("cnova {version} (manifests cnova/v1, wire v1)"))
+    })
 }

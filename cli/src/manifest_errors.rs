@@ -28,7 +28,10 @@ pub(crate) struct ManifestError {
 pub(crate) fn from_details(details: &Value) -> Vec<ManifestError> {
     let list = details.get("errors").unwrap_or(details);
     let items = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    items.iter().filter_map(|v| ManifestError::deserialize(v).ok()).collect()
+    items
+        .iter()
+        .filter_map(|v| ManifestError::deserialize(v).ok())
+        .collect()
 }
 
 /// All mistakes as text.
@@ -54,10 +57,16 @@ fn render_one(out: &mut String, source_name: &str, text: &str, e: &ManifestError
         let _ = write!(out, " ({hint})");
     }
     out.push('\n');
-    let Some(line) = e.line.checked_sub(1).and_then(|i| text.lines().nth(i as usize)) else { return };
+    let Some(line) = e.line.checked_sub(1).and_then(|i| text.lines().nth(i as usize)) else {
+        return;
+    };
     let column = (e.column.max(1) - 1) as usize;
     // Of a very long line, the part around the place.
-    let skip = if column >= LINE_CHARS { column - LINE_CHARS / 2 } else { 0 };
+    let skip = if column >= LINE_CHARS {
+        column - LINE_CHARS / 2
+    } else {
+        0
+    };
     let visible = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
     let shown: String = line.chars().skip(skip).take(LINE_CHARS).map(visible).collect();
     let before = shown.chars().take(column - skip);
@@ -74,13 +83,22 @@ mod tests {
     use super::*;
 
     fn error(line: u32, column: u32) -> ManifestError {
-        ManifestError { line, column, pointer: "/x".into(), message: "no".into(), hint: None }
+        ManifestError {
+            line,
+            column,
+            pointer: "/x".into(),
+            message: "no".into(),
+            hint: None,
+        }
     }
 
     #[test]
     fn the_caret_stands_under_the_place() {
         let text = "a: 1\n\tmemry: 64Mi\n";
-        assert_eq!(render("m.yaml", text, &[error(2, 2)]), "m.yaml:2:2 /x: no\n 2 | \tmemry: 64Mi\n   | \t^\n");
+        assert_eq!(
+            render("m.yaml", text, &[error(2, 2)]),
+            "m.yaml:2:2 /x: no\n 2 | \tmemry: 64Mi\n   | \t^\n"
+        );
     }
 
     #[test]

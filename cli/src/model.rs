@@ -85,7 +85,11 @@ pub(crate) struct WorkloadInfo {
 
 impl WorkloadInfo {
     pub(crate) fn state_text(&self) -> String {
-        if self.adopted { format!("{} (adopted)", self.state) } else { self.state.clone() }
+        if self.adopted {
+            format!("{} (adopted)", self.state)
+        } else {
+            self.state.clone()
+        }
     }
 
     pub(crate) fn id(&self) -> String {
@@ -137,12 +141,70 @@ pub(crate) struct StageRecord {
     pub(crate) detail: String,
 }
 
+/// All workloads.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Workloads {
+    pub(crate) workloads: Vec<WorkloadInfo>,
+}
+
+/// The stages of one generation.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Timeline {
+    pub(crate) stages: Vec<StageRecord>,
+}
+
+/// A twin with what its signature covers.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TwinDocument {
+    #[serde(default)]
+    pub(crate) digest: String,
+    #[serde(default)]
+    pub(crate) size: u64,
+    pub(crate) twin: v1::Twin,
+}
+
 /// What a node reported, and when the hub received it.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct HistoryEntry {
     #[serde(default)]
+    pub(crate) seq: u64,
+    pub(crate) key: String,
+    #[serde(default)]
     pub(crate) received_ms: u64,
-    pub(crate) entry: v1::Entry,
+    pub(crate) body: v1::Body,
+}
+
+/// Who changed what.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct AuditEntry {
+    #[serde(default)]
+    pub(crate) seq: u64,
+    #[serde(default)]
+    pub(crate) at_ms: u64,
+    #[serde(default)]
+    pub(crate) user: String,
+    pub(crate) action: String,
+    #[serde(default)]
+    pub(crate) object: String,
+    #[serde(default)]
+    pub(crate) outcome: String,
+    #[serde(default)]
+    pub(crate) detail: String,
+}
+
+/// The audit log's newest entries.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Audit {
+    pub(crate) entries: Vec<AuditEntry>,
+    pub(crate) chain: Chain,
+}
+
+/// Whether nothing was taken out of the audit log, or changed in it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Chain {
+    pub(crate) holds: bool,
+    #[serde(default)]
+    pub(crate) broken_at: Option<u64>,
 }
 
 /// The answer to a request.
@@ -151,6 +213,8 @@ pub(crate) struct HistoryEntry {
 pub(crate) enum Outcome {
     /// Stored; its twins are on their way.
     Applied(Applied),
+    /// What would come of it; nothing was changed.
+    DryRun(Applied),
     /// Nothing was changed.
     Refused {
         /// Why.
@@ -190,7 +254,4 @@ pub(crate) struct Applied {
     /// Workloads without all their nodes, and why.
     #[serde(default)]
     pub(crate) unplaced: BTreeMap<String, String>,
-    /// For every workload and every other node, why not; a plan says it.
-    #[serde(default)]
-    pub(crate) not: BTreeMap<String, BTreeMap<String, String>>,
 }

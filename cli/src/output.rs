@@ -27,7 +27,12 @@ pub(crate) struct Screen<'a> {
 
 impl<'a> Screen<'a> {
     pub(crate) fn new(out: Box<dyn Write + 'a>, is_terminal: bool, format: Format, now_ms: u64) -> Self {
-        Self { out, is_terminal, format, now_ms }
+        Self {
+            out,
+            is_terminal,
+            format,
+            now_ms,
+        }
     }
 
     pub(crate) fn is_table(&self) -> bool {
@@ -53,7 +58,11 @@ impl<'a> Screen<'a> {
             Format::Yaml => {
                 let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
                 self.out.write_all(text.as_bytes())?;
-                if text.ends_with('\n') { Ok(()) } else { self.out.write_all(b"\n") }
+                if text.ends_with('\n') {
+                    Ok(())
+                } else {
+                    self.out.write_all(b"\n")
+                }
             }
         }
     }
@@ -65,9 +74,16 @@ impl<'a> Screen<'a> {
 
     /// Text of several lines that came from a node.
     pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
-        let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+        let end = if text.is_empty() || text.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
         if self.is_terminal {
-            let safe: String = text.chars().map(|c| if steers(c) && c != '\n' { '\u{fffd}' } else { c }).collect();
+            let safe: String = text
+                .chars()
+                .map(|c| if steers(c) && c != '\n' { '\u{fffd}' } else { c })
+                .collect();
             return write!(self.out, "{safe}{end}");
         }
         write!(self.out, "{text}{end}")
@@ -109,7 +125,9 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new<const N: usize>(headers: [&str; N]) -> Self {
-        Self { rows: vec![headers.iter().map(ToString::to_string).collect()] }
+        Self {
+            rows: vec![headers.iter().map(ToString::to_string).collect()],
+        }
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -123,7 +141,14 @@ impl Table {
 
     fn render(&self, indent: &str) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |i: usize| self.rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
+        let width = |i: usize| {
+            self.rows
+                .iter()
+                .filter_map(|r| r.get(i))
+                .map(|c| c.chars().count())
+                .max()
+                .unwrap_or(0)
+        };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut text = String::new();
         for row in &self.rows {
@@ -144,6 +169,9 @@ mod tests {
         let mut table = Table::new(["NODE", "REASON"]);
         table.row(["gw-é".into(), "a\x1b[31m\nb".into()]);
         table.row(["plc-1.line-2".into(), String::new()]);
-        assert_eq!(table.render(""), "NODE           REASON\ngw-é           a [31m b\nplc-1.line-2   -\n");
+        assert_eq!(
+            table.render(""),
+            "NODE           REASON\ngw-é           a [31m b\nplc-1.line-2   -\n"
+        );
     }
 }

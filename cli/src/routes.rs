@@ -5,8 +5,7 @@ use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 pub(crate) const APPLICATIONS: &str = "/v1/applications";
 pub(crate) const ARTIFACTS: &str = "/v1/artifacts";
 pub(crate) const NODES: &str = "/v1/nodes";
-/// A path of its own, not a flag of `POST /v1/applications`: a hub that does not know it says 404 and changes nothing.
-pub(crate) const PLAN: &str = "/v1/plan";
+pub(crate) const AUDIT: &str = "/v1/audit";
 pub(crate) const WORKLOADS: &str = "/v1/workloads";
 
 pub(crate) fn application(name: &Name) -> String {
@@ -29,18 +28,18 @@ pub(crate) fn twin(node: &NodeId) -> String {
     format!("{NODES}/{node}/twin")
 }
 
-pub(crate) fn twin_bytes(node: &NodeId) -> String {
-    format!("{NODES}/{node}/twin?raw=true")
+pub(crate) fn history(node: &NodeId, limit: u32) -> String {
+    format!("{NODES}/{node}/history?limit={limit}")
 }
 
-pub(crate) fn history(node: &NodeId) -> String {
-    format!("{NODES}/{node}/history")
+pub(crate) fn audit(limit: u32) -> String {
+    format!("{AUDIT}?limit={limit}")
 }
 
 pub(crate) fn logs(id: &WorkloadId, node: &NodeId, lines: u32) -> String {
-    format!("{WORKLOADS}/{id}/logs?node={node}&lines={lines}")
+    format!("{NODES}/{node}/workloads/{id}/logs?lines={lines}")
 }
 
 pub(crate) fn metrics(id: &WorkloadId, node: &NodeId) -> String {
-    format!("{WORKLOADS}/{id}/metrics?node={node}")
+    format!("{NODES}/{node}/workloads/{id}/metrics")
 }

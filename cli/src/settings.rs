@@ -24,7 +24,9 @@ pub(crate) enum SettingsError {
     BadToken { from: String },
     #[error("cannot read the authorities {}: {source}", path.display())]
     Authorities { path: PathBuf, source: io::Error },
-    #[error("the hub's address {url:?} ({from}) is not a URL\n  it looks like http://127.0.0.1:8080 or https://hub.example")]
+    #[error(
+        "the hub's address {url:?} ({from}) is not a URL\n  it looks like http://127.0.0.1:8080 or https://hub.example"
+    )]
     BadUrl { url: String, from: &'static str },
 }
 
@@ -65,12 +67,20 @@ pub(crate) fn resolve(global: &Global, env: &dyn Fn(&str) -> Option<String>) -> 
     if rest.is_none_or(|r| r.is_empty() || r.contains(['?', '#', '@', ' '])) {
         return Err(SettingsError::BadUrl { url, from });
     }
-    let ca = global.ca.clone().or_else(|| env("CNOVA_CA").map(PathBuf::from)).or_else(|| file.ca.clone());
+    let ca = global
+        .ca
+        .clone()
+        .or_else(|| env("CNOVA_CA").map(PathBuf::from))
+        .or_else(|| file.ca.clone());
     let ca = ca.map(|path| {
         let path = from_home(path, env);
         fs::read(&path).map_err(|source| SettingsError::Authorities { path, source })
     });
-    Ok(Settings { hub, token: token(global, env, &file)?, ca: ca.transpose()? })
+    Ok(Settings {
+        hub,
+        token: token(global, env, &file)?,
+        ca: ca.transpose()?,
+    })
 }
 
 /// A file that a flag names goes before a token that the environment holds: the nearer word wins.
@@ -88,13 +98,17 @@ fn token(
     if let Some(token) = env("CNOVA_TOKEN") {
         return check_token(&token, "CNOVA_TOKEN").map(Some);
     }
-    let path = env("CNOVA_TOKEN_FILE").map(PathBuf::from).or_else(|| file.token_file.clone());
+    let path = env("CNOVA_TOKEN_FILE")
+        .map(PathBuf::from)
+        .or_else(|| file.token_file.clone());
     path.map(|p| read_token(&from_home(p, env))).transpose()
 }
 
 fn read_token(path: &Path) -> Result<String, SettingsError> {
-    let text =
-        fs::read_to_string(path).map_err(|source| SettingsError::TokenFile { path: path.to_owned(), source })?;
+    let text = fs::read_to_string(path).map_err(|source| SettingsError::TokenFile {
+        path: path.to_owned(),
+        source,
+    })?;
     check_token(&text, &path.display().to_string())
 }
 
@@ -107,15 +121,22 @@ fn check_token(text: &str, from: &str) -> Result<String, SettingsError> {
 }
 
 fn read_config(env: &dyn Fn(&str) -> Option<String>) -> Result<ConfigFile, SettingsError> {
-    let folder = env("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| env("HOME").map(|h| Path::new(&h).join(".config")));
-    let Some(path) = folder.map(|f| f.join("cnova/config.toml")) else { return Ok(ConfigFile::default()) };
+    let folder = env("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env("HOME").map(|h| Path::new(&h).join(".config")));
+    let Some(path) = folder.map(|f| f.join("cnova/config.toml")) else {
+        return Ok(ConfigFile::default());
+    };
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(ConfigFile::default()),
         Err(source) => return Err(SettingsError::Config { path, source }),
     };
     let parsed: Result<ConfigFile, _> = toml::from_str(&text);
-    let mut file = parsed.map_err(|e| SettingsError::NotToml { path: path.clone(), reason: e.to_string() })?;
+    let mut file = parsed.map_err(|e| SettingsError::NotToml {
+        path: path.clone(),
+        reason: e.to_string(),
+    })?;
     // Like every file that a configuration names: relative to it.
     for named in [&mut file.token_file, &mut file.ca].into_iter().flatten() {
         if !named.starts_with("~")
@@ -142,12 +163,19 @@ mod tests {
     fn flags_go_before_the_environment_and_that_before_the_file() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("cnova")).unwrap();
-        fs::write(dir.path().join("cnova/config.toml"), "hub = \"http://file:1/\"\ntoken_file = \"t\"\n").unwrap();
+        fs::write(
+            dir.path().join("cnova/config.toml"),
+            "hub = \"http://file:1/\"\ntoken_file = \"t\"\n",
+        )
+        .unwrap();
         fs::write(dir.path().join("cnova/t"), "from-file\n").unwrap();
         let home = dir.path().to_str().unwrap().to_owned();
         let only_file = |n: &str| (n == "XDG_CONFIG_HOME").then(|| home.clone());
         let s = resolve(&Global::default(), &only_file).unwrap();
-        assert_eq!((s.hub.as_str(), s.token.as_deref()), ("http://file:1", Some("from-file")));
+        assert_eq!(
+            (s.hub.as_str(), s.token.as_deref()),
+            ("http://file:1", Some("from-file"))
+        );
 
         let with_env = |n: &str| match n {
             "CNOVA_HUB" => Some("https://env".to_owned()),
@@ -158,19 +186,35 @@ mod tests {
         assert_eq!((s.hub.as_str(), s.token.as_deref()), ("https://env", Some("from-env")));
 
         let token_file = Some(dir.path().join("cnova/t"));
-        let flags = Global { hub: Some("http://flag:2".into()), token_file, ..Global::default() };
+        let flags = Global {
+            hub: Some("http://flag:2".into()),
+            token_file,
+            ..Global::default()
+        };
         let s = resolve(&flags, &with_env).unwrap();
-        assert_eq!((s.hub.as_str(), s.token.as_deref()), ("http://flag:2", Some("from-file")));
+        assert_eq!(
+            (s.hub.as_str(), s.token.as_deref()),
+            ("http://flag:2", Some("from-file"))
+        );
     }
 
     #[test]
     fn nonsense_is_refused_with_its_place() {
         let none = |_: &str| None;
         for hub in ["hub:8080", "ftp://x", "http://", "http://a b", "http://user:pass@hub"] {
-            let flags = Global { hub: Some(hub.into()), ..Global::default() };
-            assert!(matches!(resolve(&flags, &none), Err(SettingsError::BadUrl { .. })), "{hub}");
+            let flags = Global {
+                hub: Some(hub.into()),
+                ..Global::default()
+            };
+            assert!(
+                matches!(resolve(&flags, &none), Err(SettingsError::BadUrl { .. })),
+                "{hub}"
+            );
         }
-        let flags = Global { token: Some("a\nb".into()), ..Global::default() };
+        let flags = Global {
+            token: Some("a\nb".into()),
+            ..Global::default()
+        };
         assert!(matches!(resolve(&flags, &none), Err(SettingsError::BadToken { .. })));
     }
 }

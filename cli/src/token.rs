@@ -52,20 +52,39 @@ pub(crate) fn run(what: &Token, screen: &mut Screen<'_>) -> Result<(), TokenErro
     let Token::New { name, role, tokens } = what;
     let old = read(tokens)?;
     if names(tokens, &old)?.iter().any(|n| n == name.as_str()) {
-        return Err(TokenError::NameTaken { path: tokens.clone(), name: name.clone() });
+        return Err(TokenError::NameTaken {
+            path: tokens.clone(),
+            name: name.clone(),
+        });
     }
     let mut random = [0; TOKEN_BYTES];
-    SystemRandom::new().fill(&mut random).map_err(|_| TokenError::NoRandomness)?;
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| TokenError::NoRandomness)?;
     let token = URL_SAFE_NO_PAD.encode(random);
-    let role = role.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+    let role = role
+        .to_possible_value()
+        .map(|v| v.get_name().to_owned())
+        .unwrap_or_default();
     // The hub hashes what it is shown: the text, not the bytes that it stands for.
     let entry = format!(
         "[[token]]\nname = \"{name}\"\nrole = \"{role}\"\nsha256 = \"{}\"\n",
         Digest::of(token.as_bytes()).hex()
     );
-    let gap = if old.is_empty() { "" } else if old.ends_with('\n') { "\n" } else { "\n\n" };
-    append(tokens, &format!("{gap}{entry}")).map_err(|source| TokenError::Write { path: tokens.clone(), source })?;
-    screen.document(&json!({ "name": name, "role": role, "token": token }), |s| s.line(&token))?;
+    let gap = if old.is_empty() {
+        ""
+    } else if old.ends_with('\n') {
+        "\n"
+    } else {
+        "\n\n"
+    };
+    append(tokens, &format!("{gap}{entry}")).map_err(|source| TokenError::Write {
+        path: tokens.clone(),
+        source,
+    })?;
+    screen.document(&json!({ "name": name, "role": role, "token": token }), |s| {
+        s.line(&token)
+    })?;
     screen.flush()?;
     let note = format!("Its hash is in {}. The token is not shown again.", tokens.display());
     // Beside the token, so that standard output holds nothing else.
@@ -77,13 +96,19 @@ fn read(path: &Path) -> Result<String, TokenError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(source) => Err(TokenError::Read { path: path.to_owned(), source }),
+        Err(source) => Err(TokenError::Read {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 fn names(path: &Path, text: &str) -> Result<Vec<String>, TokenError> {
     let parsed: Result<TokenFile, _> = toml::from_str(text);
-    let file = parsed.map_err(|e| TokenError::NotATokenFile { path: path.to_owned(), reason: e.to_string() })?;
+    let file = parsed.map_err(|e| TokenError::NotATokenFile {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })?;
     Ok(file.token.into_iter().map(|t| t.name).collect())
 }
 

@@ -53,7 +53,8 @@ pub enum AckEffect {
     Nothing,
     /// Everything up to this sequence number is safe with the parent.
     Advanced(u64),
-    /// The parent has less than it once acknowledged: it lost its store. Everything is to be sent again.
+    /// The parent has less than it once acknowledged: it lost its store. Everything is to be sent again, in a new
+    /// incarnation.
     Regressed,
     /// The parent knows a later incarnation: this stream must begin anew with a higher one.
     Outlived {
@@ -145,7 +146,10 @@ impl Sender {
         }
         let seq = if ack.incarnation == self.incarnation { ack.seq } else { 0 };
         if seq < self.acked {
-            self.acked = seq;
+            // What was acknowledged may be deleted here, and after a restart its numbers would be given out again: a
+            // stream that is told once more is told in a new life.
+            self.incarnation += 1;
+            self.acked = 0;
             self.rewind();
             return AckEffect::Regressed;
         }
@@ -210,7 +214,7 @@ mod tests {
         assert_eq!(s.on_ack(Position { incarnation: 1, seq: 3 }, due), AckEffect::Advanced(3));
         assert_eq!((s.ready(3), s.timeout()), (None, None));
         assert_eq!(s.on_ack(Position { incarnation: 0, seq: 0 }, due), AckEffect::Regressed);
-        assert_eq!(s.ready(3), Some(0));
+        assert_eq!((s.ready(3), s.incarnation()), (Some(0), 2));
         assert_eq!(s.on_ack(Position { incarnation: 7, seq: 2 }, due), AckEffect::Outlived { take: 8 });
     }
 }

@@ -44,6 +44,8 @@ pub const RESEND_MIN_MS: u64 = 500;
 pub const RESEND_MAX_MS: u64 = 60_000;
 /// Shortest time between two hellos on one connection that were not asked for.
 pub const GREET_AGAIN_MS: u64 = 10_000;
+/// Longest pause between two requests to a child to tell everything again.
+pub const GATHER_MAX_MS: u64 = 3_600_000;
 /// Most certificates in an x5chain header.
 pub const X5CHAIN_CERTS: usize = 4;
 /// Most root keys, signing keys or authorities in one trust bundle.

@@ -91,6 +91,17 @@ impl StoredTree {
     }
 }
 
+/// By what children's certificates are judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock<'a> {
+    /// The authorities of the tree, DER.
+    pub authorities: &'a [Vec<u8>],
+    /// Wall time in seconds, at least the newest time that was verified.
+    pub now_s: u64,
+    /// Monotonic milliseconds.
+    pub mono_ms: u64,
+}
+
 /// What one author said, verified.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
@@ -177,7 +188,16 @@ pub struct Tree {
     twins: BTreeMap<NodeId, Wanted>,
     received: BTreeMap<(NodeId, Stream), Position>,
     connected: BTreeSet<NodeId>,
+    gather: BTreeMap<NodeId, Gather>,
     events: VecDeque<TreeEvent>,
+}
+
+/// A child carried something that could not be judged (its author's hello never came, or was refused because a clock
+/// was wrong): it is to tell everything again, less and less often.
+#[derive(Clone, Copy, Debug)]
+struct Gather {
+    due: Option<u64>,
+    pause_ms: u64,
 }
 
 impl Tree {
@@ -194,6 +214,7 @@ impl Tree {
             twins: BTreeMap::new(),
             received: stored.received,
             connected: BTreeSet::new(),
+            gather: BTreeMap::new(),
             events: VecDeque::new(),
         };
         for (node, (via, hello)) in stored.descendants {
@@ -315,13 +336,13 @@ impl Tree {
     }
 
     /// A child said something.
-    pub fn on_message(&mut self, child: &NodeId, kind: Kind, bytes: &[u8], authorities: &[Vec<u8>], now_s: u64) {
+    pub fn on_message(&mut self, child: &NodeId, kind: Kind, bytes: &[u8], clock: &Clock<'_>) {
         // A message proves a connection, also where the broker does not tell (an external one).
         self.connected.insert(child.clone());
         let result = match kind {
-            Kind::Hello => self.on_hello(child, child, bytes, authorities, now_s),
+            Kind::Hello => self.on_hello(child, child, bytes, clock),
             Kind::Report => self.on_report_stream(child, bytes),
-            Kind::Relay => self.on_relay(child, bytes, authorities, now_s),
+            Kind::Relay => self.on_relay(child, bytes, clock),
             Kind::Reply => self.on_reply(child, bytes),
             Kind::ChunkRequest => self.on_chunk_request(child, bytes),
             other => Err(format!("a {} is not understood", other.as_str())),
@@ -336,11 +357,10 @@ impl Tree {
         child: &NodeId,
         author: &NodeId,
         bytes: &[u8],
-        authorities: &[Vec<u8>],
-        now_s: u64,
+        clock: &Clock<'_>,
     ) -> Result<(), String> {
         let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
-        let certificate = certificate::verify(&untrusted.x5chain, authorities, now_s).map_err(|e| e.to_string())?;
+        let certificate = certificate::verify(&untrusted.x5chain, clock.authorities, clock.now_s).map_err(|e| e.to_string())?;
         if untrusted.claims.iss != certificate.node || certificate.node != *author {
             return Err(format!("{} signed it with the certificate of {}", untrusted.claims.iss, certificate.node));
         }
@@ -455,21 +475,16 @@ impl Tree {
         self.events.push_back(TreeEvent::Heard { author, said: Said::Report(report), kind: Kind::Report, raw });
     }
 
-    fn on_relay(
-        &mut self,
-        child: &NodeId,
-        bytes: &[u8],
-        authorities: &[Vec<u8>],
-        now_s: u64,
-    ) -> Result<(), String> {
+    fn on_relay(&mut self, child: &NodeId, bytes: &[u8], clock: &Clock<'_>) -> Result<(), String> {
         let relay = self.open::<v1::Relay>(child, Kind::Relay, bytes)?;
         if relay.items.len() > limits::RELAY_ITEMS {
             return Err(format!("{} messages in it, at most {}", relay.items.len(), limits::RELAY_ITEMS));
         }
         if self.advance(child, Stream::Relay, relay.incarnation, relay.from, relay.to) {
             for item in &relay.items {
-                if let Err(why) = self.on_carried(child, &item.kind, &item.body, authorities, now_s) {
+                if let Err(why) = self.on_carried(child, &item.kind, &item.body, clock) {
                     self.note(format!("a {} that {child} carried was not taken: {why}", item.kind));
+                    self.gather_later(child, clock.mono_ms);
                 }
             }
         }
@@ -482,8 +497,7 @@ impl Tree {
         child: &NodeId,
         kind: &str,
         bytes: &[u8],
-        authorities: &[Vec<u8>],
-        now_s: u64,
+        clock: &Clock<'_>,
     ) -> Result<(), String> {
         let (claims, _) = crate::envelope::peek(bytes).map_err(|e| e.to_string())?;
         let author = claims.iss;
@@ -491,7 +505,7 @@ impl Tree {
             return Err(format!("{author} is connected here itself"));
         }
         match Kind::parse(kind) {
-            Some(Kind::Hello) => self.on_hello(child, &author, bytes, authorities, now_s),
+            Some(Kind::Hello) => self.on_hello(child, &author, bytes, clock),
             Some(Kind::Report) => {
                 let report = self.open::<v1::Report>(&author, Kind::Report, bytes)?;
                 self.on_report(&author, report, bytes);
@@ -522,18 +536,45 @@ impl Tree {
     pub fn forget_received(&mut self) {
         let keys: Vec<(NodeId, Stream)> = self.received.keys().cloned().collect();
         for (child, stream) in keys {
-            let position = Position::default();
-            self.received.insert((child.clone(), stream), position);
-            let op = TreeOp::Received { child: child.clone(), stream, position };
-            self.events.push_back(TreeEvent::Persist(op));
-            if self.connected.contains(&child) {
-                self.ack(&child, stream, None);
-            }
+            self.forget(&child, stream);
+        }
+    }
+
+    fn gather_later(&mut self, child: &NodeId, mono_ms: u64) {
+        let fresh = Gather { due: None, pause_ms: limits::RESEND_MIN_MS * 4 };
+        let gather = self.gather.entry(child.clone()).or_insert(fresh);
+        if gather.due.is_none() {
+            gather.due = Some(mono_ms + gather.pause_ms);
+            gather.pause_ms = (gather.pause_ms * 2).min(limits::GATHER_MAX_MS);
+        }
+    }
+
+    /// Asks the children for everything again of whom something could not be judged.
+    fn poll_gather(&mut self, now: Now) {
+        let connected = &self.connected;
+        let due = |(c, g): (&NodeId, &mut Gather)| {
+            let is_due = g.due.is_some_and(|t| t <= now.mono_ms) && connected.contains(c);
+            is_due.then(|| g.due = None).map(|()| c.clone())
+        };
+        let children: Vec<NodeId> = self.gather.iter_mut().filter_map(due).collect();
+        for child in children {
+            self.forget(&child, Stream::Relay);
+        }
+    }
+
+    fn forget(&mut self, child: &NodeId, stream: Stream) {
+        let position = Position::default();
+        self.received.insert((child.clone(), stream), position);
+        let op = TreeOp::Received { child: child.clone(), stream, position };
+        self.events.push_back(TreeEvent::Persist(op));
+        if self.connected.contains(child) {
+            self.ack(child, stream, None);
         }
     }
 
     /// Sends the twins that are due to nodes whose way is known and that have not reported them.
     pub fn poll_twins(&mut self, now: Now) {
+        self.poll_gather(now);
         for (node, twin) in &mut self.twins {
             let Some(d) = self.descendants.get(node) else { continue };
             if !is_due(d, twin) || !self.connected.contains(&d.via) || twin.resend_at > now.mono_ms {
@@ -559,7 +600,8 @@ impl Tree {
             let d = self.descendants.get(node)?;
             (is_due(d, twin) && self.connected.contains(&d.via)).then_some(twin.resend_at)
         });
-        due.min()
+        let gather = self.gather.iter().filter(|(c, _)| self.connected.contains(*c)).filter_map(|(_, g)| g.due);
+        due.chain(gather).min()
     }
 }
 

@@ -29,7 +29,10 @@ pub(super) struct LocalFile {
 /// Hashes every file that a manifest names.
 pub(super) fn hash_all(manifest: &ManifestFile) -> Result<Vec<LocalFile>, ApplyError> {
     // An absolute path is against the format: it is not read, and the hub says where it stands.
-    let relative = manifest.references().into_iter().filter(|r| !Path::new(&r.name).is_absolute());
+    let relative = manifest
+        .references()
+        .into_iter()
+        .filter(|r| !Path::new(&r.name).is_absolute());
     relative.map(|r| hash_one(manifest, r)).collect()
 }
 
@@ -38,12 +41,29 @@ fn hash_one(manifest: &ManifestFile, reference: FileReference) -> Result<LocalFi
     let path = manifest.path.parent().unwrap_or(Path::new("")).join(&name);
     let at = manifest.source_name();
     match hash(&path) {
-        Ok((digest, bytes)) if bytes <= limits::ARTIFACT_BYTES => Ok(LocalFile { name, path, digest, bytes }),
+        Ok((digest, bytes)) if bytes <= limits::ARTIFACT_BYTES => Ok(LocalFile {
+            name,
+            path,
+            digest,
+            bytes,
+        }),
         Ok((_, bytes)) => {
             let max = limits::ARTIFACT_BYTES;
-            Err(ApplyError::ArtifactTooLarge { manifest: at, pointer, file: name, bytes, max })
+            Err(ApplyError::ArtifactTooLarge {
+                manifest: at,
+                pointer,
+                file: name,
+                bytes,
+                max,
+            })
         }
-        Err(source) => Err(ApplyError::Artifact { manifest: at, pointer, file: name, path, source }),
+        Err(source) => Err(ApplyError::Artifact {
+            manifest: at,
+            pointer,
+            file: name,
+            path,
+            source,
+        }),
     }
 }
 
@@ -73,24 +93,27 @@ fn hash(path: &Path) -> io::Result<(Digest, u64)> {
 }
 
 /// Uploads what the hub does not have; in a dry run says what would be.
-pub(super) fn bring(
-    hub: &Hub,
-    files: &[LocalFile],
-    dry_run: bool,
-    screen: &mut Screen<'_>,
-) -> Result<(), ApplyError> {
+pub(super) fn bring(hub: &Hub, files: &[LocalFile], dry_run: bool, screen: &mut Screen<'_>) -> Result<(), ApplyError> {
     let mut brought = BTreeSet::new();
     for file in files {
         if !brought.insert(file.digest) || hub.has_artifact(&file.digest)? {
             continue;
         }
         if !dry_run {
-            let open = File::open(&file.path).map_err(|source| ApplyError::Read { path: file.path.clone(), source })?;
+            let open = File::open(&file.path).map_err(|source| ApplyError::Read {
+                path: file.path.clone(),
+                source,
+            })?;
             hub.upload(&file.digest, &open)?;
         }
         if screen.is_table() {
             let done = if dry_run { "would upload" } else { "uploaded" };
-            screen.line(&format!("{done} {} ({} bytes, {})", file.name, file.bytes, file.digest.short()))?;
+            screen.line(&format!(
+                "{done} {} ({} bytes, {})",
+                file.name,
+                file.bytes,
+                file.digest.short()
+            ))?;
             screen.flush()?;
         }
     }

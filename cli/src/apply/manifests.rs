@@ -49,7 +49,12 @@ impl ManifestFile {
 pub(super) fn read_all(paths: &[PathBuf]) -> Result<Vec<ManifestFile>, ApplyError> {
     let (mut manifests, mut seen) = (Vec::new(), BTreeSet::new());
     for path in paths {
-        let is_folder = fs::metadata(path).map_err(|source| ApplyError::Read { path: path.clone(), source })?.is_dir();
+        let is_folder = fs::metadata(path)
+            .map_err(|source| ApplyError::Read {
+                path: path.clone(),
+                source,
+            })?
+            .is_dir();
         let found = if is_folder { in_folder(path)? } else { vec![read(path)?] };
         for manifest in found {
             let identity = fs::canonicalize(&manifest.path).unwrap_or_else(|_| manifest.path.clone());
@@ -62,21 +67,37 @@ pub(super) fn read_all(paths: &[PathBuf]) -> Result<Vec<ManifestFile>, ApplyErro
 }
 
 fn read(path: &Path) -> Result<ManifestFile, ApplyError> {
-    let failed = |source| ApplyError::Read { path: path.to_owned(), source };
+    let failed = |source| ApplyError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let file = fs::File::open(path).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
     if bytes > MANIFEST_BYTES {
-        return Err(ApplyError::ManifestTooLarge { path: path.to_owned(), bytes, max: MANIFEST_BYTES });
+        return Err(ApplyError::ManifestTooLarge {
+            path: path.to_owned(),
+            bytes,
+            max: MANIFEST_BYTES,
+        });
     }
     let mut content = Vec::new();
     // A pipe has no size to look at beforehand.
-    file.take(MANIFEST_BYTES + 1).read_to_end(&mut content).map_err(failed)?;
+    file.take(MANIFEST_BYTES + 1)
+        .read_to_end(&mut content)
+        .map_err(failed)?;
     if content.len() as u64 > MANIFEST_BYTES {
         let bytes = content.len() as u64;
-        return Err(ApplyError::ManifestTooLarge { path: path.to_owned(), bytes, max: MANIFEST_BYTES });
+        return Err(ApplyError::ManifestTooLarge {
+            path: path.to_owned(),
+            bytes,
+            max: MANIFEST_BYTES,
+        });
     }
     let text = String::from_utf8(content).map_err(|_| ApplyError::NotText { path: path.to_owned() })?;
-    Ok(ManifestFile { path: path.to_owned(), text })
+    Ok(ManifestFile {
+        path: path.to_owned(),
+        text,
+    })
 }
 
 fn in_folder(folder: &Path) -> Result<Vec<ManifestFile>, ApplyError> {
@@ -84,7 +105,10 @@ fn in_folder(folder: &Path) -> Result<Vec<ManifestFile>, ApplyError> {
     let mut looked_at = 0;
     let mut waiting = vec![(folder.to_owned(), 0)];
     while let Some((path, depth)) = waiting.pop() {
-        let mut entries = list(&path).map_err(|source| ApplyError::Read { path: path.clone(), source })?;
+        let mut entries = list(&path).map_err(|source| ApplyError::Read {
+            path: path.clone(),
+            source,
+        })?;
         entries.sort();
         looked_at += entries.len();
         if looked_at > FOLDER_ENTRIES || depth > FOLDER_DEPTH {
@@ -92,8 +116,13 @@ fn in_folder(folder: &Path) -> Result<Vec<ManifestFile>, ApplyError> {
             return Err(ApplyError::FolderTooLarge { path, max, entries });
         }
         for (entry, is_folder) in entries {
-            let name = entry.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            let is_yaml_or_json = entry.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+            let name = entry
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            let is_yaml_or_json = entry
+                .extension()
+                .is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
             if name.starts_with('.') {
                 continue;
             } else if is_folder && name != "build" {
@@ -104,7 +133,9 @@ fn in_folder(folder: &Path) -> Result<Vec<ManifestFile>, ApplyError> {
         }
     }
     if found.is_empty() {
-        return Err(ApplyError::NoManifests { path: folder.to_owned() });
+        return Err(ApplyError::NoManifests {
+            path: folder.to_owned(),
+        });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
@@ -112,7 +143,9 @@ fn in_folder(folder: &Path) -> Result<Vec<ManifestFile>, ApplyError> {
 
 /// Links to folders are not followed: they can make a folder endless.
 fn list(folder: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
-    fs::read_dir(folder)?.map(|entry| entry.and_then(|e| Ok((e.path(), e.file_type()?.is_dir())))).collect()
+    fs::read_dir(folder)?
+        .map(|entry| entry.and_then(|e| Ok((e.path(), e.file_type()?.is_dir()))))
+        .collect()
 }
 
 /// Other YAML and JSON may lie beside the manifests. Only a file that was named is sent whatever it holds.
@@ -131,7 +164,9 @@ fn if_manifest(path: &Path) -> Result<Option<ManifestFile>, ApplyError> {
 }
 
 fn parse(text: &str) -> Option<Value> {
-    serde_json::from_str(text).ok().or_else(|| serde_saphyr::from_str(text).ok())
+    serde_json::from_str(text)
+        .ok()
+        .or_else(|| serde_saphyr::from_str(text).ok())
 }
 
 /// Every `artifact.file` at the two places where the format has one.
@@ -142,7 +177,10 @@ fn references(manifest: &Value) -> Vec<FileReference> {
         if let Some(name) = holder.pointer("/artifact/file").and_then(Value::as_str)
             && !found.iter().any(|f| f.name == name)
         {
-            found.push(FileReference { name: name.to_owned(), pointer: format!("{pointer}/artifact/file") });
+            found.push(FileReference {
+                name: name.to_owned(),
+                pointer: format!("{pointer}/artifact/file"),
+            });
         }
     };
     for (w, workload) in list(manifest.get("workloads")).iter().enumerate() {
@@ -159,7 +197,10 @@ mod tests {
     use super::*;
 
     fn manifest(text: &str) -> ManifestFile {
-        ManifestFile { path: "m.yaml".into(), text: text.to_owned() }
+        ManifestFile {
+            path: "m.yaml".into(),
+            text: text.to_owned(),
+        }
     }
 
     #[test]
@@ -169,13 +210,24 @@ mod tests {
         let flat: Vec<(&str, &str)> = found.iter().map(|f| (f.name.as_str(), f.pointer.as_str())).collect();
         assert_eq!(
             flat,
-            [("build/a.wasm", "/workloads/0/artifact/file"), ("x.txt", "/workloads/0/files/0/artifact/file")]
+            [
+                ("build/a.wasm", "/workloads/0/artifact/file"),
+                ("x.txt", "/workloads/0/files/0/artifact/file")
+            ]
         );
     }
 
     #[test]
     fn odd_texts_name_no_files() {
-        for odd in ["", "{", "- a", "workloads: 3", "workloads: [1, {artifact: 2}, {files: {}}]", "a: [\n", "artifact: {file: 7}"] {
+        for odd in [
+            "",
+            "{",
+            "- a",
+            "workloads: 3",
+            "workloads: [1, {artifact: 2}, {files: {}}]",
+            "a: [\n",
+            "artifact: {file: 7}",
+        ] {
             assert_eq!(manifest(odd).references(), [], "{odd}");
         }
     }
@@ -196,7 +248,10 @@ mod tests {
         put("build/c.yaml", "apiVersion: cnova/v1\n");
         put(".git/d.yaml", "apiVersion: cnova/v1\n");
         let found = read_all(&[dir.path().to_owned(), dir.path().join("b.yaml")]).unwrap();
-        let names: Vec<_> = found.iter().map(|m| m.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
+        let names: Vec<_> = found
+            .iter()
+            .map(|m| m.path.strip_prefix(dir.path()).unwrap().to_str().unwrap())
+            .collect();
         assert_eq!(names, ["b.yaml", "broken.yml", "sub/a.json"]);
         let build = read_all(&[dir.path().join("build/c.yaml")]).unwrap();
         assert_eq!(build.len(), 1, "a file that is named is taken wherever it lies");

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use cnova_shared::ids::Name;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -33,11 +34,27 @@ pub(crate) enum ApplyError {
     #[error("{} is nested more than {max} folders deep, or holds more than {entries} files; name the manifests themselves", path.display())]
     FolderTooLarge { path: PathBuf, max: usize, entries: usize },
     #[error("{manifest}: {pointer} names the file {file:?}, which is looked for at {}: {source}\n  build it first, or correct its path (relative to the manifest)", path.display())]
-    Artifact { manifest: String, pointer: String, file: String, path: PathBuf, source: io::Error },
+    Artifact {
+        manifest: String,
+        pointer: String,
+        file: String,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("{manifest}: {pointer} names the file {file:?}: it has {bytes} bytes, and an artifact has at most {max}")]
-    ArtifactTooLarge { manifest: String, pointer: String, file: String, bytes: u64, max: u64 },
+    ArtifactTooLarge {
+        manifest: String,
+        pointer: String,
+        file: String,
+        bytes: u64,
+        max: u64,
+    },
     #[error(transparent)]
     Hub(#[from] HubError),
+    #[error(
+        "this hub does not know dry runs, and applied {name}: see what runs now with: cnova describe application {name}"
+    )]
+    NotDry { name: Name },
     /// Each was said when it happened.
     #[error("{failed} of {total} manifests not applied")]
     NotApplied { failed: usize, total: usize },
@@ -85,10 +102,17 @@ pub(crate) fn run(args: &ApplyArgs, hub: &Hub, screen: &mut Screen<'_>) -> Resul
         screen.document(&Value::Array(all), |_| Ok(()))?;
     }
     if done.len() < total {
-        return Err(ApplyError::NotApplied { failed: total - done.len(), total });
+        return Err(ApplyError::NotApplied {
+            failed: total - done.len(),
+            total,
+        });
     }
     let missing: Vec<String> = done.into_iter().flat_map(|d| d.missing).collect();
-    if missing.is_empty() { Ok(()) } else { Err(ApplyError::NotReported { missing }) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(ApplyError::NotReported { missing })
+    }
 }
 
 /// `None` when the hub refused it, which has then been said; the next manifest may still be good.
@@ -104,7 +128,13 @@ fn apply_one(
             if screen.is_table() {
                 print_applied(&applied, args.dry_run, screen)?;
             }
-            let mut done = Done { source, outcome, applied, timeline: Vec::new(), missing: Vec::new() };
+            let mut done = Done {
+                source,
+                outcome,
+                applied,
+                timeline: Vec::new(),
+                missing: Vec::new(),
+            };
             if let Some(seconds) = args.wait {
                 let followed = wait::follow(hub, &done.applied, seconds, screen)?;
                 (done.timeline, done.missing) = (followed.timeline, followed.missing);
@@ -139,31 +169,37 @@ impl From<ApplyError> for NotSent {
     }
 }
 
-fn send(
-    args: &ApplyArgs,
-    hub: &Hub,
-    request: &Request,
-    screen: &mut Screen<'_>,
-) -> Result<(Value, Applied), NotSent> {
+fn send(args: &ApplyArgs, hub: &Hub, request: &Request, screen: &mut Screen<'_>) -> Result<(Value, Applied), NotSent> {
     files::bring(hub, &request.files, args.dry_run, screen)?;
-    let artifacts: serde_json::Map<String, Value> =
-        request.files.iter().map(|f| (f.name.clone(), Value::String(f.digest.to_string()))).collect();
+    let artifacts: serde_json::Map<String, Value> = request
+        .files
+        .iter()
+        .map(|f| (f.name.clone(), Value::String(f.digest.to_string())))
+        .collect();
     let source = request.manifest.source_name();
-    let body = json!({ "manifest": request.manifest.text, "source": source, "artifacts": artifacts });
-    let path = if args.dry_run { routes::PLAN } else { routes::APPLICATIONS };
-    let answer: Value = hub.post(path, &body).map_err(|e| refusal(e, args.dry_run, request))?;
-    match serde_json::from_value::<Outcome>(answer.clone()) {
-        Ok(Outcome::Applied(applied)) => Ok((answer, applied)),
-        Ok(Outcome::Refused { reasons }) => {
-            Err(NotSent::Refused(format!("{source}: refused\n  - {}", reasons.join("\n  - "))))
-        }
-        _ => Err(NotSent::Refused(format!("{source}: the hub's answer is not understood: {answer}"))),
+    let mut body = json!({ "manifest": request.manifest.text, "source": source, "artifacts": artifacts });
+    if args.dry_run {
+        body["dry_run"] = Value::Bool(true);
+    }
+    let answer: Value = hub.post(routes::APPLICATIONS, &body).map_err(|e| refusal(e, request))?;
+    match (serde_json::from_value::<Outcome>(answer.clone()), args.dry_run) {
+        (Ok(Outcome::Applied(applied)), false) | (Ok(Outcome::DryRun(applied)), true) => Ok((answer, applied)),
+        (Ok(Outcome::Applied(applied)), true) => Err(ApplyError::NotDry { name: applied.name }.into()),
+        (Ok(Outcome::Refused { reasons }), _) => Err(NotSent::Refused(format!(
+            "{source}: refused\n  - {}",
+            reasons.join("\n  - ")
+        ))),
+        _ => Err(NotSent::Refused(format!(
+            "{source}: the hub's answer is not understood: {answer}"
+        ))),
     }
 }
 
 /// Tells what is wrong with this manifest from what is wrong with the hub, the token or the network.
-fn refusal(e: HubError, dry_run: bool, request: &Request) -> NotSent {
-    let HubError::Refused(refusal) = &e else { return NotSent::Failed(e.into()) };
+fn refusal(e: HubError, request: &Request) -> NotSent {
+    let HubError::Refused(refusal) = &e else {
+        return NotSent::Failed(e.into());
+    };
     let source = request.manifest.source_name();
     let mistakes = manifest_errors::from_details(&refusal.details);
     if !mistakes.is_empty() {
@@ -171,7 +207,6 @@ fn refusal(e: HubError, dry_run: bool, request: &Request) -> NotSent {
     }
     match refusal.status {
         401 | 403 => NotSent::Failed(e.into()),
-        404 | 405 if dry_run => NotSent::Refused(format!("{source}: this hub cannot plan ({})", refusal.status)),
         _ => NotSent::Refused(format!("{source}: {e}")),
     }
 }
@@ -192,11 +227,6 @@ fn print_applied(applied: &Applied, dry_run: bool, screen: &mut Screen<'_>) -> i
     }
     for (workload, why) in &applied.unplaced {
         screen.line(&format!("  unplaced   {workload}: {why}"))?;
-    }
-    for (workload, nodes) in &applied.not {
-        for (node, why) in nodes {
-            screen.line(&format!("  not on     {node}: {workload}: {why}"))?;
-        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use cnova_shared::ids::Name;
 
 use super::ApplyError;
 use crate::client::{Hub, HubError};
-use crate::model::{Applied, StageRecord, WorkloadInfo};
+use crate::model::{Applied, StageRecord, Timeline, WorkloadInfo, Workloads};
 use crate::output::Screen;
 use crate::routes;
 
@@ -46,18 +46,31 @@ pub(super) fn follow(
     seconds: u64,
     screen: &mut Screen<'_>,
 ) -> Result<Followed, ApplyError> {
-    let placed: Placed =
-        applied.placed.iter().flat_map(|(w, nodes)| nodes.iter().map(|n| (w.clone(), n.clone()))).collect();
+    let placed: Placed = applied
+        .placed
+        .iter()
+        .flat_map(|(w, nodes)| nodes.iter().map(|n| (w.clone(), n.clone())))
+        .collect();
     if placed.is_empty() {
         let why = |(w, why): (&String, &String)| format!("{}/{w} is on no node: {why}", applied.name);
         let mut missing: Vec<String> = applied.unplaced.iter().map(why).collect();
         if missing.is_empty() {
             missing.push(format!("{} is on no node", applied.name));
         }
-        return Ok(Followed { timeline: Vec::new(), missing });
+        return Ok(Followed {
+            timeline: Vec::new(),
+            missing,
+        });
     }
     let (name, generation) = (&applied.name, applied.generation);
-    let mut f = Follower { hub, name, generation, pending: placed, seen: Vec::new(), reasons: Vec::new() };
+    let mut f = Follower {
+        hub,
+        name,
+        generation,
+        pending: placed,
+        seen: Vec::new(),
+        reasons: Vec::new(),
+    };
     let deadline = Instant::now().checked_add(Duration::from_secs(seconds));
     let (mut pause, mut workloads_due) = (POLL_MIN, None);
     // The hub keeps timelines in memory: one of an older generation may have gone with the last restart.
@@ -83,9 +96,13 @@ pub(super) fn follow(
 
 impl Follower<'_> {
     fn read_timeline(&mut self, screen: &mut Screen<'_>) -> Result<(), ApplyError> {
-        let mut stages: Vec<StageRecord> = self.hub.get(&routes::timeline(self.name, self.generation))?;
+        let Timeline { mut stages } = self.hub.get(&routes::timeline(self.name, self.generation))?;
         stages.sort();
-        let admitted = stages.iter().find(|s| s.stage == "admitted").or(stages.first()).map_or(0, |s| s.at_ms);
+        let admitted = stages
+            .iter()
+            .find(|s| s.stage == "admitted")
+            .or(stages.first())
+            .map_or(0, |s| s.at_ms);
         for stage in stages {
             if self.seen.contains(&stage) {
                 continue;
@@ -105,9 +122,13 @@ impl Follower<'_> {
 
     /// What the nodes last said of what is pending. What ended as it may has run, though nobody saw it running.
     fn read_workloads(&mut self) -> Result<(), HubError> {
-        let all: Vec<WorkloadInfo> = self.hub.get(routes::WORKLOADS)?;
+        let all: Workloads = self.hub.get(routes::WORKLOADS)?;
         let key = |w: &WorkloadInfo| (w.workload.to_string(), w.node.to_string());
-        self.reasons = all.into_iter().filter(|w| w.application == *self.name).collect();
+        self.reasons = all
+            .workloads
+            .into_iter()
+            .filter(|w| w.application == *self.name)
+            .collect();
         for w in &self.reasons {
             if w.generation >= self.generation && (w.state == "running" || w.state == "finished") {
                 self.pending.remove(&key(w));
@@ -125,7 +146,10 @@ impl Follower<'_> {
 
     fn finish(self, seconds: u64) -> Followed {
         let missing = self.pending.iter().map(|(workload, node)| {
-            let last = self.reasons.iter().find(|w| w.workload.as_str() == workload && w.node.as_str() == node);
+            let last = self
+                .reasons
+                .iter()
+                .find(|w| w.workload.as_str() == workload && w.node.as_str() == node);
             let word = match last {
                 Some(w) if w.reason.is_empty() => w.state.clone(),
                 Some(w) => format!("{}: {}", w.state, w.reason),
@@ -133,7 +157,10 @@ impl Follower<'_> {
             };
             format!("{}/{workload} on {node}, after {seconds} s or less: {word}", self.name)
         });
-        Followed { missing: missing.collect(), timeline: self.seen }
+        Followed {
+            missing: missing.collect(),
+            timeline: self.seen,
+        }
     }
 }
 
@@ -141,5 +168,12 @@ impl Follower<'_> {
 pub(crate) fn stage_line(stage: &StageRecord, admitted_ms: u64) -> String {
     let since = i128::from(stage.at_ms) - i128::from(admitted_ms);
     let node = stage.node.as_deref().unwrap_or("-");
-    format!("{:>9}  {:<10} {:<16} by {:<12} {}", format!("{since:+} ms"), stage.stage, node, stage.by, stage.detail)
+    format!(
+        "{:>9}  {:<10} {:<16} by {:<12} {}",
+        format!("{since:+} ms"),
+        stage.stage,
+        node,
+        stage.by,
+        stage.detail
+    )
 }

@@ -33,18 +33,31 @@ impl Access {
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, TrustError> {
-    fs::read(path).map_err(|source| TrustError::Read { path: path.to_owned(), source })
+    fs::read(path).map_err(|source| TrustError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes a file that must not be there, and sees it on the disk.
 pub(super) fn create(path: &Path, content: &[u8], access: Access) -> Result<(), TrustError> {
-    let open = OpenOptions::new().write(true).create_new(true).mode(access.mode()).open(path);
+    let open = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(access.mode())
+        .open(path);
     let mut file = open.map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => TrustError::Exists { path: path.to_owned() },
-        _ => TrustError::Write { path: path.to_owned(), source },
+        _ => TrustError::Write {
+            path: path.to_owned(),
+            source,
+        },
     })?;
     let written = file.write_all(content).and_then(|()| file.sync_all());
-    written.map_err(|source| TrustError::Write { path: path.to_owned(), source })
+    written.map_err(|source| TrustError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Puts new content in the place of an old file, at once: a reader sees one or the other.
@@ -54,21 +67,34 @@ pub(super) fn replace(path: &Path, content: &[u8], access: Access) -> Result<(),
     let next = PathBuf::from(next);
     // Left over from a run that was cut off.
     if next.exists() {
-        fs::remove_file(&next).map_err(|source| TrustError::Write { path: next.clone(), source })?;
+        fs::remove_file(&next).map_err(|source| TrustError::Write {
+            path: next.clone(),
+            source,
+        })?;
     }
     create(&next, content, access)?;
     let renamed = fs::rename(&next, path).and_then(|()| sync_folder(path.parent().unwrap_or(Path::new("."))));
-    renamed.map_err(|source| TrustError::Write { path: path.to_owned(), source })
+    renamed.map_err(|source| TrustError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Makes a folder that only its owner can look into, and those above it.
 pub(super) fn create_folder(path: &Path) -> Result<(), TrustError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| TrustError::Write { path: path.to_owned(), source })
+    made.map_err(|source| TrustError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
     File::open(path)?.sync_all()
 }
 
@@ -87,7 +113,8 @@ pub(super) fn read_key(path: &Path) -> Result<SoftKey, TrustError> {
 
 pub(super) fn read_certificate(path: &Path) -> Result<Vec<u8>, TrustError> {
     let der = CertificateDer::from_pem_slice(&read(path)?);
-    der.map(|d| d.to_vec()).map_err(|_| TrustError::NotACertificate { path: path.to_owned() })
+    der.map(|d| d.to_vec())
+        .map_err(|_| TrustError::NotACertificate { path: path.to_owned() })
 }
 
 /// When a certificate (DER) ends, seconds since 1970.
@@ -104,5 +131,8 @@ pub(super) fn subject(der: &[u8]) -> Option<String> {
 
 /// Reads a bundle and checks that its own roots signed it.
 pub(super) fn read_bundle(path: &Path) -> Result<TrustBundle, TrustError> {
-    TrustBundle::flashed(&read(path)?).map_err(|source| TrustError::Bundle { path: path.to_owned(), source })
+    TrustBundle::flashed(&read(path)?).map_err(|source| TrustError::Bundle {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -30,7 +30,9 @@ pub(super) fn run(
         return Err(TrustError::Threshold { roots, threshold });
     }
     refuse_if_used(dir)?;
-    let root_keys = (0..roots).map(|_| files::new_signing_key()).collect::<Result<Vec<_>, _>>()?;
+    let root_keys = (0..roots)
+        .map(|_| files::new_signing_key())
+        .collect::<Result<Vec<_>, _>>()?;
     let (hub_key, hub_pem) = files::new_signing_key()?;
     let (ca, ca_key) = new_ca(tree, now_s)?;
     let content = Bundle {
@@ -50,27 +52,41 @@ pub(super) fn run(
     let next = beside(dir);
     files::create_folder(&next.join(ROOTS))?;
     for (i, (_, pem)) in root_keys.iter().enumerate() {
-        files::create(&next.join(ROOTS).join(format!("root-{}.key", i + 1)), pem.as_bytes(), Access::Private)?;
+        files::create(
+            &next.join(ROOTS).join(format!("root-{}.key", i + 1)),
+            pem.as_bytes(),
+            Access::Private,
+        )?;
     }
     files::create(&next.join(HUB_KEY), hub_pem.as_bytes(), Access::Private)?;
     files::create(&next.join(CA_KEY), ca_key.serialize_pem().as_bytes(), Access::Private)?;
     files::create(&next.join(CA_CERTIFICATE), ca.pem().as_bytes(), Access::Public)?;
     files::create(&next.join(BUNDLE), &signed, Access::Public)?;
     let renamed = fs::rename(&next, dir).and_then(|()| files::sync_folder(dir.parent().unwrap_or(Path::new("."))));
-    renamed.map_err(|source| TrustError::Write { path: dir.to_owned(), source })?;
+    renamed.map_err(|source| TrustError::Write {
+        path: dir.to_owned(),
+        source,
+    })?;
     report(dir, tree, &content, screen)
 }
 
 /// A hub key with its role and its end.
 pub(super) fn hub_signing_key(key: &SoftKey, now_s: u64) -> SigningKey {
     let not_after = now_s + HUB_KEY_DAYS * DAY_S;
-    SigningKey { key: key.public_key().clone(), roles: vec![Role::Twin], not_after }
+    SigningKey {
+        key: key.public_key().clone(),
+        roles: vec![Role::Twin],
+        not_after,
+    }
 }
 
 fn refuse_if_used(dir: &Path) -> Result<(), TrustError> {
     match fs::read_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(TrustError::Read { path: dir.to_owned(), source }),
+        Err(source) => Err(TrustError::Read {
+            path: dir.to_owned(),
+            source,
+        }),
         Ok(mut entries) => match entries.next() {
             None => Ok(()),
             Some(_) => Err(TrustError::Exists { path: dir.to_owned() }),
@@ -79,7 +95,11 @@ fn refuse_if_used(dir: &Path) -> Result<(), TrustError> {
 }
 
 fn beside(dir: &Path) -> PathBuf {
-    let name = dir.components().next_back().map(|c| c.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
+    let name = dir
+        .components()
+        .next_back()
+        .map(|c| c.as_os_str().to_string_lossy().into_owned())
+        .unwrap_or_default();
     let parent = dir.parent().unwrap_or(Path::new(""));
     parent.join(format!(".{name}.{}", std::process::id()))
 }
@@ -88,7 +108,9 @@ fn new_ca(tree: &Name, now_s: u64) -> Result<(Certificate, KeyPair), TrustError>
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("{tree} node CA"));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("{tree} node CA"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, now_s + CA_DAYS * DAY_S);
@@ -103,11 +125,17 @@ fn report(dir: &Path, tree: &Name, content: &Bundle, screen: &mut Screen<'_>) ->
     });
     screen.document(&value, |s| {
         let dir = dir.display();
-        s.line(&format!("{dir}: tree {tree}, {n} root keys of which {threshold} must sign, trust bundle version 1"))?;
+        s.line(&format!(
+            "{dir}: tree {tree}, {n} root keys of which {threshold} must sign, trust bundle version 1"
+        ))?;
         s.line("Next:")?;
-        s.line(&format!("  move {dir}/{ROOTS} and {dir}/{CA_KEY} to where no network is; {ROOTS} to more than one place"))?;
+        s.line(&format!(
+            "  move {dir}/{ROOTS} and {dir}/{CA_KEY} to where no network is; {ROOTS} to more than one place"
+        ))?;
         s.line(&format!("  give the hub {dir}/{HUB_KEY} and {dir}/{BUNDLE}"))?;
-        s.line(&format!("  certify each node: cnova trust issue NODE --site PATH --dir {dir}"))
+        s.line(&format!(
+            "  certify each node: cnova trust issue NODE --site PATH --dir {dir}"
+        ))
     })?;
     Ok(())
 }

@@ -42,7 +42,10 @@ pub(super) fn run(args: &IssueArgs, now_s: u64, screen: &mut Screen<'_>) -> Resu
     certificate::verify(&[certificate.der().to_vec()], &bundle.authorities(), now_s)
         .map_err(|source| TrustError::CertificateNotAccepted { ca: ca_path, source })?;
 
-    let out = args.out.clone().unwrap_or_else(|| args.dir.join("nodes").join(args.node.as_str()));
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| args.dir.join("nodes").join(args.node.as_str()));
     files::create_folder(&out)?;
     let (pem_path, key_path, bundle_path) = (out.join("node.pem"), out.join("node.key"), out.join(BUNDLE));
     for path in [&pem_path, &key_path, &bundle_path] {
@@ -87,7 +90,11 @@ fn refuse_to_outlive(ca: &[u8], path: &Path, node: &NodeId, ends_s: u64) -> Resu
     let ca_ends_s = files::not_after_s(ca).ok_or_else(bad)?;
     if ca_ends_s < ends_s {
         let (ca_ends, node_ends) = (date(ca_ends_s), date(ends_s));
-        return Err(TrustError::OutlivesCa { node: node.to_string(), ca_ends, node_ends });
+        return Err(TrustError::OutlivesCa {
+            node: node.to_string(),
+            ca_ends,
+            node_ends,
+        });
     }
     Ok(())
 }

@@ -45,14 +45,22 @@ pub(crate) enum TrustError {
     NotACertificate { path: PathBuf },
     #[error("{}: {source}", path.display())]
     Bundle { path: PathBuf, source: BundleError },
-    #[error("the new trust bundle would not be accepted: {0}\n  are these the root keys of this bundle, and enough of them?")]
+    #[error(
+        "the new trust bundle would not be accepted: {0}\n  are these the root keys of this bundle, and enough of them?"
+    )]
     NotAccepted(BundleError),
     #[error("{} holds no root key of this trust bundle (its roots: {})", path.display(), join(roots))]
     NoRoots { path: PathBuf, roots: Vec<KeyId> },
-    #[error("this machine's clock says {now}, and the trust bundle was made on {issued}: set the clock, or the new key ends too early")]
+    #[error(
+        "this machine's clock says {now}, and the trust bundle was made on {issued}: set the clock, or the new key ends too early"
+    )]
     ClockBehind { now: String, issued: String },
     #[error("the CA ends on {ca_ends} and {node} would be certified until {node_ends}: choose fewer --days")]
-    OutlivesCa { node: String, ca_ends: String, node_ends: String },
+    OutlivesCa {
+        node: String,
+        ca_ends: String,
+        node_ends: String,
+    },
     #[error("the certificate would not be accepted: {source}\n  does {} belong to this trust bundle?", ca.display())]
     CertificateNotAccepted { ca: PathBuf, source: CertificateError },
     #[error("the certificate was not made: {0}")]
@@ -69,11 +77,18 @@ fn join(keys: &[KeyId]) -> String {
 pub(crate) fn run(what: &Trust, screen: &mut Screen<'_>) -> Result<(), TrustError> {
     let now_s = age::now_ms() / 1000;
     match what {
-        Trust::Init { dir, tree, roots, threshold } => {
-            init::run(dir, tree, *roots, threshold.unwrap_or(roots / 2 + 1), now_s, screen)
-        }
+        Trust::Init {
+            dir,
+            tree,
+            roots,
+            threshold,
+        } => init::run(dir, tree, *roots, threshold.unwrap_or(roots / 2 + 1), now_s, screen),
         Trust::Issue(args) => issue::run(args, now_s, screen),
-        Trust::Rotate { dir, overlap_days, roots } => rotate::run(dir, roots.as_deref(), *overlap_days, now_s, screen),
+        Trust::Rotate {
+            dir,
+            overlap_days,
+            roots,
+        } => rotate::run(dir, roots.as_deref(), *overlap_days, now_s, screen),
         Trust::Show { file } => show::run(file, now_s, screen),
     }
 }

@@ -26,7 +26,10 @@ pub(super) fn run(
     let old = files::read_bundle(&bundle_path)?;
     let issued_at = old.contents().issued_at;
     if now_s < issued_at {
-        return Err(TrustError::ClockBehind { now: date(now_s), issued: date(issued_at) });
+        return Err(TrustError::ClockBehind {
+            now: date(now_s),
+            issued: date(issued_at),
+        });
     }
     let roots_dir = roots_dir.map_or_else(|| dir.join(ROOTS), Path::to_owned);
     let roots = read_roots(&roots_dir, &old)?;
@@ -40,7 +43,11 @@ pub(super) fn run(
     // The old ones are kept under their version. The bundle goes first: cut off between the two, the hub still has a
     // key that both bundles name, and another `rotate` goes on from there.
     let (v, hub_key) = (old.contents().version, dir.join(HUB_KEY));
-    keep(&bundle_path, &dir.join(format!("trust-bundle.v{v}.cose")), Access::Public)?;
+    keep(
+        &bundle_path,
+        &dir.join(format!("trust-bundle.v{v}.cose")),
+        Access::Public,
+    )?;
     keep(&hub_key, &dir.join(format!("hub-signing.v{v}.key")), Access::Private)?;
     files::replace(&bundle_path, &signed, Access::Public)?;
     files::replace(&hub_key, pem.as_bytes(), Access::Private)?;
@@ -50,17 +57,25 @@ pub(super) fn run(
     let value = json!({ "dir": dir, "version": next.version, "hub_key": id.to_string(), "old_keys_until": until });
     screen.document(&value, |s| {
         let dir = dir.display();
-        s.line(&format!("{dir}: trust bundle version {}, hub key {id}; older keys sign until {until}", next.version))?;
+        s.line(&format!(
+            "{dir}: trust bundle version {}, hub key {id}; older keys sign until {until}",
+            next.version
+        ))?;
         s.line("Next:")?;
         s.line(&format!("  1. bring {dir}/{BUNDLE} to the nodes, gateways and the hub"))?;
-        s.line(&format!("  2. when they have it, and before {until}, give the hub {dir}/{HUB_KEY} and restart it"))
+        s.line(&format!(
+            "  2. when they have it, and before {until}, give the hub {dir}/{HUB_KEY} and restart it"
+        ))
     })?;
     Ok(())
 }
 
 /// The root keys in a folder that are roots of this bundle.
 fn read_roots(folder: &Path, bundle: &TrustBundle) -> Result<Vec<SoftKey>, TrustError> {
-    let unreadable = |source| TrustError::Read { path: folder.to_owned(), source };
+    let unreadable = |source| TrustError::Read {
+        path: folder.to_owned(),
+        source,
+    };
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
         .map_err(unreadable)?
         .map(|entry| entry.map(|e| e.path()))
@@ -68,15 +83,26 @@ fn read_roots(folder: &Path, bundle: &TrustBundle) -> Result<Vec<SoftKey>, Trust
         .map_err(unreadable)?;
     paths.sort();
     let mut roots = Vec::new();
-    for path in paths.iter().filter(|p| p.extension().is_some_and(|e| e == "key" || e == "pem")) {
+    for path in paths
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "key" || e == "pem"))
+    {
         let key = files::read_key(path)?;
         if bundle.contents().roots.contains(key.public_key()) {
             roots.push(key);
         }
     }
     if roots.is_empty() {
-        let known = bundle.contents().roots.iter().map(cnova_shared::keys::PublicKey::id).collect();
-        return Err(TrustError::NoRoots { path: folder.to_owned(), roots: known });
+        let known = bundle
+            .contents()
+            .roots
+            .iter()
+            .map(cnova_shared::keys::PublicKey::id)
+            .collect();
+        return Err(TrustError::NoRoots {
+            path: folder.to_owned(),
+            roots: known,
+        });
     }
     Ok(roots)
 }
@@ -94,7 +120,12 @@ fn successor(old: &Bundle, key: &SoftKey, now_s: u64, overlap_days: u64) -> Bund
     if keys.len() > limits::BUNDLE_KEYS {
         keys.remove(0);
     }
-    Bundle { version: old.version + 1, issued_at: now_s, keys, ..old.clone() }
+    Bundle {
+        version: old.version + 1,
+        issued_at: now_s,
+        keys,
+        ..old.clone()
+    }
 }
 
 /// Keeps a copy; one that a run left that was cut off is the same file.

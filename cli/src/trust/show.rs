@@ -17,8 +17,15 @@ pub(super) fn run(file: &Path, now_s: u64, screen: &mut Screen<'_>) -> Result<()
     screen.document(&to_value(content), |s| {
         let digest = Digest::of(bundle.bytes());
         let (version, made) = (content.version, date(content.issued_at));
-        s.line(&format!("trust bundle version {version} of {made} ({} bytes, {digest})", bundle.bytes().len()))?;
-        s.line(&format!("signed by at least {} of its own {} roots:", content.threshold, content.roots.len()))?;
+        s.line(&format!(
+            "trust bundle version {version} of {made} ({} bytes, {digest})",
+            bundle.bytes().len()
+        ))?;
+        s.line(&format!(
+            "signed by at least {} of its own {} roots:",
+            content.threshold,
+            content.roots.len()
+        ))?;
         let mut roots = Table::new(["ROOT", "ALGORITHM"]);
         for key in &content.roots {
             roots.row([key.id().to_string(), format!("{:?}", key.algorithm)]);
@@ -29,14 +36,24 @@ pub(super) fn run(file: &Path, now_s: u64, screen: &mut Screen<'_>) -> Result<()
         for k in &content.keys {
             let state = if now_s < k.not_after { "valid" } else { "ran out" };
             let id = k.key.id().to_string();
-            keys.row([id, format!("{:?}", k.key.algorithm), roles(k).join(","), date(k.not_after), state.to_owned()]);
+            keys.row([
+                id,
+                format!("{:?}", k.key.algorithm),
+                roles(k).join(","),
+                date(k.not_after),
+                state.to_owned(),
+            ]);
         }
         s.indented_table(&keys)?;
         s.line("nodes are certified by:")?;
         let mut authorities = Table::new(["AUTHORITY", "UNTIL", "SHA-256"]);
         for der in bundle.authorities() {
             let until = files::not_after_s(&der).map(date).unwrap_or_default();
-            authorities.row([files::subject(&der).unwrap_or_default(), until, Digest::of(&der).short()]);
+            authorities.row([
+                files::subject(&der).unwrap_or_default(),
+                until,
+                Digest::of(&der).short(),
+            ]);
         }
         s.indented_table(&authorities)
     })?;

@@ -9,7 +9,7 @@ use cnova_shared::parent::{Parent, ParentError};
 use cnova_shared::report::{Reporter, StreamOp};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
-use cnova_shared::tree::{Said, Tree, TreeEvent};
+use cnova_shared::tree::{Clock, Said, Tree, TreeEvent};
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, Stream};
 
@@ -119,7 +119,8 @@ impl Gateway {
             Event::FromChild { child, kind, bytes } => {
                 let authorities = self.config.trust.authorities();
                 let now_s = self.now_s(now);
-                self.tree.on_message(&child, kind, &bytes, &authorities, now_s);
+                let clock = Clock { authorities: &authorities, now_s, mono_ms: now.mono_ms };
+                self.tree.on_message(&child, kind, &bytes, &clock);
             }
             Event::ArtifactStored { digest, size } => {
                 let actions = self.cache.stored(digest, size);

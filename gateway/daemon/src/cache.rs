@@ -257,3 +257,95 @@ impl Shelf {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_BYTES: u64 = 1000;
+
+    struct Rig {
+        cache: Cache,
+        events: mpsc::UnboundedReceiver<Event>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn rig() -> Rig {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, events) = Cache::open(folder.path(), MAX_BYTES).unwrap();
+        Rig { cache, events, _folder: folder }
+    }
+
+    impl Rig {
+        async fn store(&mut self, fill: u8, len: usize) -> Digest {
+            let data = vec![fill; len];
+            let digest = Digest::of(&data);
+            self.cache.append(digest, 0, data[..len / 2].to_vec(), false).await;
+            self.cache.append(digest, len as u64 / 2, data[len / 2..].to_vec(), true).await;
+            digest
+        }
+
+        async fn event(&mut self) -> (Digest, Result<u64, String>) {
+            match self.events.recv().await.unwrap() {
+                Event::ArtifactStored { digest, size } => (digest, Ok(size)),
+                Event::ArtifactFailed { digest, detail } => (digest, Err(detail)),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn read(&self, digest: Digest) -> v1::Chunk {
+            let child = NodeId::new("a").unwrap();
+            self.cache.shelf.read(&Piece { child, digest, offset: 0, length: 10 })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_for_least_recently_makes_room() {
+        let mut rig = rig();
+        let one = rig.store(1, 400).await;
+        assert_eq!(rig.event().await, (one, Ok(400)));
+        let two = rig.store(2, 400).await;
+        assert_eq!(rig.event().await, (two, Ok(400)));
+        assert_eq!(rig.read(one).data, [1; 10]);
+        let three = rig.store(3, 500).await;
+        assert_eq!(rig.event().await.0, two, "one was asked for, two was not");
+        assert_eq!(rig.event().await, (three, Ok(500)));
+        assert_eq!(rig.cache.inventory().unwrap().0, BTreeMap::from([(one, 400), (three, 500)]));
+        assert!(rig.read(two).missing.is_some());
+        assert!(rig.event().await.1.is_err(), "and the core is told");
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_cache_fails() {
+        let mut rig = rig();
+        let large = rig.store(1, 1200).await;
+        let (digest, why) = rig.event().await;
+        assert!(digest == large && why.unwrap_err().contains("no room"));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_changed_on_the_disk_are_never_given_away() {
+        let mut rig = rig();
+        let digest = rig.store(1, 400).await;
+        assert_eq!(rig.event().await, (digest, Ok(400)));
+        let path = rig.cache.shelf.artifacts.path(&digest);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, [9; 400]).unwrap();
+        // As after a restart.
+        rig.cache.shelf.forget(&digest);
+        let chunk = rig.read(digest);
+        assert!(chunk.data.is_empty() && chunk.missing.unwrap().contains("changed"));
+        assert!(rig.event().await.1.is_err());
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn another_digest_than_asked_for_is_thrown_away() {
+        let mut rig = rig();
+        let digest = Digest::of(b"something else");
+        rig.cache.append(digest, 0, vec![1; 10], true).await;
+        let (failed, why) = rig.event().await;
+        assert!(failed == digest && why.unwrap_err().contains("digest"));
+        assert!(rig.cache.inventory().unwrap().1.is_empty());
+    }
+}

@@ -145,7 +145,6 @@ pub async fn start(config: &Config, who: Who) -> Result<Started, StartError> {
     let Who { identity, site } = who;
     let lock = prepare(&config.state_dir)?;
     let floor = Arc::new(FloorClock::of(&identity));
-    floor.raise(identity.trust().contents().issued_at);
     let opened_ms = wall_ms().max(floor.now_s() * 1000);
     let Found { store, stored, alarm } = Store::open(&config.state_dir, config.limits.max_store_bytes, opened_ms)?;
     floor.raise(stored.time_floor);

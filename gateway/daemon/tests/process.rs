@@ -1,13 +1,16 @@
 //! The gateway's process between a parent and children that speak the real protocol over real TLS.
+#![allow(clippy::unwrap_used)]
 
 mod support;
+
+use std::time::Duration;
 
 use cnova_shared::envelope::peek;
 use cnova_shared::ids::Digest;
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::Said;
 use cnova_shared::wire::v1::{Body, Stream};
-use support::actors::{Child, Gateway, Heard, Parent, free_port, introduces};
+use support::actors::{Child, Gateway, Heard, Mosquitto, Parent, free_port, introduces};
 use support::{Plant, Tmpfs, now_s};
 
 /// A parent with a gateway below it that has said hello.
@@ -89,7 +92,7 @@ async fn reports_between_kills(child: &mut Child, gateway: &mut Gateway) -> Vec<
         if seq % 7 == 6 {
             gateway.kill();
             gateway.run();
-            child.connected().await;
+            child.reconnect().await;
             let (ack, _) = child.greet("b").await;
             assert_eq!(ack.seq, seq + 1, "it knows how far it had come");
         }
@@ -112,6 +115,31 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
     for (seq, bytes) in said.iter().enumerate() {
         parent.raw(&format!("report {seq}"), bytes).await;
     }
+}
+
+#[tokio::test]
+async fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
+    let plant = Plant::new();
+    let mut gateway = Gateway::start(&plant, free_port(), None);
+    let mut child = Child::connect(&plant, "plc-1", gateway.address).await;
+    child.greet("b").await;
+    let mut held = 0;
+    for round in 0..12_u64 {
+        for seq in held..held + 15 {
+            let report = support::report(seq, &format!("w/{}", seq % 4), "x");
+            child.say(Kind::Report, child.issued.seal(Kind::Report, "hub", &report, false));
+        }
+        // Microseconds to several commits.
+        tokio::time::sleep(Duration::from_micros(300 * round * round)).await;
+        gateway.kill();
+        let acked = child.acknowledged_before_the_end().await.unwrap_or(held);
+        gateway.run();
+        child.reconnect().await;
+        let (ack, _) = child.greet("b").await;
+        assert!(ack.seq >= acked && acked >= held, "round {round}: {acked} were acknowledged, {} are held", ack.seq);
+        held = ack.seq;
+    }
+    assert!(held > 0, "some were taken");
 }
 
 #[tokio::test]
@@ -172,7 +200,7 @@ async fn an_artifact_crosses_the_uplink_once_for_two_children() {
     parent.stop().await;
     gateway.kill();
     gateway.run();
-    one.connected().await;
+    one.reconnect().await;
     one.greet("b").await;
     assert_eq!(one.fetch(digest).await, artifact);
 }
@@ -196,7 +224,7 @@ async fn a_full_disk_is_told_and_survived_with_the_children_connected() {
         let bytes = child.issued.seal(Kind::Report, "hub", &support::report(seq, &format!("w/{seq}"), "x"), false);
         child.say(Kind::Report, bytes);
         seq += 1;
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         let alarms = parent.heard().into_iter().filter_map(|h| match h {
             Heard::Said { author, said: Said::Hello(hello), .. } if author.as_str() == "gw-1" => Some(hello.alarms),
             _ => None,
@@ -208,7 +236,6 @@ async fn a_full_disk_is_told_and_survived_with_the_children_connected() {
     };
     assert_eq!(alarm.code, "store");
     std::fs::remove_file(&ballast).unwrap();
-    // Still on the same connection.
     let held = loop {
         let (ack, _) = child.greet("b").await;
         if ack.seq > 0 {
@@ -217,6 +244,7 @@ async fn a_full_disk_is_told_and_survived_with_the_children_connected() {
     };
     let bytes = child.report(held, "w/last").await;
     parent.raw("the report after the disk was full", &bytes).await;
+    assert_eq!(child.connections, 1, "it was connected all the while");
 }
 
 #[tokio::test]
@@ -231,6 +259,25 @@ async fn it_stops_when_asked_and_one_state_folder_has_one_gateway() {
     parent.wait("the goodbye", |h| matches!(h, Heard::Link { up: false, .. }).then_some(())).await;
 }
 
+/// The gateway and its child beside a mosquitto with the configuration that the gateway prints.
+#[tokio::test]
+async fn an_external_broker_serves_the_same_children() {
+    let plant = Plant::new();
+    let parent = Parent::start(&plant, "127.0.0.1:0".parse().unwrap(), &[]).await;
+    let mut gateway = Gateway::install(&plant, parent.local_addr(), None);
+    gateway.use_external_broker();
+    let Some(_broker) = Mosquitto::start(&gateway) else { return };
+    gateway.run();
+    parent.hello_of("gw-1").await;
+    let mut child = Child::connect(&plant, "plc-1", gateway.address).await;
+    child.greet("b").await;
+    let bytes = child.report(0, "w/1").await;
+    parent.raw("the child's report", &bytes).await;
+    let twin = plant.twin("plc-1");
+    parent.send_twin("gw-1", &twin);
+    assert_eq!(child.next(Kind::Twin).await, twin);
+}
+
 #[test]
 fn a_configuration_is_checked_without_starting() {
     let plant = Plant::new();
@@ -242,9 +289,8 @@ fn a_configuration_is_checked_without_starting() {
     assert_eq!(refused.status.code(), Some(78));
 
     let good = std::fs::read_to_string(&gateway.config).unwrap();
-    let broker = good.split("[listen]").next().unwrap().to_owned() + "[external_broker]\nhost = \"b\"\nport = 8883\n";
-    std::fs::write(&gateway.config, broker).unwrap();
-    for (part, wanted) in [("conf", "listener 8883"), ("acl", "user gw-1"), ("ca", "BEGIN CERTIFICATE")] {
+    gateway.use_external_broker();
+    for (part, wanted) in [("conf", "tls_version tlsv1.3"), ("acl", "user gw-1"), ("ca", "BEGIN CERTIFICATE")] {
         let printed = gateway.command("print-mosquitto-config").args(["--part", part]).output().unwrap();
         let text = String::from_utf8_lossy(&printed.stdout).into_owned();
         assert!(printed.status.success() && text.contains(wanted), "{part}: {text}");

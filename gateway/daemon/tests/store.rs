@@ -1,4 +1,5 @@
 //! The store in SQLite against the core's image in memory; damaged files; full disks.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

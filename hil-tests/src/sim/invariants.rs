@@ -81,8 +81,8 @@ impl Oracle {
             if let HubOp::PutEntry { node, stored } = op
                 && !self.history.insert((node.clone(), stored.incarnation, stored.entry.seq))
             {
-                let seq = stored.entry.seq;
-                return Some(format!("the hub took entry {seq} of {node} twice"));
+                let (seq, key, incarnation) = (stored.entry.seq, &stored.entry.key, stored.incarnation);
+                return Some(format!("the hub took entry {seq} ({key}) of {node}'s stream {incarnation} twice"));
             }
         }
         None

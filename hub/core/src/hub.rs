@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
-use cnova_shared::tree::{Said, Tree, TreeEvent};
+use cnova_shared::tree::{Clock, Said, Tree, TreeEvent};
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, WorkloadState};
 
@@ -152,7 +152,8 @@ impl Hub {
             }
             Event::FromChild { child, kind, bytes } => {
                 let authorities = self.config.trust.authorities();
-                self.tree.on_message(&child, kind, &bytes, &authorities, now.wall_ms / 1000);
+                let clock = Clock { authorities: &authorities, now_s: now.wall_ms / 1000, mono_ms: now.mono_ms };
+                self.tree.on_message(&child, kind, &bytes, &clock);
             }
             Event::Tick => {}
         }

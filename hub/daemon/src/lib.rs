@@ -7,6 +7,7 @@
 //!  compile ──────────┘                    └─ answers, compilations, chunks
 //! ```
 
+pub mod api;
 pub mod chunks;
 pub mod clock;
 pub mod compile;
@@ -16,6 +17,7 @@ pub mod event_loop;
 pub mod library;
 pub mod lock;
 pub mod outgoing;
+pub mod run;
 pub mod signer;
 pub mod store;
 pub mod tokens;

@@ -1,6 +1,6 @@
 //! Counters that `/metrics` shows.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -8,6 +8,8 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct Traffic {
             $($(#[$doc])* pub $name: Counter,)*
+            /// On while the store cannot be written.
+            pub outage: Flag,
         }
     };
 }
@@ -51,6 +53,23 @@ impl Counter {
     /// The number.
     #[must_use]
     pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// On or off.
+#[derive(Debug, Default)]
+pub struct Flag(AtomicBool);
+
+impl Flag {
+    /// Turns it.
+    pub fn set(&self, on: bool) {
+        self.0.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether it is on.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -189,8 +189,11 @@ pub struct Child {
     pub issued: Issued,
     link: ParentLink,
     plant_trust: cnova_shared::bundle::TrustBundle,
+    config: UplinkConfig,
     uplink: Uplink,
     events: mpsc::Receiver<UplinkEvent>,
+    /// How often the link came up.
+    pub connections: u32,
     _files: TempDir,
 }
 
@@ -204,11 +207,18 @@ impl Child {
         let clock = Arc::new(FloorClock::of(&identity));
         let tls = client_tls(&identity, &node("gw-1"), clock).unwrap();
         let config = UplinkConfig::new(gateway.into(), issued.node.clone(), node("gw-1"), tls);
-        let (uplink, events) = Uplink::start(config);
+        let (uplink, events) = Uplink::start(config.clone());
         let link = ParentLink::new(node("gw-1"));
-        let mut child = Self { issued, link, plant_trust: plant.trust.clone(), uplink, events, _files: folder };
+        let plant_trust = plant.trust.clone();
+        let mut child = Self { issued, link, plant_trust, config, uplink, events, connections: 0, _files: folder };
         child.connected().await;
         child
+    }
+
+    /// Connects anew, without the pause that a link makes which breaks again and again.
+    pub async fn reconnect(&mut self) {
+        (self.uplink, self.events) = Uplink::start(self.config.clone());
+        self.connected().await;
     }
 
     /// Waits until the link is up (again).
@@ -220,6 +230,7 @@ impl Child {
         soon(what, async {
             loop {
                 let event = self.events.recv().await.expect("the uplink runs");
+                self.connections += u32::from(event == UplinkEvent::Connected);
                 if let Some(found) = wanted(event) {
                     return found;
                 }
@@ -276,6 +287,21 @@ impl Child {
             if ack.seq > from {
                 return bytes;
             }
+        }
+    }
+
+    /// How far the gateway acknowledged before its connection ended.
+    pub async fn acknowledged_before_the_end(&mut self) -> Option<u64> {
+        let mut acked = None;
+        loop {
+            let next = self.event("the end of the connection", |e| match e {
+                UplinkEvent::Message { kind: Kind::Ack, bytes } => Some(Some(bytes)),
+                UplinkEvent::Disconnected { .. } => Some(None),
+                _ => None,
+            });
+            let Some(bytes) = next.await else { return acked };
+            let ack: v1::Ack = self.open(Kind::Ack, &bytes);
+            acked = acked.max(Some(ack.seq));
         }
     }
 
@@ -341,6 +367,15 @@ impl Gateway {
         Self { address, config, _folder: folder, process: None }
     }
 
+    /// Its children, and it itself, use a broker at its address.
+    pub fn use_external_broker(&self) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let common = text.split("[listen]").next().unwrap();
+        let (host, port) = (self.address.ip(), self.address.port());
+        let text = format!("{common}[external_broker]\nhost = \"{host}\"\nport = {port}\n");
+        std::fs::write(&self.config, text).unwrap();
+    }
+
     pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cnova-gateway"));
         command.arg(verb).arg("--config").arg(&self.config).stdin(Stdio::null());
@@ -384,5 +419,43 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A mosquitto, configured as the gateway says.
+pub struct Mosquitto {
+    process: Process,
+    _folder: TempDir,
+}
+
+impl Mosquitto {
+    /// Starts one at the gateway's address; says loudly when there is none.
+    pub fn start(gateway: &Gateway) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let print = |part: &str| {
+            let output = gateway.command("print-mosquitto-config").args(["--part", part]).output().unwrap();
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let conf = print("conf").replace("/etc/mosquitto/cnova", folder.path().to_str().unwrap()) + "user root\n";
+        for (name, text) in [("conf", conf), ("acl", print("acl")), ("ca.pem", print("ca"))] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let programs = ["mosquitto", "/usr/sbin/mosquitto"];
+        let spawn = |p: &&str| Command::new(p).arg("-c").arg(folder.path().join("conf")).spawn().ok();
+        match programs.iter().find_map(spawn) {
+            Some(process) => Some(Self { process, _folder: folder }),
+            None => {
+                eprintln!("SKIPPED: there is no mosquitto here");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }

@@ -23,6 +23,7 @@ impl EventLoop {
         tracing::error!(why, "the store cannot be written: nothing is accepted until it can; nothing is lost");
         self.rebuilds += 1;
         self.parts.traffic.rebuilds.one();
+        self.parts.traffic.outage.set(true);
         if self.rebuilds > REBUILDS_MAX {
             return Err(LoopError::StoreFails(format!("{why} (for the {}th time)", self.rebuilds)));
         }
@@ -44,6 +45,7 @@ impl EventLoop {
             return Ok(false);
         }
         tracing::info!("the store can be written again");
+        self.parts.traffic.outage.set(false);
         self.hub = boot(&self.parts).await?;
         Ok(true)
     }

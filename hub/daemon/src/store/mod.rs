@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cnova_hub_core::{Op, Stored};
 use cnova_shared::ids::NodeId;
 use cnova_store::{CallError, OnCorrupt, OpenError, Owner};
+use rusqlite::{Connection, OpenFlags};
 
 use self::audit::{AuditEntry, Draft};
 use self::history::{HISTORY_SLACK, HistoryEntry};
@@ -144,12 +145,17 @@ impl Store {
         self.owner.call(move |db| audit::read(db, limit)).await
     }
 
-    /// Walks the audit chain; the first entry that does not fit.
+    /// Walks the audit chain; the first entry that does not fit. Reads beside the writer, which goes on meanwhile.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn verify_audit(&self) -> Result<Option<u64>, CallError> {
-        self.owner.call(|db| audit::verify(db)).await
+        let path = self.path.clone();
+        let walk = move || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            audit::verify(&Connection::open_with_flags(path, flags)?)
+        };
+        tokio::task::spawn_blocking(walk).await.map_err(|_| CallError::Gone)?.map_err(CallError::from)
     }
 
     /// Transactions and bytes written since the start.

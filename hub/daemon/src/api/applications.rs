@@ -1,0 +1,205 @@
+//! Applications: applied, looked at, deleted.
+
+use std::collections::BTreeMap;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use cnova_hub_core::cndl::{self, ManifestErrors};
+use cnova_hub_core::policy::{AdmissionContext, AdmittedManifest, PolicyDenied};
+use cnova_hub_core::{Hub, Outcome};
+use cnova_shared::ids::{Digest, Name};
+use cnova_shared::limits;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::plan::{Fleet, plan};
+use super::{App, declared_length, parse, query, read_body};
+use crate::event_loop::Change;
+use crate::store::audit::Draft;
+use crate::tokens::Caller;
+
+/// Largest body of an apply: a manifest of the largest size, escaped as JSON, and its artifacts.
+const APPLY_BYTES: usize = 4 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApplyRequest {
+    manifest: String,
+    #[serde(default = "unnamed")]
+    source: String,
+    #[serde(default)]
+    artifacts: BTreeMap<String, String>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+fn unnamed() -> String {
+    "manifest".to_owned()
+}
+
+pub(super) async fn apply(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let too_large = || ApiError::too_large("the manifest", cndl::MAX_MANIFEST_BYTES as u64);
+    let declared = declared_length(request.headers());
+    let body = read_body(request.into_body(), declared, "the request", APPLY_BYTES).await.map_err(|error| {
+        if error.status == StatusCode::PAYLOAD_TOO_LARGE { too_large() } else { error }
+    })?;
+    let request: ApplyRequest = serde_json::from_slice(&body)
+        .map_err(|e| ApiError::bad_request("json", format!("the body is not an ApplyRequest: {e}; see /docs")))?;
+    if request.manifest.len() > cndl::MAX_MANIFEST_BYTES {
+        return Err(too_large());
+    }
+    let dry_run = request.dry_run;
+    let now_unix_s = app.clock.now_s();
+    let context = AdmissionContext { user: caller.name.clone(), now_unix_s };
+    let judged = {
+        let app = app.clone();
+        // Hostile YAML or a slow policy takes a thread of its own and not the loop's.
+        tokio::task::spawn_blocking(move || judge(&app, request, &context)).await
+    };
+    let admitted = match judged.map_err(|_| ApiError::internal("the manifest was not judged: the hub's log says why"))? {
+        Ok(admitted) => admitted,
+        Err(Refusal::Manifest(errors)) => return Err(manifest_error(&errors)),
+        Err(Refusal::Policy(name, denied)) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
+    };
+    if dry_run {
+        return try_out(&app, admitted).await.map(|plan| Json(plan).into_response());
+    }
+    let name = admitted.application().name.clone();
+    let draft = draft(&app, &caller, "apply", format!("application {name}"));
+    let outcome = app.hub.change(Change::Apply(Box::new(admitted)), Some(draft)).await?;
+    answer(outcome)
+}
+
+enum Refusal {
+    Manifest(ManifestErrors),
+    Policy(String, PolicyDenied),
+}
+
+fn judge(app: &App, request: ApplyRequest, context: &AdmissionContext) -> Result<AdmittedManifest, Refusal> {
+    let manifest = cndl::parse(&request.manifest, &request.source)
+        .and_then(|m| m.resolve_files(&request.artifacts))
+        .map_err(Refusal::Manifest)?;
+    let name = manifest.application().name.clone();
+    app.policy.admit(manifest, context).map_err(|denied| Refusal::Policy(name, denied))
+}
+
+fn manifest_error(errors: &ManifestErrors) -> ApiError {
+    let more = if errors.truncated { " and more" } else { "" };
+    let message = format!("{}: {} mistake(s){more} in the manifest:\n{errors}", errors.source_name, errors.errors.len());
+    ApiError::unprocessable("manifest", message).with(&errors.errors)
+}
+
+async fn deny(app: &App, caller: &Caller, name: &str, denied: &PolicyDenied, dry_run: bool) -> ApiError {
+    if !dry_run {
+        let mut draft = draft(app, caller, "apply", format!("application {name}"));
+        (draft.outcome, draft.detail) = ("denied", limits::clip(&denied.to_string()));
+        // Nothing was changed: that it cannot be written down is no reason for another answer.
+        if let Err(error) = app.hub.audit(draft).await {
+            tracing::warn!(%error, "a denial is not in the audit log");
+        }
+    }
+    let reasons = denied.reasons.iter().map(|(policy, message)| format!("{policy}: {message}"));
+    ApiError::new(StatusCode::FORBIDDEN, "policy", denied.to_string()).with(reasons)
+}
+
+async fn try_out(app: &App, admitted: AdmittedManifest) -> Result<Value, ApiError> {
+    let library = app.library.clone();
+    let missing = |d: &&str| d.parse().map_or(true, |d: Digest| !library.artifacts().has(&d));
+    let unknown: Vec<String> = admitted
+        .manifest()
+        .digests()
+        .into_iter()
+        .filter(missing)
+        .map(|d| format!("artifact {d} was never uploaded"))
+        .collect();
+    if !unknown.is_empty() {
+        return Err(refused(unknown));
+    }
+    let copy = |hub: &Hub| Fleet {
+        nodes: hub.nodes(),
+        applications: hub.applications().iter().filter_map(|n| hub.application(n)).collect(),
+    };
+    let fleet = app.hub.query(copy).await?;
+    let planned = tokio::task::spawn_blocking(move || plan(&admitted, &fleet)).await;
+    planned.map_err(|_| ApiError::internal("the plan failed: the hub's log says why"))
+}
+
+fn refused(reasons: Vec<String>) -> ApiError {
+    ApiError::unprocessable("refused", format!("nothing was changed: {}", reasons.join("; "))).with(reasons)
+}
+
+fn answer(outcome: Outcome) -> Result<Response, ApiError> {
+    match outcome {
+        Outcome::Refused { reasons } => Err(refused(reasons)),
+        Outcome::NotFound { what } => Err(ApiError::not_found(&what)),
+        done => Ok(Json(done).into_response()),
+    }
+}
+
+fn draft(app: &App, caller: &Caller, action: &'static str, object: String) -> Draft {
+    let at_ms = app.clock.now().wall_ms;
+    Draft { at_ms, user: caller.name.clone(), action, object, outcome: "done", detail: String::new() }
+}
+
+pub(super) async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    let look = |hub: &Hub| hub.applications().iter().filter_map(|n| hub.application(n)).collect::<Vec<_>>();
+    let all = app.hub.query(look).await?;
+    let short = |a: cnova_hub_core::views::ApplicationInfo| {
+        let workloads: BTreeMap<_, _> =
+            a.workloads.into_iter().map(|(n, w)| (n, json!({"nodes": w.nodes, "summary": w.summary}))).collect();
+        json!({
+            "name": a.name, "generation": a.generation, "user": a.user,
+            "workloads": workloads, "problems": a.problems,
+        })
+    };
+    Ok(Json(json!({"applications": all.into_iter().map(short).collect::<Vec<_>>()})))
+}
+
+pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let name: Name = parse(&name)?;
+    let wanted = name.clone();
+    let found = app.hub.query(move |hub| hub.application(&wanted)).await?;
+    found.map(|a| Json(a).into_response()).ok_or_else(|| ApiError::not_found(&format!("application {name}")))
+}
+
+pub(super) async fn delete(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let name: Name = parse(&name)?;
+    let draft = draft(&app, &caller, "delete", format!("application {name}"));
+    answer(app.hub.change(Change::Delete(name), Some(draft)).await?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TimelineQuery {
+    generation: Option<u64>,
+}
+
+pub(super) async fn timeline(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    asked: Result<Query<TimelineQuery>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let name: Name = parse(&name)?;
+    let asked = query(asked)?.generation;
+    let wanted = name.clone();
+    let look = move |hub: &Hub| {
+        let generation = asked.or_else(|| hub.application(&wanted).map(|a| a.generation))?;
+        let stages = hub.timeline(&wanted, generation);
+        (!stages.is_empty() || hub.applications().contains(&wanted)).then_some((generation, stages))
+    };
+    let (generation, stages) =
+        app.hub.query(look).await?.ok_or_else(|| ApiError::not_found(&format!("application {name}")))?;
+    Ok(Json(json!({"name": name, "generation": generation, "stages": stages})))
+}

@@ -1,0 +1,223 @@
+//! The JSON that goes in and out, as JSON Schemas for the OpenAPI document.
+
+use cnova_hub_core::cndl::SCHEMA_ID;
+use serde_json::{Value, json};
+
+fn object(properties: Value, optional: &[&str]) -> Value {
+    let names = properties.as_object().map(|p| p.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let required: Vec<String> = names.into_iter().filter(|n| !optional.contains(&n.as_str())).collect();
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
+fn list(of: &str) -> Value {
+    json!({"type": "array", "items": {"$ref": format!("#/components/schemas/{of}")}})
+}
+
+fn map_of(value: Value) -> Value {
+    json!({"type": "object", "additionalProperties": value})
+}
+
+fn string() -> Value {
+    json!({"type": "string"})
+}
+
+fn text(description: &str) -> Value {
+    json!({"type": "string", "description": description})
+}
+
+fn number() -> Value {
+    json!({"type": "integer", "minimum": 0})
+}
+
+fn millis(whose: &str) -> Value {
+    json!({"type": "integer", "minimum": 0, "description": format!("Milliseconds since 1970 by the {whose}'s clock.")})
+}
+
+/// All schemas by name.
+#[must_use]
+pub fn schemas() -> Value {
+    let mut all = json!({});
+    for part in [errors_and_artifacts(), applications(), nodes(), records()] {
+        if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
+            all.extend(part);
+        }
+    }
+    all
+}
+
+fn errors_and_artifacts() -> Value {
+    let detail = json!({"oneOf": [string(), {"$ref": "#/components/schemas/ManifestError"}]});
+    json!({
+        "Error": object(json!({
+            "error": object(json!({
+                "code": text("A stable word for programs."),
+                "message": text("A sentence for people."),
+                "details": {"type": "array", "items": detail},
+            }), &[]),
+        }), &[]),
+        "ManifestError": object(json!({
+            "line": number(),
+            "column": number(),
+            "pointer": text("JSON pointer to the value."),
+            "message": string(),
+            "hint": {"type": ["string", "null"]},
+        }), &[]),
+        "Artifact": object(json!({"digest": string(), "size": number()}), &[]),
+        "Health": object(json!({"status": {"const": "ok"}, "node": string(), "version": string()}), &[]),
+        "OpenApi": {"type": "object"},
+    })
+}
+
+fn applications() -> Value {
+    let manifest = json!({
+        "type": "string",
+        "description": "YAML or JSON, at most 1 MiB.",
+        "contentSchema": {"$ref": SCHEMA_ID},
+    });
+    let unplaced = json!({
+        "type": "object", "additionalProperties": string(),
+        "description": "Workloads without all their nodes, and why.",
+    });
+    json!({
+        "ApplyRequest": object(json!({
+            "manifest": manifest,
+            "source": text("What stands before each mistake; usually the path of the file."),
+            "artifacts": {
+                "type": "object", "additionalProperties": string(),
+                "description": "The digest of each file that the manifest names.",
+            },
+            "dry_run": {"type": "boolean", "default": false},
+        }), &["source", "artifacts", "dry_run"]),
+        "Applied": object(json!({
+            "result": {"enum": ["applied", "dry-run"]},
+            "name": string(),
+            "generation": number(),
+            "changed": {"type": "boolean"},
+            "placed": map_of(json!({"type": "array", "items": string()})),
+            "unplaced": unplaced,
+        }), &[]),
+        "Deleted": object(json!({"result": {"const": "deleted"}, "name": string()}), &[]),
+        "Applications": object(json!({"applications": list("ApplicationSummary")}), &[]),
+        "ApplicationSummary": object(json!({
+            "name": string(),
+            "generation": number(),
+            "user": string(),
+            "workloads": map_of(json!({"$ref": "#/components/schemas/PlacementSummary"})),
+            "problems": map_of(string()),
+        }), &[]),
+        "PlacementSummary": object(json!({
+            "nodes": {"type": "array", "items": string()},
+            "summary": {"type": ["string", "null"]},
+        }), &[]),
+        "Application": object(json!({
+            "name": string(),
+            "generation": number(),
+            "user": string(),
+            "manifest": {"$ref": SCHEMA_ID},
+            "workloads": map_of(json!({"$ref": "#/components/schemas/Placement"})),
+            "problems": map_of(string()),
+            "timeline": list("Stage"),
+        }), &[]),
+        "Placement": object(json!({
+            "nodes": {"type": "array", "items": string()},
+            "not": {"type": "object", "additionalProperties": string(), "description": "Why not, for every other node."},
+            "summary": {"type": ["string", "null"], "description": "Why it has fewer nodes than it asks for."},
+        }), &[]),
+        "Timeline": object(json!({"name": string(), "generation": number(), "stages": list("Stage")}), &[]),
+        "Stage": object(json!({
+            "stage": {"enum": [
+                "admitted", "placed", "compiled", "signed", "relayed", "verified", "committed", "running", "reported",
+            ]},
+            "at_ms": number(),
+            "by": text("Who says so; the time is by its clock."),
+            "node": {"type": ["string", "null"]},
+            "detail": string(),
+        }), &[]),
+    })
+}
+
+fn nodes() -> Value {
+    let states = json!({"enum": [
+        "waiting", "fetching", "starting", "running", "stopping", "finished", "failed", "crash-loop", "unknown",
+    ]});
+    json!({
+        "Nodes": object(json!({"nodes": list("Node")}), &[]),
+        "Node": object(json!({
+            "node": string(),
+            "role": {"enum": ["agent", "gateway"]},
+            "site": string(),
+            "link": {"enum": ["connected", "disconnected", "unknown"]},
+            "trust": text("`UNATTESTED` for a software key."),
+            "via": text("The direct child of the hub behind which it hangs."),
+            "desired": text("The twin that it should have, `epoch.generation`, or `-`."),
+            "reported": text("The twin that it said it has."),
+            "in_sync": {"type": "boolean"},
+            "heard_ms": millis("hub"),
+            "software": string(),
+            "labels": map_of(string()),
+            "capabilities": {"type": "object", "description": "r: runtimes, m: memory in bytes, c: CPU in thousandths of a core."},
+            "alarms": {"type": "array", "items": {"type": "object", "description": "c: a stable word, d: what to do."}},
+            "refusals": {"type": "array", "items": object(json!({
+                "at_ms": millis("node"), "code": string(), "detail": string(),
+            }), &[])},
+        }), &[]),
+        "TwinDocument": object(json!({
+            "node": string(),
+            "epoch": number(),
+            "generation": number(),
+            "digest": text("SHA-256 of the signed bytes."),
+            "size": number(),
+            "twin": {"type": "object", "description": "The payload as it is on the wire, with its short names."},
+        }), &[]),
+        "Workloads": object(json!({"workloads": list("Workload")}), &[]),
+        "Workload": object(json!({
+            "application": string(),
+            "workload": string(),
+            "node": string(),
+            "desired": number(),
+            "generation": number(),
+            "state": states,
+            "reason": string(),
+            "attempt": number(),
+            "pid": number(),
+            "adopted": {"type": "boolean"},
+            "since_ms": millis("node"),
+        }), &[]),
+        "Replied": object(json!({
+            "result": {"const": "replied"},
+            "ok": {"const": true},
+            "text": text("Log text, or metrics as JSON."),
+        }), &[]),
+    })
+}
+
+fn records() -> Value {
+    json!({
+        "History": object(json!({"node": string(), "entries": list("HistoryEntry")}), &[]),
+        "HistoryEntry": object(json!({
+            "incarnation": number(),
+            "seq": number(),
+            "key": text("The subject."),
+            "at_ms": millis("node"),
+            "received_ms": millis("hub"),
+            "body": {"type": "object", "description": "What happened; `t` names its kind."},
+        }), &[]),
+        "Audit": object(json!({
+            "entries": list("AuditEntry"),
+            "chain": object(json!({
+                "holds": {"type": "boolean"},
+                "broken_at": {"type": ["integer", "null"], "description": "The first entry that does not fit."},
+            }), &[]),
+        }), &[]),
+        "AuditEntry": object(json!({
+            "seq": number(),
+            "at_ms": millis("hub"),
+            "user": string(),
+            "action": {"enum": ["apply", "delete", "upload"]},
+            "object": string(),
+            "outcome": {"enum": ["done", "unchanged", "refused", "denied"]},
+            "detail": string(),
+            "hash": text("SHA-256 over the hash before it and the other fields."),
+        }), &[]),
+    })
+}

@@ -1,0 +1,233 @@
+//! Putting the hub together, and taking it apart again.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cnova_hub_core::policy::{PolicyError, PolicySet, PolicySource};
+use cnova_link::{Identity, IdentityError};
+use cnova_shared::ids::NodeId;
+use cnova_store::OnCorrupt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::api::serve::{self, ListenError};
+use crate::api::{self, Api, UPLOADS_AT_ONCE};
+use crate::clock::Clock;
+use crate::compile::Compiler;
+use crate::config::Config;
+use crate::downstream::Downstream;
+use crate::event_loop::{self, EventLoop, LoopError, Parts};
+use crate::library::{Library, LibraryError};
+use crate::lock::{StateFolder, StateFolderError};
+use crate::signer::{Signer, SigningKeyError};
+use crate::store::{Store, StoreError, back_up};
+use crate::tokens::{Tokens, TokensError};
+use crate::traffic::Traffic;
+
+/// How often the database is copied.
+const BACKUP_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// A certificate or key that ends within this is warned of.
+const ENDS_SOON_S: u64 = 30 * 24 * 3600;
+const REGO: &str = "rego";
+
+/// Why the hub does not run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RunError {
+    #[error(transparent)]
+    StateFolder(#[from] StateFolderError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("node: the configuration says {configured}, the certificate {certificate} says {named}: children look for the latter")]
+    OtherName { configured: NodeId, certificate: PathBuf, named: NodeId },
+    #[error(transparent)]
+    SigningKey(#[from] SigningKeyError),
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    #[error("cannot read the policies in {path}: {source}; check policy_dir")]
+    PolicyFolder { path: PathBuf, source: io::Error },
+    #[error("policy_dir {path}: {source}")]
+    Policy { path: PathBuf, source: PolicyError },
+    #[error("there is no compiler {path}: install cnova-aot beside cnova-hub, or set aot_worker")]
+    NoWorker { path: PathBuf },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// What the configuration names, read and checked; nothing of it is changed.
+pub struct Checked {
+    /// Who the hub is.
+    pub identity: Arc<Identity>,
+    /// Its voice.
+    pub signer: Arc<Signer>,
+    /// Who may use the API.
+    pub tokens: Tokens,
+    /// What may run.
+    pub policy: PolicySet,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// Reads everything that the configuration names.
+///
+/// # Errors
+/// [`RunError`] for the first thing that is wrong, with what to do.
+pub fn check(config: &Config) -> Result<Checked, RunError> {
+    let identity = Arc::new(config.identity.load()?);
+    if let Some(configured) = config.node.clone().filter(|n| n != identity.node()) {
+        let (certificate, named) = (config.identity.certificate.clone(), identity.node().clone());
+        return Err(RunError::OtherName { configured, certificate, named });
+    }
+    let clock = Clock::new(identity.not_before_s());
+    let now_s = clock.now_s();
+    let signer = Signer::load(&config.signing_key, identity.node().clone(), identity.trust(), now_s)?;
+    let tokens = Tokens::load(&config.tokens)?;
+    let policy = load_policy(config.policy_dir.as_deref())?;
+    if !config.aot_worker.is_file() {
+        return Err(RunError::NoWorker { path: config.aot_worker.clone() });
+    }
+    for warning in identity.warnings() {
+        tracing::warn!("{warning}");
+    }
+    for (what, end) in [("certificate", identity.not_after_s()), ("signing key", signer.not_after())] {
+        if end < now_s + ENDS_SOON_S {
+            tracing::warn!(not_after = end, days = end.saturating_sub(now_s) / 86_400, "the {what} ends soon");
+        }
+    }
+    if !config.api.ip().is_loopback() {
+        tracing::warn!(address = %config.api, "the API is plain HTTP: put a TLS proxy before it, or tokens can be read on the way");
+    }
+    Ok(Checked { identity, signer: Arc::new(signer), tokens, policy, clock })
+}
+
+fn load_policy(folder: Option<&Path>) -> Result<PolicySet, RunError> {
+    let Some(folder) = folder else {
+        let built_in = |source| RunError::Policy { path: PathBuf::from("(built in)"), source };
+        return PolicySet::builtin().map_err(built_in);
+    };
+    let path = || folder.to_owned();
+    let unreadable = |source| RunError::PolicyFolder { path: path(), source };
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        if file.extension().is_some_and(|e| e == REGO) {
+            let text = fs::read_to_string(&file).map_err(unreadable)?;
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            sources.push(PolicySource { name, text });
+        }
+    }
+    PolicySet::new(&sources).map_err(|source| RunError::Policy { path: path(), source })
+}
+
+/// Runs the hub until it is told to stop.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), RunError> {
+    let Checked { identity, signer, tokens, policy, clock } = check(&config)?;
+    let _folder = StateFolder::hold(&config.state_dir)?;
+    let on_corrupt = if set_aside_corrupt_store { OnCorrupt::SetAside } else { OnCorrupt::Refuse };
+    let store = Store::open(&config.database(), &config.backups(), on_corrupt, config.limits.max_store_bytes)?;
+    let library = Arc::new(Library::open(&config.state_dir, config.limits.max_artifact_bytes)?);
+    let listener = serve::listen(config.api).await?;
+    let address = listener.local_addr().unwrap_or(config.api);
+    let traffic = Arc::new(Traffic::default());
+    let (hub, requests) = event_loop::channel();
+    let parts = Parts {
+        config: cnova_hub_core::Config { node: identity.node().clone(), trust: identity.trust().clone() },
+        store: store.clone(),
+        library: library.clone(),
+        signer: signer.clone(),
+        compiler: Arc::new(Compiler::new(config.aot_worker.clone(), library.clone())),
+        downstream: Downstream { children: config.children.clone(), identity: identity.clone() },
+        traffic: traffic.clone(),
+        clock,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let (ready, is_ready) = oneshot::channel();
+    let event_loop = EventLoop::new(parts, requests).await?;
+    let mut deciding = tokio::spawn(event_loop.run(ready, stopped.clone()));
+    // The children's port may be taken: nothing is offered before both are there.
+    if is_ready.await.is_err() {
+        return ended(deciding.await);
+    }
+    check_audit(&store).await;
+    let backups = tokio::spawn(back_up_daily(store.clone(), clock));
+    let api = Api {
+        hub,
+        store,
+        library,
+        tokens,
+        policy,
+        traffic,
+        signer,
+        clock,
+        node: identity.node().clone(),
+        certificate_not_after_s: identity.not_after_s(),
+        uploads: Semaphore::new(UPLOADS_AT_ONCE),
+    };
+    let serving = tokio::spawn(serve::serve(listener, api::router(Arc::new(api)), stopped));
+    tracing::info!(node = %identity.node(), %address, version = env!("CARGO_PKG_VERSION"), "the hub is ready");
+    let result = tokio::select! {
+        result = &mut deciding => ended(result),
+        told = told_to_stop() => {
+            told.map_err(RunError::Signals)?;
+            tracing::info!("stopping");
+            stop.send_replace(true);
+            ended(deciding.await)
+        }
+    };
+    stop.send_replace(true);
+    // It ends by itself, after a few seconds at most.
+    let _ = serving.await;
+    backups.abort();
+    result
+}
+
+fn ended(result: Result<Result<(), LoopError>, tokio::task::JoinError>) -> Result<(), RunError> {
+    match result {
+        Ok(result) => Ok(result?),
+        Err(died) => Err(LoopError::StoreFails(format!("the loop died: {died}")).into()),
+    }
+}
+
+async fn told_to_stop() -> Result<(), io::Error> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn check_audit(store: &Store) {
+    match store.verify_audit().await {
+        Ok(None) => {}
+        Ok(Some(seq)) => tracing::error!(seq, "the audit log was changed: from this entry on its chain does not hold"),
+        Err(error) => tracing::error!(%error, "the audit log cannot be read"),
+    }
+}
+
+async fn back_up_daily(store: Store, clock: Clock) {
+    loop {
+        let (database, folder) = (store.paths().0.to_owned(), store.paths().1.to_owned());
+        let wall_ms = clock.now().wall_ms;
+        match tokio::task::spawn_blocking(move || back_up(&database, &folder, wall_ms)).await {
+            Ok(Ok(copy)) => tracing::info!(copy = %copy.display(), "the store is backed up"),
+            Ok(Err(error)) => tracing::error!(%error, "no backup was made; it is tried again tomorrow"),
+            Err(error) => tracing::error!(%error, "the backup died"),
+        }
+        tokio::time::sleep(BACKUP_EVERY).await;
+    }
+}
