@@ -73,7 +73,7 @@ subfolders, except in those called build. All files are read before the first ma
 Examples:
   cnova apply app.yaml --wait         # deploy, and follow it for up to 60 seconds
   cnova apply ./site-a --wait=300     # all manifests of a folder
-  cnova apply app.yaml --dry-run      # where would it go, and why not elsewhere? Uploads and changes nothing.")]
+  cnova apply app.yaml --dry-run      # where would it go? Nothing that runs is changed")]
     Apply(ApplyArgs),
     /// List nodes, workloads or applications; show a node's twin or history, or the audit log
     #[command(after_long_help = "\
@@ -147,7 +147,7 @@ pub(crate) struct ApplyArgs {
     /// Follow until every placed node has reported, at most so many seconds (60 when none are given)
     #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "60", conflicts_with = "dry_run")]
     pub(crate) wait: Option<u64>,
-    /// Say what would happen; upload and change nothing
+    /// Say what would happen, and change nothing that runs; files are uploaded only if the hub cannot plan without them
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

@@ -38,7 +38,7 @@ pub(crate) struct Hub {
 #[derive(Debug, Error)]
 pub(crate) enum HubError {
     #[error(
-        "the hub {url} cannot be reached: {reason}\n  start one with: cnova-hub\n  or name another with --hub URL, CNOVA_HUB, or hub = \"URL\" in ~/.config/cnova/config.toml"
+        "the hub {url} cannot be reached: {reason}\n  start one with: cnova-hub run --config /etc/cnova/hub.toml\n  or name another with --hub URL, CNOVA_HUB, or hub = \"URL\" in ~/.config/cnova/config.toml"
     )]
     Unreachable { url: String, reason: String },
     #[error(
@@ -49,8 +49,12 @@ pub(crate) enum HubError {
         request: String,
         reason: String,
     },
+    #[error(
+        "no safe connection to the hub {url}: {reason}\n  name the authority that certifies it with --ca FILE, CNOVA_CA, or ca = \"FILE\" in ~/.config/cnova/config.toml"
+    )]
+    NotTrusted { url: String, reason: String },
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     #[error("the hub {url} answered {request} with something that this program does not understand: {reason}\n  is it a cnova hub, and of this program's version ({})?", env!("CARGO_PKG_VERSION"))]
     NotUnderstood {
         url: String,
@@ -101,8 +105,17 @@ impl Refusal {
 
     /// Message and reasons on one line, for where the request is plain.
     pub(crate) fn text(&self) -> String {
-        let parts: Vec<String> = std::iter::once(self.message.clone()).chain(self.reasons()).collect();
+        let more = self
+            .reasons()
+            .into_iter()
+            .filter(|r| !self.message.contains(r.as_str()));
+        let parts: Vec<String> = std::iter::once(self.message.clone()).chain(more).collect();
         parts.join("; ")
+    }
+
+    /// Whether policy said no, and not the token's role.
+    pub(crate) fn is_policy(&self) -> bool {
+        self.code == "policy"
     }
 
     fn advice(&self) -> Option<&'static str> {
@@ -113,6 +126,7 @@ impl Refusal {
             (401, true) => {
                 "the hub does not know this token; was it removed from the hub's token file, or is this another hub?"
             }
+            (403, _) if self.is_policy() => "the hub's policy forbids it; its administrator keeps the policy",
             (403, _) => "your token's role does not allow this; ask an admin for one with the role operator or admin",
             (413, _) => "make it smaller, or raise the hub's limit in its configuration",
             (503, _) => "the hub is busy, starting or stopping; try again in a moment",
@@ -136,7 +150,8 @@ impl fmt::Display for Refusal {
             write!(f, " {}", self.code)?;
         }
         write!(f, "): {message}")?;
-        for reason in self.reasons() {
+        // The message may hold the reasons already.
+        for reason in self.reasons().iter().filter(|r| !message.contains(r.as_str())) {
             write!(f, "\n  - {reason}")?;
         }
         match self.advice() {
@@ -264,14 +279,14 @@ impl Hub {
             },
         };
         let ErrorFields { code, message, details } = fields;
-        Err(HubError::Refused(Refusal {
+        Err(HubError::Refused(Box::new(Refusal {
             request,
             status,
             code,
             message,
             details,
             with_token,
-        }))
+        })))
     }
 
     fn read(&self, request: &str, response: Response<Body>) -> Result<Vec<u8>, HubError> {
@@ -298,6 +313,11 @@ impl Hub {
         match e {
             Error::Timeout(Timeout::Connect | Timeout::Resolve) => HubError::Unreachable { url, reason },
             Error::Timeout(_) => HubError::Silent { url, request, reason },
+            Error::Rustls(_) | Error::Tls(_) => HubError::NotTrusted { url, reason },
+            // The handshake runs inside reads and writes, which can only fail as those do.
+            Error::Io(io) if io.get_ref().is_some_and(|e| e.is::<rustls::Error>()) => {
+                HubError::NotTrusted { url, reason }
+            }
             Error::Protocol(_) | Error::BodyExceedsLimit(_) | Error::LargeResponseHeader(..) => {
                 HubError::NotUnderstood { url, request, reason }
             }

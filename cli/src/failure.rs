@@ -50,7 +50,7 @@ impl Failure {
     /// The exit code that the help documents.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Hub(e) | Self::Apply(ApplyError::Hub(e)) => hub_code(e),
+            Self::Hub(e) | Self::Apply(ApplyError::Hub(e) | ApplyError::Upload { source: e, .. }) => hub_code(e),
             Self::Get(GetError::Hub(e)) | Self::Logs(LogsError::Hub(e)) | Self::Delete(DeleteError::Hub(e)) => {
                 hub_code(e)
             }
@@ -62,7 +62,7 @@ impl Failure {
 
 fn hub_code(e: &HubError) -> u8 {
     match e {
-        HubError::Unreachable { .. } | HubError::Silent { .. } => UNREACHABLE,
+        HubError::Unreachable { .. } | HubError::Silent { .. } | HubError::NotTrusted { .. } => UNREACHABLE,
         HubError::Refused(_) | HubError::NotUnderstood { .. } | HubError::NoAuthorities => FAILED,
     }
 }

@@ -53,7 +53,13 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let global = &cli.global;
-    let hub = || -> Result<Hub, Failure> { Ok(Hub::new(&settings::resolve(global, &settings::environment)?)?) };
+    let hub = || -> Result<Hub, Failure> {
+        let hub = Hub::new(&settings::resolve(global, &settings::environment)?)?;
+        if let Some(warning) = hub.warning() {
+            let _ = writeln!(io::stderr(), "warning: {warning}");
+        }
+        Ok(hub)
+    };
     match &cli.command {
         Command::Apply(args) => apply::run(args, &hub()?, screen)?,
         Command::Get(args) => get::run(&args.what, &hub()?, screen)?,

@@ -95,7 +95,7 @@ fn missing_artifacts_are_uploaded_and_the_manifest_names_their_digests() {
     );
     let requests = hub.requests();
     assert_eq!(requests.len(), 4, "{:?}", hub.lines());
-    let upload = &requests[1];
+    let upload = &requests[2];
     assert_eq!(upload.line, "POST /v1/artifacts");
     assert_eq!(upload.body, b"\0asm");
     assert_eq!(
@@ -210,6 +210,28 @@ fn a_dry_run_uploads_nothing_and_asks_for_a_plan() {
 }
 
 #[test]
+fn a_hub_that_plans_only_with_what_it_has_gets_it() {
+    let place = place();
+    let hub = FakeHub::start(|r, n| {
+        if r.line == "POST /v1/applications" && n < 4 {
+            return error(
+                422,
+                "refused",
+                "nothing was changed: artifact x was never uploaded",
+                json!([]),
+            );
+        }
+        script(r, n)
+    });
+    place.ask(&hub, &["apply", "app", "--dry-run"]).assert_ok();
+    let posts: Vec<String> = hub.lines().into_iter().filter(|l| l.starts_with("POST")).collect();
+    assert_eq!(
+        posts,
+        ["POST /v1/applications", "POST /v1/artifacts", "POST /v1/applications"]
+    );
+}
+
+#[test]
 fn programs_get_outcome_and_timeline_as_json_and_yaml() {
     let place = place();
     for format in ["json", "yaml"] {
@@ -264,7 +286,7 @@ fn one_refused_manifest_does_not_stop_the_others() {
     place.write("site/b.yaml", "apiVersion: cnova/v1\n");
     let hub = FakeHub::start(|r, _| {
         if r.json()["source"] == "site/a.yaml" {
-            error(422, "policy", "refused by policy", json!(["no owner label"]))
+            error(403, "policy", "refused by policy", json!(["no owner label"]))
         } else {
             applied(true)
         }
@@ -272,7 +294,11 @@ fn one_refused_manifest_does_not_stop_the_others() {
     let run = place.ask(&hub, &["apply", "site"]);
     assert_eq!(run.code, 1);
     assert!(run.out.contains("vibration-watch applied"), "{run:?}");
-    assert!(run.err.contains("refused by policy\n  - no owner label"), "{run:?}");
+    assert!(
+        run.err
+            .contains("refused by policy\n  - no owner label\n  the hub's policy forbids it"),
+        "{run:?}"
+    );
     assert!(run.err.contains("1 of 2 manifests not applied"), "{run:?}");
     // The first cannot be parsed here; the hub, which says where it is broken, got it as it is.
     assert_eq!(hub.requests()[0].json()["manifest"], "apiVersion: cnova/v1\nx: [");

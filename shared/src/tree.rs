@@ -558,7 +558,19 @@ impl Tree {
         };
         let children: Vec<NodeId> = self.gather.iter_mut().filter_map(due).collect();
         for child in children {
-            self.forget(&child, Stream::Relay);
+            for stream in [Stream::Report, Stream::Relay] {
+                if self.received.contains_key(&(child.clone(), stream)) {
+                    self.forget(&child, stream);
+                }
+            }
+        }
+    }
+
+    /// What `node` said makes no sense without what it said before, and that is not here: it, and whoever carries for it,
+    /// is asked to tell everything again.
+    pub fn ask_again(&mut self, node: &NodeId, mono_ms: u64) {
+        if let Some(via) = self.via(node).cloned() {
+            self.gather_later(&via, mono_ms);
         }
     }
 

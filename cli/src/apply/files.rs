@@ -92,30 +92,37 @@ fn hash(path: &Path) -> io::Result<(Digest, u64)> {
     Ok((Digest(digest), total))
 }
 
-/// Uploads what the hub does not have; in a dry run says what would be.
-pub(super) fn bring(hub: &Hub, files: &[LocalFile], dry_run: bool, screen: &mut Screen<'_>) -> Result<(), ApplyError> {
-    let mut brought = BTreeSet::new();
+/// The files that the hub does not have, each content once.
+pub(super) fn missing<'f>(hub: &Hub, files: &'f [LocalFile]) -> Result<Vec<&'f LocalFile>, ApplyError> {
+    let (mut asked, mut missing) = (BTreeSet::new(), Vec::new());
     for file in files {
-        if !brought.insert(file.digest) || hub.has_artifact(&file.digest)? {
-            continue;
+        if asked.insert(file.digest) && !hub.has_artifact(&file.digest)? {
+            missing.push(file);
         }
-        if !dry_run {
-            let open = File::open(&file.path).map_err(|source| ApplyError::Read {
-                path: file.path.clone(),
-                source,
-            })?;
-            hub.upload(&file.digest, &open)?;
-        }
-        if screen.is_table() {
-            let done = if dry_run { "would upload" } else { "uploaded" };
-            screen.line(&format!(
-                "{done} {} ({} bytes, {})",
-                file.name,
-                file.bytes,
-                file.digest.short()
-            ))?;
-            screen.flush()?;
-        }
+    }
+    Ok(missing)
+}
+
+/// Uploads files, and says so.
+pub(super) fn upload(hub: &Hub, files: &[&LocalFile], screen: &mut Screen<'_>) -> Result<(), ApplyError> {
+    for file in files {
+        let path = || file.path.clone();
+        let open = File::open(&file.path).map_err(|source| ApplyError::Read { path: path(), source })?;
+        let uploaded = hub.upload(&file.digest, &open);
+        uploaded.map_err(|source| ApplyError::Upload { path: path(), source })?;
+        say("uploaded", file, screen)?;
+    }
+    Ok(())
+}
+
+/// One line for people about a file.
+pub(super) fn say(done: &str, file: &LocalFile, screen: &mut Screen<'_>) -> io::Result<()> {
+    if screen.is_table() {
+        let LocalFile {
+            name, bytes, digest, ..
+        } = file;
+        screen.line(&format!("{done} {name} ({bytes} bytes, {})", digest.short()))?;
+        screen.flush()?;
     }
     Ok(())
 }

@@ -49,6 +49,8 @@ pub(crate) enum ApplyError {
         bytes: u64,
         max: u64,
     },
+    #[error("{} was not uploaded: {source}", path.display())]
+    Upload { path: PathBuf, source: HubError },
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error(
@@ -86,9 +88,6 @@ pub(crate) fn run(args: &ApplyArgs, hub: &Hub, screen: &mut Screen<'_>) -> Resul
     for manifest in manifests::read_all(&args.paths)? {
         let files = files::hash_all(&manifest)?;
         requests.push(Request { manifest, files });
-    }
-    if let Some(warning) = hub.warning() {
-        complain(&format!("warning: {warning}"));
     }
     let total = requests.len();
     let mut done = Vec::new();
@@ -141,7 +140,7 @@ fn apply_one(
             }
             Ok(Some(done))
         }
-        Err(NotSent::Refused(text)) => {
+        Err(NotSent::NotAccepted(text) | NotSent::Refused(text)) => {
             screen.flush()?;
             complain(text.trim_end());
             Ok(None)
@@ -158,6 +157,8 @@ fn complain(text: &str) {
 
 enum NotSent {
     /// This manifest is not accepted, and why, for a person.
+    NotAccepted(String),
+    /// The same, for what the fleet or the hub lacks: what it names or asks for is not there.
     Refused(String),
     /// No manifest will be.
     Failed(ApplyError),
@@ -170,26 +171,41 @@ impl From<ApplyError> for NotSent {
 }
 
 fn send(args: &ApplyArgs, hub: &Hub, request: &Request, screen: &mut Screen<'_>) -> Result<(Value, Applied), NotSent> {
-    files::bring(hub, &request.files, args.dry_run, screen)?;
-    let artifacts: serde_json::Map<String, Value> = request
-        .files
-        .iter()
-        .map(|f| (f.name.clone(), Value::String(f.digest.to_string())))
-        .collect();
+    let missing = files::missing(hub, &request.files)?;
+    if !args.dry_run {
+        files::upload(hub, &missing, screen)?;
+        return post(hub, request, false);
+    }
+    for file in &missing {
+        files::say("would upload", file, screen).map_err(ApplyError::from)?;
+    }
+    match post(hub, request, true) {
+        // A hub may plan only with artifacts that it has. They are content, and no node hears of them.
+        Err(NotSent::Refused(_)) if !missing.is_empty() => {
+            files::upload(hub, &missing, screen)?;
+            post(hub, request, true)
+        }
+        done => done,
+    }
+}
+
+fn post(hub: &Hub, request: &Request, dry_run: bool) -> Result<(Value, Applied), NotSent> {
+    let digest = |f: &LocalFile| (f.name.clone(), Value::String(f.digest.to_string()));
+    let artifacts: serde_json::Map<String, Value> = request.files.iter().map(digest).collect();
     let source = request.manifest.source_name();
     let mut body = json!({ "manifest": request.manifest.text, "source": source, "artifacts": artifacts });
-    if args.dry_run {
+    if dry_run {
         body["dry_run"] = Value::Bool(true);
     }
     let answer: Value = hub.post(routes::APPLICATIONS, &body).map_err(|e| refusal(e, request))?;
-    match (serde_json::from_value::<Outcome>(answer.clone()), args.dry_run) {
+    match (serde_json::from_value::<Outcome>(answer.clone()), dry_run) {
         (Ok(Outcome::Applied(applied)), false) | (Ok(Outcome::DryRun(applied)), true) => Ok((answer, applied)),
         (Ok(Outcome::Applied(applied)), true) => Err(ApplyError::NotDry { name: applied.name }.into()),
         (Ok(Outcome::Refused { reasons }), _) => Err(NotSent::Refused(format!(
             "{source}: refused\n  - {}",
             reasons.join("\n  - ")
         ))),
-        _ => Err(NotSent::Refused(format!(
+        _ => Err(NotSent::NotAccepted(format!(
             "{source}: the hub's answer is not understood: {answer}"
         ))),
     }
@@ -203,11 +219,12 @@ fn refusal(e: HubError, request: &Request) -> NotSent {
     let source = request.manifest.source_name();
     let mistakes = manifest_errors::from_details(&refusal.details);
     if !mistakes.is_empty() {
-        return NotSent::Refused(manifest_errors::render(&source, &request.manifest.text, &mistakes));
+        return NotSent::NotAccepted(manifest_errors::render(&source, &request.manifest.text, &mistakes));
     }
-    match refusal.status {
-        401 | 403 => NotSent::Failed(e.into()),
-        _ => NotSent::Refused(format!("{source}: {e}")),
+    match (refusal.status, refusal.is_policy()) {
+        (401, _) | (403, false) => NotSent::Failed(e.into()),
+        (422, _) => NotSent::Refused(format!("{source}: {e}")),
+        _ => NotSent::NotAccepted(format!("{source}: {e}")),
     }
 }
 

@@ -5,9 +5,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::keys::SoftKey;
-use rcgen::{KeyPair, PKCS_ED25519};
+use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -98,11 +100,19 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// PKCS #8 version 1 (RFC 8410) around the 32 bytes of an Ed25519 seed. The version that ring writes also holds the
+/// public key, and OpenSSL 3.0 does not read that.
+const ED25519_PKCS8: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+
 /// A new Ed25519 key, and its PEM.
 pub(super) fn new_signing_key() -> Result<(SoftKey, String), TrustError> {
-    let pair = KeyPair::generate_for(&PKCS_ED25519)?;
-    let key = SoftKey::from_pkcs8(pair.serialized_der()).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
-    Ok((key, pair.serialize_pem()))
+    let mut seed = [0; 32];
+    SystemRandom::new()
+        .fill(&mut seed)
+        .map_err(|_| TrustError::NoRandomness)?;
+    let text = STANDARD.encode([&ED25519_PKCS8[..], &seed].concat());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+    Ok((SoftKey::ed25519_from_seed(&seed), pem))
 }
 
 pub(super) fn read_key(path: &Path) -> Result<SoftKey, TrustError> {

@@ -134,6 +134,9 @@ fn report(dir: &Path, tree: &Name, content: &Bundle, screen: &mut Screen<'_>) ->
         ))?;
         s.line(&format!("  give the hub {dir}/{HUB_KEY} and {dir}/{BUNDLE}"))?;
         s.line(&format!(
+            "  certify the hub, as every node: cnova trust issue hub --site hub --dir {dir}"
+        ))?;
+        s.line(&format!(
             "  certify each node: cnova trust issue NODE --site PATH --dir {dir}"
         ))
     })?;

@@ -63,6 +63,8 @@ pub(crate) enum TrustError {
     },
     #[error("the certificate would not be accepted: {source}\n  does {} belong to this trust bundle?", ca.display())]
     CertificateNotAccepted { ca: PathBuf, source: CertificateError },
+    #[error("the system gave no random bytes")]
+    NoRandomness,
     #[error("the certificate was not made: {0}")]
     Certificate(#[from] rcgen::Error),
     #[error("cannot write the output: {0}")]

@@ -1,5 +1,7 @@
 //! The only place that sees both sides: waits for what happens, lets the core decide, performs what it decided.
 
+mod outage;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +9,7 @@ use std::time::Duration;
 use cnova_agent_core::ledger::Op;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
 use cnova_link::{FloorClock, Identity, Uplink, UplinkEvent};
-use cnova_shared::ids::{Digest, HUB_AUDIENCE, NodeId, WorkloadId};
+use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
@@ -22,12 +24,11 @@ use crate::answers;
 use crate::instance::InstanceId;
 use crate::ledger::Ledger;
 use crate::observe;
-use crate::run::{StartError, set_aside_alarm, wall_ms};
+use crate::run::{StartError, wall_ms};
 use crate::supervisor::{Said, Supervisor};
 
-/// After a failed commit the core is made anew: after this pause, doubling up to the longest.
+/// After a failed commit the core is made anew: after this pause, which doubles.
 const OUTAGE_FIRST: Duration = Duration::from_secs(1);
-const OUTAGE_MAX: Duration = Duration::from_secs(30);
 const DONE_QUEUE: usize = 64;
 /// The core is not asked more often than this for what time brings.
 const TICK_MIN: Duration = Duration::from_millis(1);
@@ -262,7 +263,7 @@ impl EventLoop {
                 }
                 Action::Start(launch) => self.parts.supervisor.start(launch),
                 Action::Stop { id, attempt, grace_ms } => {
-                    self.parts.supervisor.stop(InstanceId { workload: id, attempt }, grace_ms).await;
+                    self.parts.supervisor.stop(InstanceId { workload: id, attempt }, grace_ms);
                 }
                 Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
                 Action::KeepArtifacts(wanted) => self.keep(wanted).await,
@@ -329,16 +330,26 @@ impl EventLoop {
             return Some(Event::ArtifactFailed { digest, detail });
         }
         if complete {
-            let (artifacts, done) = (self.parts.artifacts.clone(), self.done.clone());
-            spawn_blocking(move || {
-                let event = match artifacts.finish(&digest) {
+            let artifacts = self.parts.artifacts.clone();
+            self.beside(move || {
+                Some(Done::Artifact(match artifacts.finish(&digest) {
                     Ok(()) => Event::ArtifactStored(digest),
                     Err(error) => Event::ArtifactFailed { digest, detail: error.to_string() },
-                };
-                let _ = done.blocking_send(Done::Artifact(event));
+                }))
             });
         }
         None
+    }
+
+    /// Does what blocks beside the loop. It is a task that waits for room to say so, not one of the few threads: the
+    /// loop itself waits for those.
+    fn beside(&self, work: impl FnOnce() -> Option<Done> + Send + 'static) {
+        let done = self.done.clone();
+        tokio::spawn(async move {
+            if let Ok(Some(result)) = spawn_blocking(work).await {
+                let _ = done.send(result).await;
+            }
+        });
     }
 
     fn answer(&self, id: u64, op: v1::Operation, attempt: Option<u32>) {
@@ -349,12 +360,11 @@ impl EventLoop {
         let dir = about
             .zip(attempt)
             .map(|(workload, attempt)| self.parts.supervisor.folder(&InstanceId { workload, attempt }));
-        let done = self.done.clone();
-        spawn_blocking(move || {
+        self.beside(move || {
             let answer = answers::answer(dir.as_deref(), &op);
             let ok = answer.is_ok();
             let text = limits::clip_to(&answer.unwrap_or_else(|why| why), limits::LOG_REPLY_BYTES);
-            let _ = done.blocking_send(Done::Reply(v1::Reply { v: v1::VERSION, id, ok, text }));
+            Some(Done::Reply(v1::Reply { v: v1::VERSION, id, ok, text }))
         });
     }
 
@@ -367,16 +377,14 @@ impl EventLoop {
 
     /// A runtime refused what it was given: perhaps the flash did not keep it.
     fn look_at(&self, digests: Vec<Digest>) {
-        let (artifacts, done) = (self.parts.artifacts.clone(), self.done.clone());
-        spawn_blocking(move || {
+        let artifacts = self.parts.artifacts.clone();
+        self.beside(move || {
             let is_damaged = |digest: &Digest| {
                 !artifacts.has(digest)
                     || (artifacts.verify(digest).is_ok_and(|sound| !sound) && artifacts.remove(digest).is_ok())
             };
             let damaged: Vec<Digest> = digests.into_iter().filter(is_damaged).collect();
-            if !damaged.is_empty() {
-                let _ = done.blocking_send(Done::Damaged(damaged));
-            }
+            (!damaged.is_empty()).then_some(Done::Damaged(damaged))
         });
     }
 
@@ -391,93 +399,6 @@ impl EventLoop {
         let alarms = &mut self.parts.config.alarms;
         alarms.retain(|a| a.code != alarm.code);
         alarms.push(alarm);
-    }
-
-    /// The store cannot be written. Workloads run on; the parent is told; when it can be written again the core is made
-    /// anew. Something only when the agent is to end.
-    async fn outage(&mut self, error: &CallError, inputs: &mut Inputs) -> Option<Result<(), StartError>> {
-        let began = Instant::now();
-        let mut reason = error.to_string();
-        let mut is_damaged = matches!(error, CallError::Corrupt(_) | CallError::Gone);
-        loop {
-            let path = self.parts.ledger_path.display();
-            let detail = format!("{reason} ({path}); nothing new is taken until it can be written, what runs runs on");
-            tracing::error!(alarm = "store", "{detail}");
-            self.set_alarm(Alarm { code: "store".into(), detail });
-            self.announce().await;
-            match self.wait_in_outage(inputs).await {
-                End::Again => {}
-                End::LinkGone => return Some(Err(StartError::LinkGone)),
-                End::Stop | End::Store(_) => return Some(Ok(())),
-            }
-            let now = if is_damaged { self.reopen() } else { self.parts.ledger.probe().await };
-            match now {
-                Ok(()) => break,
-                Err(error) => {
-                    is_damaged = matches!(error, CallError::Corrupt(_) | CallError::Gone);
-                    reason = error.to_string();
-                }
-            }
-        }
-        let seconds = began.elapsed().as_secs();
-        let detail = format!("the store could not be written for {seconds} s ({reason}); it works again");
-        tracing::info!(alarm = "store", "{detail}");
-        self.set_alarm(Alarm { code: "store".into(), detail });
-        None
-    }
-
-    /// Lets time go by. Messages are dropped, because they are repeated; the connection is kept account of.
-    async fn wait_in_outage(&mut self, inputs: &mut Inputs) -> End {
-        let until = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(OUTAGE_MAX);
-        loop {
-            let ms = u64::try_from((until - self.started).as_millis()).unwrap_or(u64::MAX);
-            match self.next_input(Some(ms), inputs).await {
-                Input::End(end) => return end,
-                Input::Event(Event::Connected) => self.announce().await,
-                Input::Event(Event::Tick) if Instant::now() >= until => return End::Again,
-                Input::Event(_) | Input::Said(_) | Input::Done(_) => {}
-            }
-        }
-    }
-
-    /// Says hello with the alarms, from a core that is thrown away: the true one exists only when the store works.
-    async fn announce(&mut self) {
-        if !self.connected {
-            return;
-        }
-        let stored = self.parts.ledger.load().await.unwrap_or_default();
-        let now = self.now();
-        let mut core = Agent::boot(
-            self.parts.config.clone(),
-            stored,
-            Default::default(),
-            Default::default(),
-            Vec::new(),
-            now,
-        );
-        core.handle(Event::Connected, now);
-        while let Some(action) = core.poll_action() {
-            if let Action::Send(message @ Message::Hello(_)) = action {
-                self.send(&message, core.now_s(now));
-            }
-        }
-    }
-
-    fn reopen(&mut self) -> Result<(), CallError> {
-        match Ledger::open(&self.parts.ledger_path, wall_ms()) {
-            Ok((ledger, set_aside)) => {
-                self.parts.ledger = ledger;
-                if let Some(aside) = set_aside {
-                    self.set_alarm(set_aside_alarm(&aside));
-                }
-                Ok(())
-            }
-            Err(error) => {
-                tracing::error!(%error, "the ledger cannot be opened again");
-                Err(CallError::Gone)
-            }
-        }
     }
 }
 
@@ -495,6 +416,6 @@ fn log_stage(stage: &Stage) {
 }
 
 /// The audience of what goes to the root of the tree.
-pub(crate) fn hub_audience() -> Result<NodeId, cnova_shared::ids::InvalidName> {
+pub(crate) fn hub_audience() -> Result<NodeId, InvalidName> {
     NodeId::new(HUB_AUDIENCE)
 }

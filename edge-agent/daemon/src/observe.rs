@@ -172,3 +172,65 @@ fn is_run_in(pid: u32, dir: &Path) -> bool {
     let arguments: Vec<&[u8]> = arguments.split(|b| *b == 0).collect();
     arguments.windows(3).any(|w| w[0] == b"run" && w[1] == b"--state" && w[2] == wanted.as_os_str().as_encoded_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::{Record, folder, write_record};
+    use cnova_agent_core::ledger::Phase;
+
+    struct Machine {
+        dir: tempfile::TempDir,
+        rows: Vec<InstanceRow>,
+    }
+
+    impl Machine {
+        /// An instance of this boot, or of another one.
+        fn put(&mut self, workload: &str, attempt: u32, known: bool, same_boot: bool) -> PathBuf {
+            let id = InstanceId { workload: workload.parse().unwrap(), attempt };
+            let path = folder(self.dir.path(), &id);
+            fs::create_dir(&path).unwrap();
+            let boot_id = if same_boot { cnova_ral::boot_id().unwrap() } else { "another".into() };
+            let spec = Digest::of(workload.as_bytes());
+            write_record(&path, &Record { workload: id.workload.clone(), attempt, spec, boot_id }).unwrap();
+            if known {
+                let phase = Phase::Active;
+                self.rows.push(InstanceRow { id: id.workload, attempt, spec, failures: 0, phase });
+            }
+            path
+        }
+
+        fn scan(&self) -> BTreeMap<String, ObservedState> {
+            let found = scan(self.dir.path(), &self.rows).unwrap();
+            found.observed.into_iter().map(|o| (o.id.to_string(), o.state)).collect()
+        }
+    }
+
+    fn exit(path: &Path, exit: Exit) {
+        cnova_ral::write_exit(path, &exit).unwrap();
+    }
+
+    #[test]
+    fn each_instance_is_judged_by_its_files() {
+        let mut m = Machine { dir: tempfile::tempdir().unwrap(), rows: Vec::new() };
+        exit(&m.put("a/done", 1, true, true), Exit::new(ExitReason::Finished).with_code(0));
+        exit(&m.put("a/failed", 1, true, false), Exit::new(ExitReason::Trap).with_detail("unreachable"));
+        exit(&m.put("a/stopped", 1, true, true), Exit::new(ExitReason::Stopped));
+        exit(&m.put("a/shut-down", 1, true, false), Exit::new(ExitReason::Killed));
+        m.put("a/unborn", 1, true, true);
+        m.put("a/power-cut", 1, true, false);
+        let stranger = m.put("a/stranger", 5, false, true);
+        let torn = m.put("a/torn", 1, true, true);
+        fs::write(torn.join("instance.json"), "{").unwrap();
+
+        let found = m.scan();
+        let ended = |ok, detail: &str| ObservedState::Exited { ok, detail: detail.into() };
+        assert_eq!(found["a/done"], ended(true, "finished with exit code 0"));
+        assert_eq!(found["a/failed"], ended(false, "trap: unreachable"));
+        for neutral in ["a/stopped", "a/shut-down", "a/unborn", "a/power-cut"] {
+            assert_eq!(found[neutral], ObservedState::MachineRestarted, "{neutral}");
+        }
+        assert_eq!(found.len(), 6);
+        assert!(!stranger.exists() && !torn.exists());
+    }
+}

@@ -20,8 +20,8 @@ use crate::event_loop::{EventLoop, Inputs, Parts, Signals, hub_audience};
 use crate::ledger::{Ledger, LedgerError};
 use crate::supervisor::Supervisor;
 
-/// Threads for calls that block on the disk.
-const BLOCKING_THREADS: usize = 4;
+/// Threads for calls that block on the disk or on a runtime that hangs; they come when needed and go after a second.
+const BLOCKING_THREADS: usize = 16;
 const BLOCKING_STACK_BYTES: usize = 256 * 1024;
 const RUNTIME_EVENTS: usize = 256;
 

@@ -101,14 +101,16 @@ impl Supervisor {
     }
 
     /// Stops an instance; its end is told in any case.
-    pub(crate) async fn stop(&self, id: InstanceId, grace_ms: u64) {
+    pub(crate) fn stop(&self, id: InstanceId, grace_ms: u64) {
         let is_told = match self.inner.lock().get(&id) {
             Some(watched) => watched.stop.send(Some(grace_ms)).is_ok(),
             None => false,
         };
         if !is_told {
             let event = RuntimeEvent::Exited { ok: true, detail: "it had ended already".into() };
-            self.inner.say(Said::Event { id, event }).await;
+            let inner = self.inner.clone();
+            // In a task: whoever calls this is also the one who makes room in the queue.
+            tokio::spawn(async move { inner.say(Said::Event { id, event }).await });
         }
     }
 

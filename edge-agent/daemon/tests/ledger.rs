@@ -1,5 +1,7 @@
 //! The ledger on disk is the ledger in memory.
 
+#![allow(clippy::unwrap_used)]
+
 use cnova_agent::ledger::Ledger;
 use cnova_agent_core::ledger::{InstanceRow, Op, Phase, Stored};
 use cnova_shared::hop::Position;

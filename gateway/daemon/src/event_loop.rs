@@ -206,8 +206,10 @@ impl EventLoop {
         let now_s = self.now_s();
         match action {
             Action::Persist(ops) => {
-                let store = self.parts.store.clone();
-                tokio::spawn(async move { let _ = store.persist(ops).await; });
+                self.parts.store.persist(ops).await.map_err(|error| match error {
+                    CallError::Corrupt(_) | CallError::Gone => Failure::Damaged(error),
+                    CallError::Full(_) | CallError::Sql(_) => Failure::Store(error),
+                })?;
             }
             Action::SendUp(message) => self.parts.upstream.send(&message, now_s),
             Action::Ack { child, ack, introduce } => match self.parts.sealer.ack(&child, &ack, introduce, now_s) {

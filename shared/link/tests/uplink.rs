@@ -1,5 +1,7 @@
 //! The uplink against a real endpoint.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;

@@ -62,7 +62,9 @@ impl Counters {
     }
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+/// The work, which yields the giving of its answer: what was written is counted before anybody knows of it.
+type Job = Box<dyn FnOnce(&mut Connection) -> Answer + Send>;
+type Answer = Box<dyn FnOnce()>;
 
 /// A handle to the thread that owns a connection. The thread ends, after the calls it has taken, when the last handle
 /// is dropped.
@@ -95,8 +97,9 @@ impl Owner {
     ) -> Result<R, CallError> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
+            let result = f(connection);
             // Whoever asked may have stopped waiting; the work was done all the same.
-            let _ = answer.send(f(connection));
+            Box::new(move || drop(answer.send(result)))
         });
         self.jobs.send(job).await.map_err(|_| CallError::Gone)?;
         Ok(answered.await.map_err(|_| CallError::Gone)??)
@@ -130,7 +133,7 @@ fn run(mut connection: Connection, mut queue: mpsc::Receiver<Job>, counters: &Co
     let page_bytes = connection.pragma_query_value(None, "page_size", |r| r.get::<_, u32>(0)).unwrap_or(4096);
     let mut written = pages_written(&connection);
     while let Some(job) = queue.blocking_recv() {
-        job(&mut connection);
+        let answer = job(&mut connection);
         let now = pages_written(&connection);
         if now != written {
             let pages = u64::from(now.wrapping_sub(written));
@@ -138,6 +141,7 @@ fn run(mut connection: Connection, mut queue: mpsc::Receiver<Job>, counters: &Co
             counters.bytes.fetch_add(pages * (u64::from(page_bytes) + FRAME_HEADER_BYTES), Ordering::Relaxed);
             written = now;
         }
+        answer();
     }
     if let Err((_, error)) = connection.close() {
         tracing::warn!(%error, "the store was not closed cleanly; its log is read at the next start");

@@ -1,5 +1,7 @@
 //! Artifacts: fetched in pieces, resumed, refused when they are something else, kept and thrown away.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,7 @@
 //! Opening databases: good ones, damaged ones, foreign ones, full disks, folders that cannot be written.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -49,8 +51,10 @@ fn what_was_written_is_there_again_with_the_right_settings() {
     }
 }
 
-/// Each way of damaging a database.
-fn damages() -> Vec<(&'static str, fn(&Path))> {
+/// A way of damaging a database.
+type Damage = (&'static str, fn(&Path));
+
+fn damages() -> Vec<Damage> {
     vec![
         ("not a database", |p| fs::write(p, vec![0xab; 20_000]).unwrap()),
         ("text", |p| fs::write(p, "hello").unwrap()),

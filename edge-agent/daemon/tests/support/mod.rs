@@ -1,7 +1,7 @@
 //! A parent with a real endpoint, and a real agent below it.
 
 // Every test file uses another part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 #[path = "../../../../shared/link/tests/support/mod.rs"]
 pub mod tree;

@@ -15,7 +15,7 @@ use cnova_shared::keys::SoftKey;
 use cnova_shared::parent::Parent as ParentLink;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
-use cnova_shared::tree::{Said, StoredTree, Tree, TreeEvent};
+use cnova_shared::tree::{Clock, Said, StoredTree, Tree, TreeEvent};
 use cnova_shared::wire::v1;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -139,7 +139,8 @@ impl Play {
                 EndpointEvent::Disconnected { node, .. } => self.push(Heard::Link { node, up: false }),
                 EndpointEvent::Message { node: child, kind, payload } => {
                     let kind = Kind::parse(&kind).unwrap();
-                    self.tree.on_message(&node(&child), kind, &payload, &self.authorities, now_s());
+                    let clock = Clock { authorities: &self.authorities, now_s: now_s(), mono_ms: 0 };
+                    self.tree.on_message(&node(&child), kind, &payload, &clock);
                     self.settle();
                 }
                 other => panic!("{other:?}"),

@@ -21,7 +21,7 @@ use super::{App, parse, query};
 use crate::event_loop::Change;
 
 /// How long a node has to answer a question.
-pub const ASK: Duration = Duration::from_secs(10);
+const ASK: Duration = Duration::from_secs(10);
 /// How long the loop has to say that it lives.
 const HEALTH: Duration = Duration::from_secs(5);
 

@@ -11,16 +11,16 @@ use cnova_hub_core::views::{ApplicationInfo, NodeInfo};
 use serde_json::{Value, json};
 
 /// What the core knows, copied.
-pub struct Fleet {
+pub(super) struct Fleet {
     /// All nodes.
-    pub nodes: Vec<NodeInfo>,
+    pub(super) nodes: Vec<NodeInfo>,
     /// All applications.
-    pub applications: Vec<ApplicationInfo>,
+    pub(super) applications: Vec<ApplicationInfo>,
 }
 
 /// Places an admitted manifest on a copy of the fleet.
 #[must_use]
-pub fn plan(manifest: &AdmittedManifest, fleet: &Fleet) -> Value {
+pub(super) fn plan(manifest: &AdmittedManifest, fleet: &Fleet) -> Value {
     let name = &manifest.application().name;
     let current = fleet.applications.iter().find(|a| a.name.as_str() == name);
     let used = used_by_others(fleet, name);

@@ -35,7 +35,7 @@ fn millis(whose: &str) -> Value {
 
 /// All schemas by name.
 #[must_use]
-pub fn schemas() -> Value {
+pub(super) fn schemas() -> Value {
     let mut all = json!({});
     for part in [errors_and_artifacts(), applications(), nodes(), records()] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {

@@ -14,6 +14,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::stop::stopped;
+
 /// Connections at once; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 512;
 /// A client has this long to send the head of its next request.
@@ -63,17 +65,18 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
+    let told = stop.clone();
     loop {
         let accept = async {
             let place = places.clone().acquire_owned().await;
             (place, listener.accept().await)
         };
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stopped(&mut stop) => break,
             Some(_) = connections.join_next() => {}
             accepted = accept => match accepted {
                 (Ok(place), Ok((stream, _))) => {
-                    let connection = connection(stream, router.clone(), stop.clone());
+                    let connection = connection(stream, router.clone(), told.clone());
                     connections.spawn(async move {
                         let _place = place;
                         connection.await;
@@ -101,12 +104,11 @@ async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        ended = connection.as_mut() => note(ended),
-        _ = stop.wait_for(|stop| *stop) => {
-            connection.as_mut().graceful_shutdown();
-            note(connection.await);
-        }
+        ended = connection.as_mut() => return note(ended),
+        () = stopped(&mut stop) => {}
     }
+    connection.as_mut().graceful_shutdown();
+    note(connection.await);
 }
 
 fn note(ended: Result<(), hyper::Error>) {

@@ -29,6 +29,7 @@ use crate::downstream::Downstream;
 use crate::library::Library;
 use crate::outgoing::send;
 use crate::signer::Signer;
+use crate::stop::stopped;
 use crate::store::audit::Draft;
 use crate::store::{Store, StoreError};
 use crate::traffic::Traffic;
@@ -223,7 +224,7 @@ impl EventLoop {
             }
         };
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => Happened::Stop,
+            () = stopped(stop) => Happened::Stop,
             event = events => Happened::Endpoint(event),
             request = self.requests.recv() => Happened::Request(request),
             completion = self.completions.1.recv() => Happened::Compiled(completion),

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::handle::Request;
 use super::{Batch, EventLoop, LoopError, Unavailable, boot};
+use crate::stop::stopped;
 
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -57,7 +58,7 @@ impl EventLoop {
             tokio::pin!(wait);
             loop {
                 tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => return false,
+                    () = stopped(stop) => return false,
                     Some(request) = self.requests.recv() => self.turn_away(request, why),
                     () = &mut wait => break,
                 }

@@ -82,8 +82,13 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
             history::append(db, node, stored)?;
         }
         Op::ClearEntries(node) => run(db, "DELETE FROM entry WHERE node = ?1", params![node.as_str()])?,
-        Op::DeleteEntry { node, key } => {
-            run(db, "DELETE FROM entry WHERE node = ?1 AND key = ?2", params![node.as_str(), key])?;
+        Op::VoidEntry { node, key } => {
+            let nothing = wire::encode(&v1::Body::Unknown).map_err(|e| bad("entry", e))?;
+            run(
+                db,
+                "UPDATE entry SET body = ?3 WHERE node = ?1 AND key = ?2",
+                params![node.as_str(), key, nothing],
+            )?;
         }
     }
     Ok(())

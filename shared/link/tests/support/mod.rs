@@ -1,7 +1,7 @@
 //! A small tree for tests: an authority, certified nodes, a hub key and the trust bundle that vouches for them.
 
 // Every test file uses another part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
