@@ -309,7 +309,8 @@ impl Hub {
 
     fn transport(&self, request: &str, e: &ureq::Error) -> HubError {
         use ureq::{Error, Timeout};
-        let (url, reason, request) = (self.url.clone(), e.to_string(), request.to_owned());
+        let (url, request) = (self.url.clone(), request.to_owned());
+        let reason = e.to_string().trim_start_matches("io: ").to_owned();
         match e {
             Error::Timeout(Timeout::Connect | Timeout::Resolve) => HubError::Unreachable { url, reason },
             Error::Timeout(_) => HubError::Silent { url, request, reason },
@@ -321,10 +322,7 @@ impl Hub {
             Error::Protocol(_) | Error::BodyExceedsLimit(_) | Error::LargeResponseHeader(..) => {
                 HubError::NotUnderstood { url, request, reason }
             }
-            _ => HubError::Unreachable {
-                url,
-                reason: reason.trim_start_matches("io: ").to_owned(),
-            },
+            _ => HubError::Unreachable { url, reason },
         }
     }
 }

@@ -1,4 +1,6 @@
 //! Scenarios for the whole line, and what drives them. The simulator runs the real cores of a hub, gateways and agents
-//! in virtual time from one seed.
+//! in virtual time from one seed; the demo
+//! runs the real programs on loopback.
 
+pub mod demo;
 pub mod sim;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use cnova_hil_tests::sim;
+use cnova_hil_tests::{demo, sim};
 
 /// Runs the scenarios of the whole line.
 #[derive(Parser)]
@@ -27,11 +27,41 @@ enum Command {
         #[arg(long, default_value_t = sim::world::TRACE_LINES)]
         trace: usize,
     },
+    /// Run the whole line on this machine, as separate processes on loopback.
+    Demo {
+        /// The folder for everything that the demo makes.
+        #[arg(long)]
+        dir: std::path::PathBuf,
+        /// The folder with the programs.
+        #[arg(long)]
+        bin: std::path::PathBuf,
+        /// The repository's examples.
+        #[arg(long)]
+        examples: std::path::PathBuf,
+        /// Leave the fleet up at the end.
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 #[allow(clippy::print_stdout)]
 fn main() -> ExitCode {
-    let Command::Sim { from, seeds, trace } = Args::parse().command;
+    match Args::parse().command {
+        Command::Sim { from, seeds, trace } => simulate(from, seeds, trace),
+        Command::Demo { dir, bin, examples, keep } => {
+            match demo::run(demo::Options { dir, bin, examples, keep }) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => {
+                    println!("the demo failed: {e}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)]
+fn simulate(from: u64, seeds: u64, trace: usize) -> ExitCode {
     let started = Instant::now();
     let (mut events, mut crashes, mut twins, mut slowest) = (0, 0, 0, 0);
     for seed in from..from.saturating_add(seeds) {

@@ -139,7 +139,7 @@ impl Sender {
     /// An acknowledgement came.
     pub fn on_ack(&mut self, ack: Position, mono_ms: u64) -> AckEffect {
         if ack.incarnation > self.incarnation {
-            self.incarnation = ack.incarnation + 1;
+            self.incarnation = ack.incarnation.saturating_add(1);
             self.acked = 0;
             self.rewind();
             return AckEffect::Outlived { take: self.incarnation };
@@ -148,7 +148,7 @@ impl Sender {
         if seq < self.acked {
             // What was acknowledged may be deleted here, and after a restart its numbers would be given out again: a
             // stream that is told once more is told in a new life.
-            self.incarnation += 1;
+            self.incarnation = self.incarnation.saturating_add(1);
             self.acked = 0;
             self.rewind();
             return AckEffect::Regressed;

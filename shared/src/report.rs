@@ -80,6 +80,13 @@ impl Reporter {
         self.entries.get(key)
     }
 
+    /// The keys of alarms that were raised and are not over.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<String> {
+        let raised = |e: &&Entry| matches!(e.body, Body::Alarm(_));
+        self.entries.values().filter(raised).map(|e| e.key.clone()).collect()
+    }
+
     /// Says something on a subject, unless the same was said last.
     pub fn say(&mut self, key: &str, at_ms: u64, body: Body, ops: &mut Vec<StreamOp>) {
         if self.entries.get(key).is_some_and(|e| e.body == body) {
@@ -119,9 +126,9 @@ impl Reporter {
         ops.push(StreamOp::Acked(Position { incarnation: self.sender.incarnation(), seq: self.sender.acked() }));
     }
 
-    /// A workload that is gone need not be mentioned once the parent knows.
+    /// A workload that is gone, or an alarm that is over, need not be mentioned once the parent knows.
     fn drop_tombstones(&mut self, acked: u64, ops: &mut Vec<StreamOp>) {
-        let gone = |e: &&Entry| e.seq <= acked && matches!(e.body, Body::Gone { .. });
+        let gone = |e: &&Entry| e.seq <= acked && matches!(e.body, Body::Gone { .. } | Body::Over);
         let keys: Vec<String> = self.entries.values().filter(gone).map(|e| e.key.clone()).collect();
         for key in keys {
             if let Some(e) = self.entries.remove(&key) {

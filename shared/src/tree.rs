@@ -443,8 +443,10 @@ impl Tree {
         match admit(held, incarnation, from, to) {
             Admit::Fresh(position) => {
                 self.received.insert(key, position);
-                let op = TreeOp::Received { child: child.clone(), stream, position };
-                self.events.push_back(TreeEvent::Persist(op));
+                if self.gather.get(child).is_none_or(|g| g.due.is_none()) {
+                    let op = TreeOp::Received { child: child.clone(), stream, position };
+                    self.events.push_back(TreeEvent::Persist(op));
+                }
                 true
             }
             Admit::Duplicate | Admit::Gap => false,
@@ -546,6 +548,15 @@ impl Tree {
         if gather.due.is_none() {
             gather.due = Some(mono_ms + gather.pause_ms);
             gather.pause_ms = (gather.pause_ms * 2).min(limits::GATHER_MAX_MS);
+            // On disk the child is forgotten at once: if this process dies before the time has come, it asks at the
+            // child's next hello.
+            for stream in [Stream::Report, Stream::Relay] {
+                if self.received.contains_key(&(child.clone(), stream)) {
+                    let position = Position::default();
+                    let op = TreeOp::Received { child: child.clone(), stream, position };
+                    self.events.push_back(TreeEvent::Persist(op));
+                }
+            }
         }
     }
 

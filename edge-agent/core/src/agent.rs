@@ -90,8 +90,21 @@ impl Agent {
         for alarm in agent.config.alarms.clone() {
             agent.say(&format!("alarm/{}", alarm.code), now, Body::Alarm(alarm));
         }
+        agent.end_alarms(now);
         agent.settle(now);
         agent
+    }
+
+    /// An alarm of an earlier start that this start did not raise is over.
+    fn end_alarms(&mut self, now: Now) {
+        let stands = |key: &String| {
+            self.config.alarms.iter().any(|a| *key == format!("alarm/{}", a.code))
+                || (key == "alarm/stored-twin" && self.twin.is_none())
+        };
+        let over: Vec<String> = self.reporter.alarms().into_iter().filter(|k| !stands(k)).collect();
+        for key in over {
+            self.say(&key, now, Body::Over);
+        }
     }
 
     fn reopen_twin(&mut self, bytes: Option<Vec<u8>>, now: Now) {
@@ -448,6 +461,10 @@ impl Agent {
     }
 
     fn step(&mut self, id: &WorkloadId, starts: bool, now: Now) {
+        // Without a twin nothing is known to be unwanted: what was found running runs on until the parent has answered.
+        if self.twin.is_none() {
+            return;
+        }
         let Some(machine) = self.machines.get(id) else { return };
         let here = self.missing(machine).is_none();
         let fits = self.fits(machine);

@@ -35,19 +35,33 @@ impl Catalog {
             Ok(found) => found,
             Err(error) => {
                 let detail = format!("no runtimes: cannot read {}: {error}", folder.display());
-                catalog.alarms.push(Alarm { code: "runtime-dir".into(), detail });
+                catalog.alarms.push(Alarm {
+                    code: "runtime-dir".into(),
+                    detail,
+                });
                 return catalog;
             }
         };
         let answers: Vec<_> = thread::scope(|scope| {
             let asked: Vec<_> = found
                 .into_iter()
-                .map(|(name, exe)| (scope.spawn({ let exe = exe.clone(); move || describe(&exe) }), name, exe))
+                .map(|(name, exe)| {
+                    (
+                        scope.spawn({
+                            let exe = exe.clone();
+                            move || describe(&exe)
+                        }),
+                        name,
+                        exe,
+                    )
+                })
                 .collect();
             asked
                 .into_iter()
                 .map(|(thread, name, exe)| {
-                    let answer = thread.join().unwrap_or_else(|_| Err("it made the agent stumble".into()));
+                    let answer = thread
+                        .join()
+                        .unwrap_or_else(|_| Err("it made the agent stumble".into()));
                     (name, exe, answer)
                 })
                 .collect()
@@ -59,7 +73,10 @@ impl Catalog {
                 }
                 Err(why) => {
                     let detail = format!("{} is not used: {why}", exe.display());
-                    catalog.alarms.push(Alarm { code: format!("runtime-{name}"), detail });
+                    catalog.alarms.push(Alarm {
+                        code: format!("runtime-{name}"),
+                        detail,
+                    });
                 }
             }
         }
@@ -85,7 +102,10 @@ fn executables(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.strip_prefix(PREFIX));
         let runs = path.is_file() && rustix::fs::access(&path, Access::EXEC_OK).is_ok();
         if let Some(name) = name.filter(|_| runs) {
             found.push((name.to_owned(), path));
@@ -102,14 +122,26 @@ fn executables(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
 fn describe(exe: &Path) -> Result<RuntimeCapability, String> {
     let says = cnova_ral::describe(exe).map_err(|e| format!("it does not describe itself: {e}"))?;
     if says.ral != cnova_ral::RAL_VERSION {
-        return Err(format!("it speaks RAL {}, this agent {}", says.ral, cnova_ral::RAL_VERSION));
+        return Err(format!(
+            "it speaks RAL {}, this agent {}",
+            says.ral,
+            cnova_ral::RAL_VERSION
+        ));
     }
-    Ok(RuntimeCapability { name: says.runtime, version: says.version, engine: says.engine, targets: says.targets })
+    Ok(RuntimeCapability {
+        name: says.runtime,
+        version: says.version,
+        engine: says.engine,
+        targets: says.targets,
+    })
 }
 
 fn check_name(name: &str, capability: RuntimeCapability) -> Result<RuntimeCapability, String> {
     if capability.name == name {
         return Ok(capability);
     }
-    Err(format!("it says that it is the runtime {:?}; name the executable {PREFIX}{0}", capability.name))
+    Err(format!(
+        "it says that it is the runtime {:?}; name the executable {PREFIX}{0}",
+        capability.name
+    ))
 }

@@ -32,7 +32,10 @@ impl Findings {
 /// agent would not start.
 #[must_use]
 pub fn check(path: &Path) -> (String, bool) {
-    let mut findings = Findings { text: String::new(), ok: true };
+    let mut findings = Findings {
+        text: String::new(),
+        ok: true,
+    };
     match AgentConfig::load(path) {
         Err(error) => findings.bad(&error.to_string()),
         Ok(config) => {
@@ -41,7 +44,9 @@ pub fn check(path: &Path) -> (String, bool) {
             check_runtimes(&config, &mut findings);
             check_state(&config, &mut findings);
             let (mib, cpu) = (config.memory_bytes() >> 20, config.cpu_millis());
-            findings.good(&format!("workloads may use {mib} MiB of memory and {cpu} thousandths of a core"));
+            findings.good(&format!(
+                "workloads may use {mib} MiB of memory and {cpu} thousandths of a core"
+            ));
         }
     }
     (findings.text, findings.ok)
@@ -62,12 +67,18 @@ fn check_identity(config: &AgentConfig, findings: &mut Findings) {
     match cnova_shared::certificate::verify(identity.chain(), &authorities, now_s) {
         Ok(_) => {
             let days = identity.not_after_s().saturating_sub(now_s) / 86_400;
-            findings.good(&format!("the certificate is of an authority in the trust bundle and ends in {days} days"));
+            findings.good(&format!(
+                "the certificate is of an authority in the trust bundle and ends in {days} days"
+            ));
         }
         Err(error) => findings.bad(&error.to_string()),
     }
     let trust = identity.trust().contents();
-    findings.good(&format!("trust bundle version {} with {} signing keys", trust.version, trust.keys.len()));
+    findings.good(&format!(
+        "trust bundle version {} with {} signing keys",
+        trust.version,
+        trust.keys.len()
+    ));
     if trust.keys.iter().all(|k| k.not_after <= now_s) {
         findings.warn("every signing key in the trust bundle has run out: no new twin will be taken");
     }
@@ -83,7 +94,13 @@ fn check_runtimes(config: &AgentConfig, findings: &mut Findings) {
     for runtime in catalog.iter() {
         let c = &runtime.capability;
         let targets = c.targets.join(", ");
-        findings.good(&format!("runtime {} {} ({}) for {targets}: {}", c.name, c.version, c.engine, runtime.exe.display()));
+        findings.good(&format!(
+            "runtime {} {} ({}) for {targets}: {}",
+            c.name,
+            c.version,
+            c.engine,
+            runtime.exe.display()
+        ));
     }
     catalog.alarms.iter().for_each(|alarm| findings.warn(&alarm.detail));
     if catalog.iter().next().is_none() {

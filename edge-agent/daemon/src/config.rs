@@ -131,7 +131,10 @@ impl AgentConfig {
     /// must not find less because of the workloads that run already.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        self.capacity.memory.map_or_else(|| memory_total().map_or(MEMORY_UNKNOWN, |total| total / 2), |size| size.0)
+        self.capacity.memory.map_or_else(
+            || memory_total().map_or(MEMORY_UNKNOWN, |total| total / 2),
+            |size| size.0,
+        )
     }
 
     /// CPU for workloads, thousandths of a core.

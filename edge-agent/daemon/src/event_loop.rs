@@ -61,7 +61,10 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn new() -> Result<Self, std::io::Error> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn recv(&mut self) -> &'static str {
@@ -114,7 +117,15 @@ impl EventLoop {
     pub(crate) fn new(parts: Parts, hub: NodeId) -> Self {
         let (done, done_receiver) = mpsc::channel(DONE_QUEUE);
         let started = Instant::now();
-        Self { parts, hub, started, connected: false, pause: OUTAGE_FIRST, done, done_receiver }
+        Self {
+            parts,
+            hub,
+            started,
+            connected: false,
+            pause: OUTAGE_FIRST,
+            done,
+            done_receiver,
+        }
     }
 
     /// Runs until a signal comes.
@@ -145,7 +156,10 @@ impl EventLoop {
 
     fn now(&self) -> Now {
         let mono_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now { mono_ms, wall_ms: wall_ms() }
+        Now {
+            mono_ms,
+            wall_ms: wall_ms(),
+        }
     }
 
     /// From what the store holds and what is found on the machine.
@@ -169,8 +183,14 @@ impl EventLoop {
         for alive in found.alive {
             self.parts.supervisor.adopt(alive);
         }
-        let mut core =
-            Agent::boot(self.parts.config.clone(), stored, whole, partial, found.observed, self.now());
+        let mut core = Agent::boot(
+            self.parts.config.clone(),
+            stored,
+            whole,
+            partial,
+            found.observed,
+            self.now(),
+        );
         tracing::info!(node = %core.node(), twin = %core.version(), workloads = core.workloads().len(), "agent is up");
         if self.connected {
             core.handle(Event::Connected, self.now());
@@ -186,9 +206,11 @@ impl EventLoop {
             let event = match self.next_input(core.poll_timeout(), inputs).await {
                 Input::End(end) => return end,
                 Input::Event(event) => Some(event),
-                Input::Said(Said::Event { id, event }) => {
-                    Some(Event::Runtime { id: id.workload, attempt: id.attempt, event })
-                }
+                Input::Said(Said::Event { id, event }) => Some(Event::Runtime {
+                    id: id.workload,
+                    attempt: id.attempt,
+                    event,
+                }),
                 Input::Said(Said::Suspect { digests }) => {
                     self.look_at(digests);
                     None
@@ -256,14 +278,21 @@ impl EventLoop {
             match action {
                 Action::Persist(ops) => self.persist(ops, core).await?,
                 Action::Send(message) => self.send(&message, core.now_s(self.now())),
-                Action::AppendChunk { digest, offset, data, complete } => {
+                Action::AppendChunk {
+                    digest,
+                    offset,
+                    data,
+                    complete,
+                } => {
                     if let Some(event) = self.append(digest, offset, data, complete).await {
                         core.handle(event, self.now());
                     }
                 }
                 Action::Start(launch) => self.parts.supervisor.start(launch),
                 Action::Stop { id, attempt, grace_ms } => {
-                    self.parts.supervisor.stop(InstanceId { workload: id, attempt }, grace_ms);
+                    self.parts
+                        .supervisor
+                        .stop(InstanceId { workload: id, attempt }, grace_ms);
                 }
                 Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
                 Action::KeepArtifacts(wanted) => self.keep(wanted).await,
@@ -301,11 +330,15 @@ impl EventLoop {
         let parent = &self.parts.config.parent;
         let (kind, sealed) = match message {
             Message::Hello(hello) => (Kind::Hello, me.seal(Kind::Hello, &self.hub, now_s, None, hello, true)),
-            Message::Report(report) => (Kind::Report, me.seal(Kind::Report, &self.hub, now_s, None, report, false)),
+            Message::Report(report) => (
+                Kind::Report,
+                me.seal(Kind::Report, &self.hub, now_s, None, report, false),
+            ),
             Message::Reply(reply) => (Kind::Reply, me.seal(Kind::Reply, &self.hub, now_s, None, reply, false)),
-            Message::ChunkRequest(request) => {
-                (Kind::ChunkRequest, me.seal(Kind::ChunkRequest, parent, now_s, None, request, false))
-            }
+            Message::ChunkRequest(request) => (
+                Kind::ChunkRequest,
+                me.seal(Kind::ChunkRequest, parent, now_s, None, request, false),
+            ),
         };
         match sealed {
             Ok(bytes) => {
@@ -334,7 +367,10 @@ impl EventLoop {
             self.beside(move || {
                 Some(Done::Artifact(match artifacts.finish(&digest) {
                     Ok(()) => Event::ArtifactStored(digest),
-                    Err(error) => Event::ArtifactFailed { digest, detail: error.to_string() },
+                    Err(error) => Event::ArtifactFailed {
+                        digest,
+                        detail: error.to_string(),
+                    },
                 }))
             });
         }
@@ -364,7 +400,12 @@ impl EventLoop {
             let answer = answers::answer(dir.as_deref(), &op);
             let ok = answer.is_ok();
             let text = limits::clip_to(&answer.unwrap_or_else(|why| why), limits::LOG_REPLY_BYTES);
-            Some(Done::Reply(v1::Reply { v: v1::VERSION, id, ok, text }))
+            Some(Done::Reply(v1::Reply {
+                v: v1::VERSION,
+                id,
+                ok,
+                text,
+            }))
         });
     }
 
@@ -390,9 +431,15 @@ impl EventLoop {
 
     fn raise_damaged(&mut self, digests: &[Digest]) {
         let which: Vec<String> = digests.iter().map(Digest::short).collect();
-        let detail = format!("damaged or missing on this disk and fetched again: {}", which.join(", "));
+        let detail = format!(
+            "damaged or missing on this disk and fetched again: {}",
+            which.join(", ")
+        );
         tracing::error!(alarm = "artifact-damaged", "{detail}");
-        self.set_alarm(Alarm { code: "artifact-damaged".into(), detail });
+        self.set_alarm(Alarm {
+            code: "artifact-damaged".into(),
+            detail,
+        });
     }
 
     fn set_alarm(&mut self, alarm: Alarm) {

@@ -55,7 +55,10 @@ pub fn parse_folder(name: &str) -> Option<InstanceId> {
     let application = Name::new(parts.next()?).ok()?;
     let name = Name::new(parts.next()?).ok()?;
     let attempt = parts.next()?.parse().ok()?;
-    parts.next().is_none().then_some(InstanceId { workload: WorkloadId { application, name }, attempt })
+    parts.next().is_none().then_some(InstanceId {
+        workload: WorkloadId { application, name },
+        attempt,
+    })
 }
 
 /// All instance folders, oldest attempt first.
@@ -122,7 +125,10 @@ mod tests {
     use super::*;
 
     fn id(text: &str, attempt: u32) -> InstanceId {
-        InstanceId { workload: text.parse().unwrap(), attempt }
+        InstanceId {
+            workload: text.parse().unwrap(),
+            attempt,
+        }
     }
 
     #[test]

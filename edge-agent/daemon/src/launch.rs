@@ -63,8 +63,13 @@ pub(crate) fn launch(
     launch: &Launch,
 ) -> Result<Launched, LaunchError> {
     let w = &launch.workload;
-    let exe = catalog.exe(&w.runtime).ok_or_else(|| LaunchError::NoRuntime(w.runtime.clone()))?;
-    let id = InstanceId { workload: w.id.clone(), attempt: launch.attempt };
+    let exe = catalog
+        .exe(&w.runtime)
+        .ok_or_else(|| LaunchError::NoRuntime(w.runtime.clone()))?;
+    let id = InstanceId {
+        workload: w.id.clone(),
+        attempt: launch.attempt,
+    };
     let dir = instance::folder(run_dir, &id);
     if !artifacts.has(&w.artifact.digest) {
         return Err(LaunchError::ArtifactMissing(w.artifact.digest));
@@ -73,14 +78,23 @@ pub(crate) fn launch(
     let mounts = place_files(&dir, artifacts, w)?;
     let spec = spec_of(launch, artifacts.path(&w.artifact.digest), mounts)?;
     let boot_id = cnova_ral::boot_id().map_err(fail("read", Path::new("/proc/sys/kernel/random/boot_id")))?;
-    let record = Record { workload: w.id.clone(), attempt: launch.attempt, spec: launch.spec, boot_id };
+    let record = Record {
+        workload: w.id.clone(),
+        attempt: launch.attempt,
+        spec: launch.spec,
+        boot_id,
+    };
     instance::write_record(&dir, &record).map_err(fail("write the record in", &dir))?;
     cnova_ral::write_spec(&dir, &spec)?;
     // Before the runtime exists, so that no file of it is missed.
     let folder_events = watch(&dir).map_err(fail("watch", &dir))?;
     let mut child = cnova_ral::spawn(exe, &dir).map_err(fail("start", exe))?;
     match cnova_ral::pidfd_open(child.id()) {
-        Ok(pidfd) => Ok(Launched { child, folder_events, pidfd }),
+        Ok(pidfd) => Ok(Launched {
+            child,
+            folder_events,
+            pidfd,
+        }),
         Err(source) => {
             // A process that cannot be watched must not run.
             let _ = child.kill();
@@ -92,7 +106,11 @@ pub(crate) fn launch(
 
 fn watch(dir: &Path) -> io::Result<OwnedFd> {
     let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&fd, dir, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::CLOSE_WRITE)?;
+    inotify::add_watch(
+        &fd,
+        dir,
+        inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::CLOSE_WRITE,
+    )?;
     Ok(fd)
 }
 
@@ -153,10 +171,18 @@ fn place_files(dir: &Path, artifacts: &Artifacts, w: &Workload) -> Result<Vec<Mo
         }
     }
     // A container keeps what its image has beside the file; Wasm can only be given whole folders.
-    let guests = if w.runtime == "container" { paths_of(&w.files) } else { folders_of(&w.files) };
+    let guests = if w.runtime == "container" {
+        paths_of(&w.files)
+    } else {
+        folders_of(&w.files)
+    };
     let mount = |guest: PathBuf| {
         let host = root.join(guest.strip_prefix("/").unwrap_or(&guest));
-        Mount { guest, host, writable: false }
+        Mount {
+            guest,
+            host,
+            writable: false,
+        }
     };
     Ok(guests.into_iter().map(mount).collect())
 }
@@ -167,8 +193,10 @@ fn paths_of(files: &[InputFile]) -> BTreeSet<PathBuf> {
 
 /// The outermost folders that hold files.
 fn folders_of(files: &[InputFile]) -> BTreeSet<PathBuf> {
-    let all: BTreeSet<PathBuf> =
-        files.iter().filter_map(|f| Path::new(&f.path).parent().map(Path::to_owned)).collect();
+    let all: BTreeSet<PathBuf> = files
+        .iter()
+        .filter_map(|f| Path::new(&f.path).parent().map(Path::to_owned))
+        .collect();
     let is_outermost = |p: &PathBuf| !p.ancestors().skip(1).any(|a| all.contains(a));
     all.iter().filter(|p| is_outermost(p)).cloned().collect()
 }
@@ -182,11 +210,17 @@ mod tests {
     fn only_the_outermost_folders_are_mounted() {
         let file = |path: &str| InputFile {
             path: path.into(),
-            artifact: Artifact { digest: Digest::of(b"x"), size: 1 },
+            artifact: Artifact {
+                digest: Digest::of(b"x"),
+                size: 1,
+            },
         };
         let files = [file("/data/a"), file("/data/sub/b"), file("/etc/x/c"), file("/data2/d")];
         let folders: Vec<PathBuf> = folders_of(&files).into_iter().collect();
         assert_eq!(folders, ["/data", "/data2", "/etc/x"].map(PathBuf::from));
-        assert_eq!(folders_of(&[file("/a"), file("/b/c")]).into_iter().collect::<Vec<_>>(), [PathBuf::from("/")]);
+        assert_eq!(
+            folders_of(&[file("/a"), file("/b/c")]).into_iter().collect::<Vec<_>>(),
+            [PathBuf::from("/")]
+        );
     }
 }

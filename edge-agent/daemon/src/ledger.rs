@@ -76,10 +76,18 @@ impl Ledger {
                 drop(opened);
                 let aside = cnova_store::set_aside(path, &reason.to_string())?;
                 let opened = cnova_store::open(path, &SCHEMA, OnCorrupt::Refuse, LEDGER_BYTES)?;
-                prepare(&opened, wall_ms).map_err(|source| LedgerError::Read { path: path.to_owned(), source })?;
+                prepare(&opened, wall_ms).map_err(|source| LedgerError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
                 (opened, Some(aside))
             }
-            Err(source) => return Err(LedgerError::Read { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(LedgerError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
         let set_aside = unreadable.or(opened.set_aside);
         let owner = Owner::spawn(opened.connection).map_err(LedgerError::Thread)?;
@@ -91,7 +99,9 @@ impl Ledger {
     /// # Errors
     /// [`CallError`]; nothing was changed.
     pub async fn persist(&self, ops: Vec<Op>) -> Result<(), CallError> {
-        self.owner.write(move |t| ops.iter().try_for_each(|op| apply(t, op))).await
+        self.owner
+            .write(move |t| ops.iter().try_for_each(|op| apply(t, op)))
+            .await
     }
 
     /// Everything in it.
@@ -119,11 +129,16 @@ impl Ledger {
 
 fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error as E;
-    matches!(error, E::FromSqlConversionFailure(..) | E::InvalidColumnType(..) | E::IntegralValueOutOfRange(..))
+    matches!(
+        error,
+        E::FromSqlConversionFailure(..) | E::InvalidColumnType(..) | E::IntegralValueOutOfRange(..)
+    )
 }
 
 fn prepare(opened: &Opened, wall_ms: u64) -> Result<(), rusqlite::Error> {
-    opened.connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
+    opened
+        .connection
+        .pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
     opened.connection.execute(
         "INSERT OR IGNORE INTO number (name, value) VALUES (?1, ?2)",
         params![INCARNATION, to_sql(wall_ms.max(1))],
@@ -143,7 +158,8 @@ fn from_sql(value: i64) -> u64 {
 fn apply(t: &Transaction<'_>, op: &Op) -> Result<(), rusqlite::Error> {
     match op {
         Op::PutTwin(bytes) => {
-            t.prepare_cached("INSERT OR REPLACE INTO twin (id, bytes) VALUES (1, ?1)")?.execute([bytes])?;
+            t.prepare_cached("INSERT OR REPLACE INTO twin (id, bytes) VALUES (1, ?1)")?
+                .execute([bytes])?;
         }
         Op::TimeFloor(seconds) => put_number(t, TIME_FLOOR, *seconds)?,
         Op::PutInstance(row) => put_instance(t, row)?,
@@ -212,7 +228,9 @@ fn phase_word(phase: Phase) -> &'static str {
 }
 
 fn phase_of(word: &str) -> Option<Phase> {
-    [Phase::Active, Phase::Backoff, Phase::Finished, Phase::CrashLoop].into_iter().find(|p| phase_word(*p) == word)
+    [Phase::Active, Phase::Backoff, Phase::Finished, Phase::CrashLoop]
+        .into_iter()
+        .find(|p| phase_word(*p) == word)
 }
 
 fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
@@ -221,14 +239,26 @@ fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
         .prepare("SELECT application, name, attempt, spec, failures, phase FROM instance")?
         .query_map([], read_instance)?
         .collect::<Result<_, _>>()?;
-    let entries =
-        c.prepare("SELECT cbor FROM entry ORDER BY seq")?.query_map([], read_entry)?.collect::<Result<_, _>>()?;
-    let acked = Position { incarnation: number(c, INCARNATION)?, seq: number(c, ACKED)? };
-    Ok(Stored { twin, time_floor: number(c, TIME_FLOOR)?, instances, stream: StoredStream { entries, acked } })
+    let entries = c
+        .prepare("SELECT cbor FROM entry ORDER BY seq")?
+        .query_map([], read_entry)?
+        .collect::<Result<_, _>>()?;
+    let acked = Position {
+        incarnation: number(c, INCARNATION)?,
+        seq: number(c, ACKED)?,
+    };
+    Ok(Stored {
+        twin,
+        time_floor: number(c, TIME_FLOOR)?,
+        instances,
+        stream: StoredStream { entries, acked },
+    })
 }
 
 fn number(c: &Connection, name: &str) -> Result<u64, rusqlite::Error> {
-    let value = c.query_row("SELECT value FROM number WHERE name = ?1", [name], |r| r.get(0)).optional()?;
+    let value = c
+        .query_row("SELECT value FROM number WHERE name = ?1", [name], |r| r.get(0))
+        .optional()?;
     Ok(from_sql(value.unwrap_or(0)))
 }
 
@@ -237,12 +267,13 @@ fn damaged(column: usize, kind: Type, error: impl Into<Box<dyn std::error::Error
 }
 
 fn read_instance(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
-    let name = |column: usize| {
-        Name::new(row.get::<_, String>(column)?).map_err(|e| damaged(column, Type::Text, e))
-    };
+    let name = |column: usize| Name::new(row.get::<_, String>(column)?).map_err(|e| damaged(column, Type::Text, e));
     let word: String = row.get(5)?;
     Ok(InstanceRow {
-        id: WorkloadId { application: name(0)?, name: name(1)? },
+        id: WorkloadId {
+            application: name(0)?,
+            name: name(1)?,
+        },
         attempt: row.get(2)?,
         spec: Digest(row.get(3)?),
         failures: row.get(4)?,

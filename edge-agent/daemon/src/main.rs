@@ -34,7 +34,10 @@ enum Verb {
 fn main() -> ExitCode {
     keep_memory_small();
     match Arguments::parse().verb {
-        Verb::Run { config } => match AgentConfig::load(&config).map_err(run::StartError::from).and_then(run::run) {
+        Verb::Run { config } => match AgentConfig::load(&config)
+            .map_err(run::StartError::from)
+            .and_then(run::run)
+        {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 // Logging may not have been set up yet.

@@ -34,7 +34,10 @@ pub(crate) struct Found {
 /// How an instance stands, by its files.
 enum Standing {
     Alive(State),
-    Ended { ok: bool, detail: String },
+    Ended {
+        ok: bool,
+        detail: String,
+    },
     /// Nothing is held against it: the machine was restarted, or it was told to stop.
     Gone,
 }
@@ -69,13 +72,22 @@ impl Found {
         let state = match standing {
             Standing::Alive(state) => {
                 let pid = state.pid;
-                self.alive.push(Alive { id: id.clone(), dir, state });
+                self.alive.push(Alive {
+                    id: id.clone(),
+                    dir,
+                    state,
+                });
                 ObservedState::Alive { pid }
             }
             Standing::Ended { ok, detail } => ObservedState::Exited { ok, detail },
             Standing::Gone => ObservedState::MachineRestarted,
         };
-        self.observed.push(Observed { id: id.workload, attempt: id.attempt, spec, state });
+        self.observed.push(Observed {
+            id: id.workload,
+            attempt: id.attempt,
+            spec,
+            state,
+        });
     }
 }
 
@@ -138,7 +150,9 @@ pub(crate) fn describe_exit(exit: &Exit) -> (bool, String) {
 fn end_remains(dir: &Path) {
     let _ = fs::remove_file(dir.join(cnova_ral::file::SPEC));
     for pid in processes_of(dir) {
-        let Ok(pidfd) = cnova_ral::pidfd_open(pid) else { continue };
+        let Ok(pidfd) = cnova_ral::pidfd_open(pid) else {
+            continue;
+        };
         // Looked at again behind the pidfd: the number may be another's by now.
         if !is_run_in(pid, dir) {
             continue;
@@ -161,16 +175,22 @@ fn wait(pidfd: &std::os::fd::OwnedFd) -> bool {
 
 /// Processes whose arguments are those of a runtime in `dir`.
 fn processes_of(dir: &Path) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| is_run_in(*pid, dir)).collect()
 }
 
 fn is_run_in(pid: u32, dir: &Path) -> bool {
-    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else {
+        return false;
+    };
     let wanted = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let arguments: Vec<&[u8]> = arguments.split(|b| *b == 0).collect();
-    arguments.windows(3).any(|w| w[0] == b"run" && w[1] == b"--state" && w[2] == wanted.as_os_str().as_encoded_bytes())
+    arguments
+        .windows(3)
+        .any(|w| w[0] == b"run" && w[1] == b"--state" && w[2] == wanted.as_os_str().as_encoded_bytes())
 }
 
 #[cfg(test)]
@@ -187,22 +207,48 @@ mod tests {
     impl Machine {
         /// An instance of this boot, or of another one.
         fn put(&mut self, workload: &str, attempt: u32, known: bool, same_boot: bool) -> PathBuf {
-            let id = InstanceId { workload: workload.parse().unwrap(), attempt };
+            let id = InstanceId {
+                workload: workload.parse().unwrap(),
+                attempt,
+            };
             let path = folder(self.dir.path(), &id);
             fs::create_dir(&path).unwrap();
-            let boot_id = if same_boot { cnova_ral::boot_id().unwrap() } else { "another".into() };
+            let boot_id = if same_boot {
+                cnova_ral::boot_id().unwrap()
+            } else {
+                "another".into()
+            };
             let spec = Digest::of(workload.as_bytes());
-            write_record(&path, &Record { workload: id.workload.clone(), attempt, spec, boot_id }).unwrap();
+            write_record(
+                &path,
+                &Record {
+                    workload: id.workload.clone(),
+                    attempt,
+                    spec,
+                    boot_id,
+                },
+            )
+            .unwrap();
             if known {
                 let phase = Phase::Active;
-                self.rows.push(InstanceRow { id: id.workload, attempt, spec, failures: 0, phase });
+                self.rows.push(InstanceRow {
+                    id: id.workload,
+                    attempt,
+                    spec,
+                    failures: 0,
+                    phase,
+                });
             }
             path
         }
 
         fn scan(&self) -> BTreeMap<String, ObservedState> {
             let found = scan(self.dir.path(), &self.rows).unwrap();
-            found.observed.into_iter().map(|o| (o.id.to_string(), o.state)).collect()
+            found
+                .observed
+                .into_iter()
+                .map(|o| (o.id.to_string(), o.state))
+                .collect()
         }
     }
 
@@ -212,9 +258,18 @@ mod tests {
 
     #[test]
     fn each_instance_is_judged_by_its_files() {
-        let mut m = Machine { dir: tempfile::tempdir().unwrap(), rows: Vec::new() };
-        exit(&m.put("a/done", 1, true, true), Exit::new(ExitReason::Finished).with_code(0));
-        exit(&m.put("a/failed", 1, true, false), Exit::new(ExitReason::Trap).with_detail("unreachable"));
+        let mut m = Machine {
+            dir: tempfile::tempdir().unwrap(),
+            rows: Vec::new(),
+        };
+        exit(
+            &m.put("a/done", 1, true, true),
+            Exit::new(ExitReason::Finished).with_code(0),
+        );
+        exit(
+            &m.put("a/failed", 1, true, false),
+            Exit::new(ExitReason::Trap).with_detail("unreachable"),
+        );
         exit(&m.put("a/stopped", 1, true, true), Exit::new(ExitReason::Stopped));
         exit(&m.put("a/shut-down", 1, true, false), Exit::new(ExitReason::Killed));
         m.put("a/unborn", 1, true, true);
@@ -224,7 +279,10 @@ mod tests {
         fs::write(torn.join("instance.json"), "{").unwrap();
 
         let found = m.scan();
-        let ended = |ok, detail: &str| ObservedState::Exited { ok, detail: detail.into() };
+        let ended = |ok, detail: &str| ObservedState::Exited {
+            ok,
+            detail: detail.into(),
+        };
         assert_eq!(found["a/done"], ended(true, "finished with exit code 0"));
         assert_eq!(found["a/failed"], ended(false, "trap: unreachable"));
         for neutral in ["a/stopped", "a/shut-down", "a/unborn", "a/power-cut"] {

@@ -103,12 +103,20 @@ pub(crate) fn place(config: &AgentConfig, identity: &Identity) -> Result<Place, 
     let node = identity.node().clone();
     if let Some(said) = config.node.as_ref().filter(|said| **said != node) {
         let (configured, certified) = (said.to_string(), node.to_string());
-        return Err(StartError::Disagree { what: "node", configured, certified });
+        return Err(StartError::Disagree {
+            what: "node",
+            configured,
+            certified,
+        });
     }
     let site = match (&config.site, identity.site()) {
         (Some(said), Some(certified)) if said != certified => {
             let (configured, certified) = (said.to_string(), certified.to_string());
-            return Err(StartError::Disagree { what: "site", configured, certified });
+            return Err(StartError::Disagree {
+                what: "site",
+                configured,
+                certified,
+            });
         }
         (Some(site), _) | (None, Some(site)) => site.clone(),
         (None, None) => return Err(StartError::NoSite),
@@ -128,13 +136,19 @@ pub fn run(config: AgentConfig) -> Result<(), StartError> {
         .thread_stack_size(BLOCKING_STACK_BYTES)
         .thread_keep_alive(Duration::from_secs(1))
         .build()
-        .map_err(|source| StartError::System { action: "start the event loop", source })?;
+        .map_err(|source| StartError::System {
+            action: "start the event loop",
+            source,
+        })?;
     runtime.block_on(run_in(&config))
 }
 
 async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let identity = Arc::new(config.identity.load()?);
-    identity.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    identity
+        .warnings()
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
     let place = place(config, &identity)?;
     let _lock = prepare_state(&config.state_dir, &config.run_dir())?;
     let catalog = Catalog::discover(&config.runtime_dir);
@@ -162,13 +176,20 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         alarms,
     };
     let tls = client_tls(&identity, &config.parent.node, clock.clone())?;
-    let signals = Signals::new().map_err(|source| StartError::System { action: "listen for signals", source })?;
+    let signals = Signals::new().map_err(|source| StartError::System {
+        action: "listen for signals",
+        source,
+    })?;
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
     let supervisor = Supervisor::new(config.run_dir(), catalog, artifacts.clone(), said_sender);
     let address = config.parent.address.clone();
     let (uplink, uplink_events) =
         Uplink::start(UplinkConfig::new(address, place.node, config.parent.node.clone(), tls));
-    let inputs = Inputs { uplink: uplink_events, said, signals };
+    let inputs = Inputs {
+        uplink: uplink_events,
+        said,
+        signals,
+    };
     let parts = Parts {
         config: core_config,
         identity,
@@ -189,7 +210,10 @@ pub(crate) fn set_aside_alarm(aside: &SetAside) -> Alarm {
         aside.reason,
         aside.path.display()
     );
-    Alarm { code: "store-set-aside".into(), detail }
+    Alarm {
+        code: "store-set-aside".into(),
+        detail,
+    }
 }
 
 /// Makes the state folder and takes it for this process.
@@ -213,7 +237,10 @@ pub(crate) fn prepare_state(state_dir: &Path, run_dir: &Path) -> Result<File, St
         Err(TryLockError::WouldBlock) => {
             let by = fs::read_to_string(&path).ok().filter(|pid| !pid.is_empty());
             let by = by.map(|pid| format!(" (process {})", pid.trim())).unwrap_or_default();
-            return Err(StartError::Locked { path: state_dir.to_owned(), by });
+            return Err(StartError::Locked {
+                path: state_dir.to_owned(),
+                by,
+            });
         }
         Err(TryLockError::Error(source)) => return Err(fail("lock", &path)(source)),
     }
@@ -230,7 +257,9 @@ pub(crate) fn wall_ms() -> u64 {
 fn random_id() -> Result<String, StartError> {
     use ring::rand::SecureRandom;
     let mut bytes = [0_u8; 16];
-    ring::rand::SystemRandom::new().fill(&mut bytes).map_err(|_| StartError::Random)?;
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| StartError::Random)?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
@@ -238,7 +267,10 @@ fn start_logging(config: &AgentConfig) {
     use tracing_subscriber::EnvFilter;
     let said = std::env::var("RUST_LOG").ok().or_else(|| config.log.level.clone());
     let filter = EnvFilter::try_new(said.as_deref().unwrap_or("info")).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
     // Set twice only by tests.
     let _ = match config.log.format {
         LogFormat::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),

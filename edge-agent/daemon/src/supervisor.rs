@@ -74,19 +74,25 @@ struct End {
 }
 
 impl Supervisor {
-    pub(crate) fn new(
-        run_dir: PathBuf,
-        catalog: Catalog,
-        artifacts: Arc<Artifacts>,
-        said: mpsc::Sender<Said>,
-    ) -> Self {
+    pub(crate) fn new(run_dir: PathBuf, catalog: Catalog, artifacts: Arc<Artifacts>, said: mpsc::Sender<Said>) -> Self {
         let watched = Mutex::default();
-        Self { inner: Arc::new(Inner { run_dir, catalog, artifacts, said, watched }) }
+        Self {
+            inner: Arc::new(Inner {
+                run_dir,
+                catalog,
+                artifacts,
+                said,
+                watched,
+            }),
+        }
     }
 
     /// Starts an instance; the events say how it goes.
     pub(crate) fn start(&self, launch: Box<Launch>) {
-        let id = InstanceId { workload: launch.workload.id.clone(), attempt: launch.attempt };
+        let id = InstanceId {
+            workload: launch.workload.id.clone(),
+            attempt: launch.attempt,
+        };
         if let Some(stop) = self.inner.track(&id, false) {
             tokio::spawn(self.inner.clone().run(id, launch, stop));
         }
@@ -107,7 +113,10 @@ impl Supervisor {
             None => false,
         };
         if !is_told {
-            let event = RuntimeEvent::Exited { ok: true, detail: "it had ended already".into() };
+            let event = RuntimeEvent::Exited {
+                ok: true,
+                detail: "it had ended already".into(),
+            };
             let inner = self.inner.clone();
             // In a task: whoever calls this is also the one who makes room in the queue.
             tokio::spawn(async move { inner.say(Said::Event { id, event }).await });
@@ -121,7 +130,9 @@ impl Supervisor {
 
     /// Removes the folders of a workload that is gone for good. Blocks on the disk.
     pub(crate) fn forget(&self, workload: &WorkloadId) {
-        instance::prune(&self.inner.run_dir, workload, 0, |id| !self.inner.lock().contains_key(id));
+        instance::prune(&self.inner.run_dir, workload, 0, |id| {
+            !self.inner.lock().contains_key(id)
+        });
     }
 
     /// Ends what has not said yet that it runs, and waits for it: a core that is made anew cannot know of it.
@@ -161,26 +172,36 @@ impl Inner {
     async fn run(self: Arc<Self>, id: InstanceId, wanted: Box<Launch>, mut stop: watch::Receiver<Option<u64>>) {
         let digests = digests_of(&wanted);
         let inner = self.clone();
-        let started =
-            spawn_blocking(move || launch(&inner.run_dir, &inner.catalog, &inner.artifacts, &wanted)).await;
+        let started = spawn_blocking(move || launch(&inner.run_dir, &inner.catalog, &inner.artifacts, &wanted)).await;
         let launched = match started {
             Ok(Ok(launched)) => launched,
             Ok(Err(error)) => {
                 let suspect = matches!(error, LaunchError::ArtifactMissing(_));
-                return self.over(id, false, error.to_string(), suspect.then_some(digests)).await;
+                return self
+                    .over(id, false, error.to_string(), suspect.then_some(digests))
+                    .await;
             }
             Err(error) => return self.over(id, false, error.to_string(), None).await,
         };
         let dir = instance::folder(&self.run_dir, &id);
-        let Launched { mut child, folder_events, pidfd } = launched;
-        let followed = self.follow(&id, &dir, &mut child, (folder_events, pidfd), &mut stop).await;
+        let Launched {
+            mut child,
+            folder_events,
+            pidfd,
+        } = launched;
+        let followed = self
+            .follow(&id, &dir, &mut child, (folder_events, pidfd), &mut stop)
+            .await;
         let end = match followed {
             Ok(end) => end,
             Err(error) => {
                 tracing::error!(instance = %id, %error, "cannot watch a process; it is ended");
                 let _ = child.kill();
                 let _ = spawn_blocking(move || child.wait()).await;
-                End { status: None, ours: Some("it could not be watched and was ended") }
+                End {
+                    status: None,
+                    ours: Some("it could not be watched and was ended"),
+                }
             }
         };
         let (ok, detail, refused) = explain(&dir, &end);
@@ -234,7 +255,11 @@ impl Inner {
         if let Some(watched) = self.lock().get_mut(id) {
             watched.is_running = true;
         }
-        self.say(Said::Event { id: id.clone(), event: RuntimeEvent::Started { pid: state.pid } }).await;
+        self.say(Said::Event {
+            id: id.clone(),
+            event: RuntimeEvent::Started { pid: state.pid },
+        })
+        .await;
         let (run_dir, workload, newest) = (self.run_dir.clone(), id.workload.clone(), id.clone());
         let watched: Vec<InstanceId> = self.lock().keys().cloned().collect();
         spawn_blocking(move || {
@@ -261,7 +286,11 @@ impl Inner {
 
     async fn over(&self, id: InstanceId, ok: bool, detail: String, suspect: Option<Vec<Digest>>) {
         self.lock().remove(&id);
-        self.say(Said::Event { id, event: RuntimeEvent::Exited { ok, detail } }).await;
+        self.say(Said::Event {
+            id,
+            event: RuntimeEvent::Exited { ok, detail },
+        })
+        .await;
         if let Some(digests) = suspect {
             self.say(Said::Suspect { digests }).await;
         }
@@ -270,7 +299,9 @@ impl Inner {
 
 fn digests_of(launch: &Launch) -> Vec<Digest> {
     let w = &launch.workload;
-    std::iter::once(w.artifact.digest).chain(w.files.iter().map(|f| f.artifact.digest)).collect()
+    std::iter::once(w.artifact.digest)
+        .chain(w.files.iter().map(|f| f.artifact.digest))
+        .collect()
 }
 
 /// Hands a descriptor to the event loop.
@@ -338,7 +369,10 @@ fn terminate(child: &Child) -> io::Result<()> {
 async fn end_child(child: &mut Child, process: &AsyncFd<OwnedFd>, grace_ms: u64) -> io::Result<()> {
     if grace_ms > 0 {
         terminate(child)?;
-        if timeout(Duration::from_millis(grace_ms), process.readable()).await.is_ok() {
+        if timeout(Duration::from_millis(grace_ms), process.readable())
+            .await
+            .is_ok()
+        {
             return Ok(());
         }
     }

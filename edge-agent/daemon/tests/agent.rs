@@ -19,11 +19,19 @@ async fn a_twin_runs_is_adopted_and_outlives_a_tampered_one() {
     assert!(is_alive(first.pid) && !first.adopted && first.attempt == 1, "{first:?}");
     assert_eq!(processes_below(&rig.state_dir), [first.pid]);
     let hello = &rig.hellos[0];
-    assert_eq!((hello.site.as_str(), hello.labels["line"].as_str()), ("plant-7/plc-1", "2"));
+    assert_eq!(
+        (hello.site.as_str(), hello.labels["line"].as_str()),
+        ("plant-7/plc-1", "2")
+    );
     assert_eq!(hello.capabilities.runtimes[0].engine, "fake-1");
     assert!(hello.alarms.is_empty(), "{:?}", hello.alarms);
     rig.until("the time of the commit", |rig| match rig.said.get("twin") {
-        Some(Body::Twin { generation: 1, committed_ms, verified_ms, .. }) if committed_ms >= verified_ms => Some(()),
+        Some(Body::Twin {
+            generation: 1,
+            committed_ms,
+            verified_ms,
+            ..
+        }) if committed_ms >= verified_ms => Some(()),
         _ => None,
     })
     .await;
@@ -41,8 +49,13 @@ async fn a_twin_runs_is_adopted_and_outlives_a_tampered_one() {
     rig.kill_agent();
     assert!(is_alive(first.pid));
     rig.start_agent();
-    let adopted = rig.until("adoption", |rig| rig.report("app/w").filter(|r| r.adopted).cloned()).await;
-    assert_eq!((adopted.pid, adopted.attempt, adopted.state), (first.pid, 1, State::Running));
+    let adopted = rig
+        .until("adoption", |rig| rig.report("app/w").filter(|r| r.adopted).cloned())
+        .await;
+    assert_eq!(
+        (adopted.pid, adopted.attempt, adopted.state),
+        (first.pid, 1, State::Running)
+    );
 
     // Told to end: the same.
     let mut agent = rig.agent.take().unwrap();
@@ -51,13 +64,17 @@ async fn a_twin_runs_is_adopted_and_outlives_a_tampered_one() {
     assert!(is_alive(first.pid));
     rig.start_agent();
     let hellos = rig.hellos.len();
-    rig.until("a new hello", |rig| (rig.hellos.len() > hellos).then_some(())).await;
+    rig.until("a new hello", |rig| (rig.hellos.len() > hellos).then_some(()))
+        .await;
     assert_ne!(rig.hellos[0].boot, rig.hellos[hellos].boot);
     assert_eq!(rig.hellos[hellos].generation, 1);
 
     // No longer desired: it ends, and nothing of it is left.
     rig.desire(2, Vec::new());
-    rig.until("the end", |rig| matches!(rig.said.get("w/app/w"), Some(Body::Gone { .. })).then_some(())).await;
+    rig.until("the end", |rig| {
+        matches!(rig.said.get("w/app/w"), Some(Body::Gone { .. })).then_some(())
+    })
+    .await;
     assert!(!is_alive(first.pid));
     let left = || fs::read_dir(rig.state_dir.join("run")).unwrap().count();
     let artifacts = || fs::read_dir(rig.state_dir.join("artifacts/sha256")).unwrap().count();
@@ -67,7 +84,12 @@ async fn a_twin_runs_is_adopted_and_outlives_a_tampered_one() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    panic!("{} folders and {} artifacts are left\n{}", left(), artifacts(), rig.log());
+    panic!(
+        "{} folders and {} artifacts are left\n{}",
+        left(),
+        artifacts(),
+        rig.log()
+    );
 }
 
 #[tokio::test]
@@ -85,11 +107,18 @@ async fn a_failing_workload_is_explained_and_given_up() {
     kill(good.pid, "KILL").unwrap();
     let again = rig
         .until("another attempt", |rig| {
-            rig.report("app/good").filter(|r| r.attempt == 2 && r.state == State::Running).cloned()
+            rig.report("app/good")
+                .filter(|r| r.attempt == 2 && r.state == State::Running)
+                .cloned()
         })
         .await;
     assert_ne!(again.pid, good.pid);
-    assert!(rig.log().contains("killed: its runtime ended without an exit file (signal: 9"), "{}", rig.log());
+    assert!(
+        rig.log()
+            .contains("killed: its runtime ended without an exit file (signal: 9"),
+        "{}",
+        rig.log()
+    );
     // The last two attempts are kept.
     let mut folders: Vec<String> = fs::read_dir(rig.state_dir.join("run"))
         .unwrap()
@@ -112,11 +141,17 @@ async fn what_died_while_nobody_watched_is_noticed() {
     rig.start_agent();
     let second = rig
         .until("another attempt", |rig| {
-            rig.report("app/w").filter(|r| r.attempt == 2 && r.state == State::Running).cloned()
+            rig.report("app/w")
+                .filter(|r| r.attempt == 2 && r.state == State::Running)
+                .cloned()
         })
         .await;
     assert_ne!(second.pid, first.pid);
-    assert!(rig.log().contains("killed while the agent was not running"), "{}", rig.log());
+    assert!(
+        rig.log().contains("killed while the agent was not running"),
+        "{}",
+        rig.log()
+    );
 }
 
 #[tokio::test]
@@ -156,28 +191,65 @@ async fn a_deaf_workload_is_ended_by_force_and_replaced_by_its_new_version() {
     workload.args = vec!["run".into(), "two".into()];
     workload.app_generation = 2;
     let config = rig.artifact(b"a = 1".to_vec());
-    workload.files = vec![InputFile { path: "/etc/app/config".into(), artifact: config }];
+    workload.files = vec![InputFile {
+        path: "/etc/app/config".into(),
+        artifact: config,
+    }];
     rig.desire(2, vec![workload]);
     let second = rig
         .until("the new version", |rig| {
-            rig.report("app/w").filter(|r| r.app_generation == 2 && r.state == State::Running).cloned()
+            rig.report("app/w")
+                .filter(|r| r.app_generation == 2 && r.state == State::Running)
+                .cloned()
         })
         .await;
     assert!(!is_alive(first.pid) && second.attempt == 2);
     let folder = rig.state_dir.join("run/app.w.2");
-    assert_eq!(fs::read_to_string(folder.join("files/etc/app/config")).unwrap(), "a = 1");
+    assert_eq!(
+        fs::read_to_string(folder.join("files/etc/app/config")).unwrap(),
+        "a = 1"
+    );
     let spec = fs::read_to_string(folder.join("spec.json")).unwrap();
     assert!(spec.contains(r#""guest":"/etc/app""#), "{spec}");
 
-    rig.command(1, Operation::Logs { workload: "app/w".parse().unwrap(), lines: 5 });
-    rig.command(2, Operation::Metrics { workload: "app/w".parse().unwrap() });
-    rig.command(3, Operation::Logs { workload: "no/such".parse().unwrap(), lines: 5 });
-    rig.until("three replies", |rig| (rig.replies.len() == 3).then_some(())).await;
+    rig.command(
+        1,
+        Operation::Logs {
+            workload: "app/w".parse().unwrap(),
+            lines: 5,
+        },
+    );
+    rig.command(
+        2,
+        Operation::Metrics {
+            workload: "app/w".parse().unwrap(),
+        },
+    );
+    rig.command(
+        3,
+        Operation::Logs {
+            workload: "no/such".parse().unwrap(),
+            lines: 5,
+        },
+    );
+    rig.until("three replies", |rig| (rig.replies.len() == 3).then_some(()))
+        .await;
     rig.replies.sort_by_key(|r| r.id);
-    assert_eq!((rig.replies[0].ok, rig.replies[0].text.as_str()), (true, "2026-01-01T00:00:00Z stdout started run two"));
+    assert_eq!(
+        (rig.replies[0].ok, rig.replies[0].text.as_str()),
+        (true, "2026-01-01T00:00:00Z stdout started run two")
+    );
     // The fake has no socket.
-    assert!(!rig.replies[1].ok && rig.replies[1].text.contains("no runtime listens"), "{}", rig.replies[1].text);
-    assert!(!rig.replies[2].ok && rig.replies[2].text.contains("no/such is not known"), "{}", rig.replies[2].text);
+    assert!(
+        !rig.replies[1].ok && rig.replies[1].text.contains("no runtime listens"),
+        "{}",
+        rig.replies[1].text
+    );
+    assert!(
+        !rig.replies[2].ok && rig.replies[2].text.contains("no/such is not known"),
+        "{}",
+        rig.replies[2].text
+    );
 }
 
 #[tokio::test]
@@ -193,9 +265,14 @@ async fn a_damaged_artifact_is_fetched_again() {
     fs::write(&path, "rot").unwrap();
     kill(first.pid, "KILL").unwrap();
     rig.until("running again", |rig| {
-        rig.report("app/w").filter(|r| r.attempt > 1 && r.state == State::Running).map(|_| ())
+        rig.report("app/w")
+            .filter(|r| r.attempt > 1 && r.state == State::Running)
+            .map(|_| ())
     })
     .await;
     let alarm = rig.said.get("alarm/artifact-damaged");
-    assert!(matches!(alarm, Some(Body::Alarm(a)) if a.detail.contains(&digest.short())), "{alarm:?}");
+    assert!(
+        matches!(alarm, Some(Body::Alarm(a)) if a.detail.contains(&digest.short())),
+        "{alarm:?}"
+    );
 }

@@ -39,19 +39,33 @@ fn body() -> impl Strategy<Value = Body> {
                 adopted: attempt % 2 == 0,
             })
         }),
-        ".{0,20}".prop_map(|detail| Body::Alarm(Alarm { code: "x".into(), detail })),
+        ".{0,20}".prop_map(|detail| Body::Alarm(Alarm {
+            code: "x".into(),
+            detail
+        })),
     ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let phase = prop_oneof![Just(Phase::Active), Just(Phase::Backoff), Just(Phase::Finished), Just(Phase::CrashLoop)];
+    let phase = prop_oneof![
+        Just(Phase::Active),
+        Just(Phase::Backoff),
+        Just(Phase::Finished),
+        Just(Phase::CrashLoop)
+    ];
     let entry = (any::<u64>(), "[a-c]", any::<u64>(), body());
     prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutTwin),
         any::<u64>().prop_map(Op::TimeFloor),
         (workload(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), phase).prop_map(
             |(id, attempt, spec, failures, phase)| {
-                Op::PutInstance(InstanceRow { id, attempt, spec: Digest(spec), failures, phase })
+                Op::PutInstance(InstanceRow {
+                    id,
+                    attempt,
+                    spec: Digest(spec),
+                    failures,
+                    phase,
+                })
             }
         ),
         workload().prop_map(Op::DeleteInstance),
@@ -70,7 +84,10 @@ fn sorted(mut stored: Stored) -> Stored {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 proptest! {
@@ -116,7 +133,10 @@ fn rows_that_make_no_sense_set_the_ledger_aside() {
         drop(Ledger::open(&path, 5).unwrap());
         rusqlite::Connection::open(&path).unwrap().execute_batch(spoil).unwrap();
         let (ledger, set_aside) = Ledger::open(&path, 6).unwrap();
-        assert!(set_aside.is_some_and(|a| a.path.ends_with("agent.db.corrupt-1")), "{spoil}");
+        assert!(
+            set_aside.is_some_and(|a| a.path.ends_with("agent.db.corrupt-1")),
+            "{spoil}"
+        );
         let stored = runtime().block_on(ledger.load()).unwrap();
         assert_eq!((stored.instances.len(), stored.stream.acked.incarnation), (0, 6));
     }
@@ -128,7 +148,9 @@ fn nothing_of_a_failed_batch_is_kept() {
     let runtime = runtime();
     let (ledger, _) = Ledger::open(&dir.path().join("agent.db"), 0).unwrap();
     let too_large = Op::PutTwin(vec![0; 40 << 20]);
-    let error = runtime.block_on(ledger.persist(vec![Op::TimeFloor(9), too_large])).unwrap_err();
+    let error = runtime
+        .block_on(ledger.persist(vec![Op::TimeFloor(9), too_large]))
+        .unwrap_err();
     assert!(matches!(error, cnova_store::CallError::Full(_)), "{error}");
     let stored = runtime.block_on(ledger.load()).unwrap();
     assert_eq!((stored.time_floor, stored.stream.acked.incarnation), (0, 1));

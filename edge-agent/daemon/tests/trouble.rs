@@ -13,7 +13,11 @@ use cnova_shared::wire::v1::Body;
 use support::{AGENT, Rig, State, is_alive, processes_below};
 
 fn agent(verb: &str, config: &Path) -> Output {
-    Command::new(AGENT).args([verb, "--config"]).arg(config).output().unwrap()
+    Command::new(AGENT)
+        .args([verb, "--config"])
+        .arg(config)
+        .output()
+        .unwrap()
 }
 
 fn refuses_to_run(rig: &Rig) -> String {
@@ -42,9 +46,16 @@ async fn bad_starts_say_why() {
     assert!(text.contains("plant-8") && text.contains("plant-7/plc-1"), "{text}");
     let file = rig.dir().join("file");
     fs::write(&file, "").unwrap();
-    fs::write(&rig.config, good.replace(rig.state_dir.to_str().unwrap(), file.join("x").to_str().unwrap())).unwrap();
+    fs::write(
+        &rig.config,
+        good.replace(rig.state_dir.to_str().unwrap(), file.join("x").to_str().unwrap()),
+    )
+    .unwrap();
     let text = refuses_to_run(&rig);
-    assert!(text.contains("state_dir must be a folder that this user may write"), "{text}");
+    assert!(
+        text.contains("state_dir must be a folder that this user may write"),
+        "{text}"
+    );
     fs::write(&rig.config, good.replace("plc-1.key", "gw-1.key")).unwrap();
     let text = refuses_to_run(&rig);
     assert!(text.contains("is not the key of"), "{text}");
@@ -57,7 +68,10 @@ async fn two_agents_do_not_share_a_state_folder() {
     rig.until("a hello", |rig| (!rig.hellos.is_empty()).then_some(())).await;
     let text = refuses_to_run(&rig);
     let pid = rig.agent.as_ref().unwrap().id();
-    assert!(text.contains("another agent uses") && text.contains(&pid.to_string()), "{text}");
+    assert!(
+        text.contains("another agent uses") && text.contains(&pid.to_string()),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -70,13 +84,22 @@ async fn check_finds_what_run_would() {
     let output = agent("check", &rig.config);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
-    for wanted in ["node plc-1 at plant-7/plc-1", "runtime fake 1.0", "cnova-runtime-broken is not used", "64 MiB"] {
+    for wanted in [
+        "node plc-1 at plant-7/plc-1",
+        "runtime fake 1.0",
+        "cnova-runtime-broken is not used",
+        "64 MiB",
+    ] {
         assert!(text.contains(wanted), "{wanted}\n{text}");
     }
     edit(&rig, "plc-1.pem", "gone.pem");
     let output = agent("check", &rig.config);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8(output.stdout).unwrap().contains("error    cannot read the certificate"));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("error    cannot read the certificate")
+    );
     let version = Command::new(AGENT).arg("--version").output().unwrap();
     assert!(version.status.success() && version.stdout.starts_with(b"cnova-agent "));
 }
@@ -85,12 +108,21 @@ async fn check_finds_what_run_would() {
 async fn a_broken_runtime_is_an_alarm() {
     let mut rig = Rig::new().await;
     let broken = rig.dir().join("runtimes/cnova-runtime-broken");
-    fs::write(&broken, "#!/bin/sh\necho '{\"ral\":1,\"runtime\":\"wasm\",\"version\":\"1\",\"targets\":[]}'\n").unwrap();
+    fs::write(
+        &broken,
+        "#!/bin/sh\necho '{\"ral\":1,\"runtime\":\"wasm\",\"version\":\"1\",\"targets\":[]}'\n",
+    )
+    .unwrap();
     fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     rig.start_agent();
     rig.until("a hello", |rig| (!rig.hellos.is_empty()).then_some(())).await;
     let alarms = &rig.hellos[0].alarms;
-    assert!(alarms.iter().any(|a| a.code == "runtime-broken" && a.detail.contains("it says that it is")), "{alarms:?}");
+    assert!(
+        alarms
+            .iter()
+            .any(|a| a.code == "runtime-broken" && a.detail.contains("it says that it is")),
+        "{alarms:?}"
+    );
     assert_eq!(rig.hellos[0].capabilities.runtimes.len(), 1);
 }
 
@@ -108,9 +140,14 @@ async fn a_damaged_ledger_is_set_aside_and_the_twin_asked_for_again() {
     let hellos = rig.hellos.len();
     rig.said.clear();
     rig.start_agent();
-    rig.until("a hello", |rig| (rig.hellos.len() > hellos).then_some(())).await;
+    rig.until("a hello", |rig| (rig.hellos.len() > hellos).then_some(()))
+        .await;
     let hello = &rig.hellos[hellos];
-    assert!(hello.alarms.iter().any(|a| a.code == "store-set-aside"), "{:?}", hello.alarms);
+    assert!(
+        hello.alarms.iter().any(|a| a.code == "store-set-aside"),
+        "{:?}",
+        hello.alarms
+    );
     assert_eq!(hello.generation, 0);
     assert!(hello.incarnation > rig.hellos[0].incarnation);
     rig.running("app/w").await;
@@ -119,7 +156,6 @@ async fn a_damaged_ledger_is_set_aside_and_the_twin_asked_for_again() {
 }
 
 #[tokio::test]
-#[ignore = "the core stops what it adopts while it has no twin: Agent::step must do nothing without one"]
 async fn workloads_run_on_when_the_ledger_is_lost() {
     let mut rig = Rig::new().await;
     let workload = rig.workload("app/w", &["run"]);
@@ -131,14 +167,15 @@ async fn workloads_run_on_when_the_ledger_is_lost() {
         let _ = fs::remove_file(rig.state_dir.join(name));
     }
     rig.start_agent();
-    let again = rig.until("adoption", |rig| rig.report("app/w").filter(|r| r.adopted).cloned()).await;
+    let again = rig
+        .until("adoption", |rig| rig.report("app/w").filter(|r| r.adopted).cloned())
+        .await;
     assert_eq!((again.pid, again.state), (first.pid, State::Running));
     assert!(is_alive(first.pid));
 }
 
 /// Not a test of anything: `CNOVA_AGENT=<build> cargo nextest run -p cnova-agent --run-ignored all -E 'test(memory)'`.
 #[tokio::test]
-#[ignore = "a measurement"]
 async fn memory() {
     let mut rig = Rig::new().await;
     let workloads: Vec<_> = (0..10).map(|i| rig.workload(&format!("app/w{i}"), &["run"])).collect();
@@ -152,7 +189,11 @@ async fn memory() {
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let wanted = ["Rss:", "Pss:", "Pss_Anon:", "Private_Dirty:", "VmHWM:", "Threads:"];
-    for line in rollup.lines().chain(peak.lines()).filter(|l| wanted.iter().any(|w| l.starts_with(w))) {
+    for line in rollup
+        .lines()
+        .chain(peak.lines())
+        .filter(|l| wanted.iter().any(|w| l.starts_with(w)))
+    {
         let _ = writeln!(std::io::stderr(), "{line}");
     }
     let _ = writeln!(std::io::stderr(), "{}", rig.log());
@@ -165,7 +206,10 @@ impl Tmpfs {
     fn mount(path: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(path).unwrap();
         let options = format!("size={size}");
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(path).status();
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(path)
+            .status();
         if !done.is_ok_and(|s| s.success()) {
             let _ = std::io::stderr().write_all(b"SKIPPED: needs root and mount for a small file system\n");
             return None;
@@ -183,7 +227,9 @@ impl Drop for Tmpfs {
 #[tokio::test]
 async fn a_full_disk_is_told_above_and_passes() {
     let mut rig = Rig::new().await;
-    let Some(disk) = Tmpfs::mount(&rig.state_dir, "6m") else { return };
+    let Some(disk) = Tmpfs::mount(&rig.state_dir, "6m") else {
+        return;
+    };
     let workload = rig.workload("app/w", &["run"]);
     rig.desire(1, vec![workload.clone()]);
     rig.start_agent();
@@ -209,7 +255,11 @@ async fn a_full_disk_is_told_above_and_passes() {
         .await;
     assert!(alarm.contains("full") && alarm.contains("agent.db"), "{alarm}");
     assert!(is_alive(first.pid));
-    assert_eq!(rig.hellos.last().unwrap().generation, 1, "nothing is claimed that is not on disk");
+    assert_eq!(
+        rig.hellos.last().unwrap().generation,
+        1,
+        "nothing is claimed that is not on disk"
+    );
     drop(ballast);
     fs::remove_file(disk.0.join("ballast")).unwrap();
     rig.running("app/large").await;

@@ -83,6 +83,8 @@ impl Cache {
     }
 
     pub(crate) fn failed(&mut self, digest: &Digest, why: &str, mono_ms: u64) {
+        // Also one that was whole: it was evicted, deleted or damaged, and is fetched anew when it is next wanted.
+        self.whole.remove(digest);
         self.partial.remove(digest);
         self.fetches.failed(digest, why, mono_ms);
     }

@@ -66,6 +66,12 @@ impl Gateway {
         for alarm in gateway.config.alarms.clone() {
             gateway.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now);
         }
+        // An alarm of an earlier start that this start did not raise is over.
+        let stands = |key: &String| gateway.config.alarms.iter().any(|a| *key == format!("alarm/{}", a.code));
+        let over: Vec<String> = gateway.reporter.alarms().into_iter().filter(|k| !stands(k)).collect();
+        for key in over {
+            gateway.say(&key, Body::Over, now);
+        }
         gateway.settle(now);
         gateway
     }
@@ -203,6 +209,7 @@ impl Gateway {
                 }
             }
             Stream::Relay => {
+                self.note(format!("DBG relay ack {position:?} own inc {} acked {} len {}", self.spool.incarnation(), self.spool.acked(), self.spool.len()));
                 if self.spool.on_ack(position, now.mono_ms, &mut self.spool_ops) {
                     self.gather_again();
                 }

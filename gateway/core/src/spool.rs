@@ -100,6 +100,12 @@ impl Spool {
         self.sender.incarnation()
     }
 
+    /// How far the parent has it.
+    #[must_use]
+    pub fn acked(&self) -> u64 {
+        self.sender.acked()
+    }
+
     /// How many messages wait.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -188,8 +188,8 @@ impl Shelf {
         let (whole, mut partial) = self.artifacts.scan()?;
         // What was not asked for in this run goes first, in the order in which it came.
         let age = |d: &&Digest| {
-            let came = fs::metadata(self.artifacts.path(d)).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            (lock(&self.used).1.get(d).copied().unwrap_or(0), came)
+            let came = fs::metadata(self.artifacts.path(d)).and_then(|m| m.modified());
+            (lock(&self.used).1.get(d).copied().unwrap_or(0), came.unwrap_or(SystemTime::UNIX_EPOCH))
         };
         if let Some(victim) = whole.iter().min_by_key(age).copied() {
             self.artifacts.remove(&victim)?;

@@ -93,7 +93,8 @@ impl Roll {
                 tracing::info!("the children's broker is reached");
                 None
             }
-            // Children stay connected to it, and do not say hello again when only this link broke: they stay on the roll.
+            // Children stay connected to it, and do not say hello again when only this link broke: they stay on the
+            // roll.
             EndpointEvent::BrokerDown { reason } => {
                 tracing::warn!(reason, "the children's broker is not reached");
                 None

@@ -48,7 +48,7 @@ pub enum WhoError {
         certified: NodeId,
     },
     /// The certificate is for another place; the parent would refuse it.
-    #[error("the configuration says that this is at {configured}, its certificate says {certified}: correct one of them")]
+    #[error("the configuration puts this at {configured}, its certificate says {certified}: correct one of them")]
     Site {
         /// In the configuration.
         configured: SitePath,

@@ -139,7 +139,8 @@ fn set_aside(folder: &Path, path: &Path, reason: String) -> Result<SetAside, Sto
     };
     // The log first: a database without its log is older, a log without its database is nothing.
     for suffix in ["-wal", "-shm", ""] {
-        rename(suffix).map_err(|source| StoreError::SetAside { path: path.to_owned(), reason: reason.clone(), source })?;
+        let fail = |source| StoreError::SetAside { path: path.to_owned(), reason: reason.clone(), source };
+        rename(suffix).map_err(fail)?;
     }
     tracing::error!(database = %path.display(), set_aside = %aside.display(), reason, "begins anew");
     Ok(SetAside { path: aside, reason })

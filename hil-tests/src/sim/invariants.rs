@@ -42,12 +42,17 @@ impl Oracle {
     #[must_use]
     pub fn on_stop(&self, node: &NodeId, id: &WorkloadId, running: Option<Digest>, older_instance: bool) -> Broken {
         let committed = self.committed.get(node).copied().unwrap_or_default();
-        let twin = self.twins.get(&(node.clone(), committed))?;
+        if older_instance {
+            return None;
+        }
+        let Some(twin) = self.twins.get(&(node.clone(), committed)) else {
+            return Some(format!("{node} stops {id} without having a twin"));
+        };
         let wanted = twin.workloads.iter().any(|w| w.id == *id && Some(spec_digest(w)) == running);
         let memory: u64 = twin.workloads.iter().map(|w| w.memory_bytes).sum();
         // A workload of low priority may have to make room.
         let tight = memory > super::agents::MEMORY_BYTES;
-        (wanted && !older_instance && !tight)
+        (wanted && !tight)
             .then(|| format!("{node} stops {id}, which its committed twin {committed} wants as it runs"))
     }
 

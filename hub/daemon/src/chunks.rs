@@ -49,7 +49,14 @@ impl Chunks {
     #[must_use]
     pub fn new(library: Arc<Library>, signer: Arc<Signer>, traffic: Arc<Traffic>, clock: Clock) -> Self {
         let (slots, waiting) = (Semaphore::new(AT_ONCE), Arc::new(Semaphore::new(WAITING)));
-        Self { library, signer, traffic, clock, slots, waiting }
+        Self {
+            library,
+            signer,
+            traffic,
+            clock,
+            slots,
+            waiting,
+        }
     }
 
     /// Reads, signs and sends a piece in a task of its own.
@@ -72,17 +79,36 @@ impl Chunks {
     }
 
     fn seal(&self, piece: &Piece) -> Option<Vec<u8>> {
-        let Piece { child, digest, offset, length } = piece;
-        let read = self.library.artifacts().read(digest, *offset, (*length).min(limits::CHUNK_BYTES));
+        let Piece {
+            child,
+            digest,
+            offset,
+            length,
+        } = piece;
+        let read = self
+            .library
+            .artifacts()
+            .read(digest, *offset, (*length).min(limits::CHUNK_BYTES));
         let (data, total, missing) = match read {
             Ok((data, total)) => (data, total, None),
             Err(error) => {
                 tracing::error!(artifact = %digest, %error, "an artifact cannot be read");
                 // The child needs no path of this machine.
-                (Vec::new(), 0, Some("the hub cannot read it; its log says why".to_owned()))
+                (
+                    Vec::new(),
+                    0,
+                    Some("the hub cannot read it; its log says why".to_owned()),
+                )
             }
         };
-        let chunk = v1::Chunk { v: v1::VERSION, digest: *digest, offset: *offset, total, data, missing };
+        let chunk = v1::Chunk {
+            v: v1::VERSION,
+            digest: *digest,
+            offset: *offset,
+            total,
+            data,
+            missing,
+        };
         match self.signer.to_child(Kind::Chunk, child, &chunk, self.clock.now_s()) {
             Ok(bytes) => Some(bytes),
             Err(error) => {

@@ -12,10 +12,14 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that is never before `floor_s`, when the hub's own certificate begins.
+    /// A clock that is never before `floor_s`, the latest of what was signed for this hub: its certificate
+    /// begins then, or its trust bundle was made then.
     #[must_use]
     pub fn new(floor_s: u64) -> Self {
-        Self { started: Instant::now(), floor_ms: floor_s.saturating_mul(1000) }
+        Self {
+            started: Instant::now(),
+            floor_ms: floor_s.saturating_mul(1000),
+        }
     }
 
     /// Both clocks.
@@ -23,7 +27,10 @@ impl Clock {
     pub fn now(&self) -> Now {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        Now { mono_ms: millis(self.started.elapsed()), wall_ms: millis(since_1970).max(self.floor_ms) }
+        Now {
+            mono_ms: millis(self.started.elapsed()),
+            wall_ms: millis(since_1970).max(self.floor_ms),
+        }
     }
 
     /// The wall clock in seconds.

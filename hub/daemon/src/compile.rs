@@ -58,7 +58,11 @@ impl Compiler {
     /// A compiler that starts `worker`.
     #[must_use]
     pub fn new(worker: PathBuf, library: Arc<Library>) -> Self {
-        Self { worker, library, slots: Semaphore::new(COMPILES_AT_ONCE) }
+        Self {
+            worker,
+            library,
+            slots: Semaphore::new(COMPILES_AT_ONCE),
+        }
     }
 
     /// Compiles one artifact for one target, when it is its turn.
@@ -78,36 +82,21 @@ impl Compiler {
             return Err(CompileError::NoSource);
         }
         let (input, output) = (artifacts.path(&key.source), self.library.draft());
-        let outcome =
-            precompile_in_subprocess(&self.worker, &input, &key.target, output.path(), &AotLimits::default())
-                .map_err(|error| match error {
-                    AotError::Rejected { rejection, .. } => {
-                        CompileError::Rejected { message: rejection.message, code: rejection.code }
-                    }
-                    other => CompileError::Worker(other),
-                })?;
-        if !is_for(&outcome.engine, &key.engine) {
-            return Err(CompileError::OtherEngine { node: key.engine.clone(), hub: outcome.engine });
+        let outcome = precompile_in_subprocess(&self.worker, &input, &key.target, output.path(), &AotLimits::default())
+            .map_err(|error| match error {
+                AotError::Rejected { rejection, .. } => CompileError::Rejected {
+                    message: rejection.message,
+                    code: rejection.code,
+                },
+                other => CompileError::Worker(other),
+            })?;
+        if outcome.engine != key.engine {
+            return Err(CompileError::OtherEngine {
+                node: key.engine.clone(),
+                hub: outcome.engine,
+            });
         }
         let (digest, size) = self.library.import(&output)?;
         Ok(v1::Artifact { digest, size })
-    }
-}
-
-/// `cnova-1-wasmtime-48.0.8` is also `wasmtime-48.0.8`, which is what the core asks for when it has no node yet.
-fn is_for(made: &str, asked: &str) -> bool {
-    made == asked || made.strip_suffix(asked).is_some_and(|settings| settings.ends_with('-'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_for;
-
-    #[test]
-    fn engines() {
-        assert!(is_for("cnova-1-wasmtime-48.0.8", "cnova-1-wasmtime-48.0.8"));
-        assert!(is_for("cnova-1-wasmtime-48.0.8", "wasmtime-48.0.8"));
-        assert!(!is_for("cnova-2-wasmtime-48.0.8", "cnova-1-wasmtime-48.0.8"));
-        assert!(!is_for("cnova-1-wasmtime-48.0.8", "8.0.8"));
     }
 }

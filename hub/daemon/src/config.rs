@@ -77,7 +77,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_store_bytes: STORE_BYTES, max_artifact_bytes: ARTIFACT_BYTES }
+        Self {
+            max_store_bytes: STORE_BYTES,
+            max_artifact_bytes: ARTIFACT_BYTES,
+        }
     }
 }
 
@@ -142,7 +145,9 @@ struct Api {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { listen: (Ipv4Addr::LOCALHOST, API_PORT).into() }
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, API_PORT).into(),
+        }
     }
 }
 
@@ -165,7 +170,10 @@ impl Config {
     /// [`ConfigError`]: the first thing that is not understood, with its line, or every value that breaks a rule.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file: File = config::load_toml(path)?;
-        check(path, file).map_err(|problems| ConfigError::Values { path: path.to_owned(), problems })
+        check(path, file).map_err(|problems| ConfigError::Values {
+            path: path.to_owned(),
+            problems,
+        })
     }
 
     /// Where the database is.
@@ -186,10 +194,16 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
     let folder = std::path::absolute(path.parent().unwrap_or(Path::new("."))).unwrap_or_default();
     let at = |p: PathBuf| folder.join(p);
     if !file.state_dir.is_absolute() {
-        problems.push(format!("state_dir: {} is not an absolute path", file.state_dir.display()));
+        problems.push(format!(
+            "state_dir: {} is not an absolute path",
+            file.state_dir.display()
+        ));
     }
     if file.limits.max_store_bytes < STORE_BYTES_MIN {
-        problems.push(format!("limits.max_store_bytes: {} is below {STORE_BYTES_MIN}", file.limits.max_store_bytes));
+        problems.push(format!(
+            "limits.max_store_bytes: {} is below {STORE_BYTES_MIN}",
+            file.limits.max_store_bytes
+        ));
     }
     let children = match (file.mqtt, file.external_broker) {
         (Some(mqtt), None) => Some(Children::Listen(mqtt.listen)),
@@ -204,15 +218,25 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             None
         }
     };
-    let Some(children) = children.filter(|_| problems.is_empty()) else { return Err(problems) };
-    let IdentityConfig { certificate, key, trust_bundle } = file.identity;
+    let Some(children) = children.filter(|_| problems.is_empty()) else {
+        return Err(problems);
+    };
+    let IdentityConfig {
+        certificate,
+        key,
+        trust_bundle,
+    } = file.identity;
     Ok(Config {
         path: path.to_owned(),
         node: file.node,
         state_dir: file.state_dir,
         api: file.api.listen,
         children,
-        identity: IdentityConfig { certificate: at(certificate), key: at(key), trust_bundle: at(trust_bundle) },
+        identity: IdentityConfig {
+            certificate: at(certificate),
+            key: at(key),
+            trust_bundle: at(trust_bundle),
+        },
         signing_key: at(file.signing.key),
         tokens: at(file.tokens),
         policy_dir: file.policy_dir.map(at),
@@ -262,10 +286,18 @@ listen = "0.0.0.0:8883"
     }
 
     #[test]
+    fn the_example_is_taken() {
+        let config = load(include_str!("../hub.toml")).unwrap();
+        assert_eq!(config.limits, Limits::default());
+    }
+
+    #[test]
     fn every_value_that_breaks_a_rule_is_named_at_once() {
         let text = GOOD.replace("/var/lib/cnova/hub", "state")
             + "[external_broker]\nhost = \"b\"\nport = 1\n[limits]\nmax_store_bytes = 1\n";
-        let ConfigError::Values { problems, .. } = load(&text).unwrap_err() else { panic!("values") };
+        let ConfigError::Values { problems, .. } = load(&text).unwrap_err() else {
+            panic!("values")
+        };
         assert_eq!(problems.len(), 3, "{problems:?}");
         for (name, problem) in ["state_dir", "limits.max", "either"].iter().zip(&problems) {
             assert!(problem.starts_with(name), "{problem}");
@@ -274,7 +306,10 @@ listen = "0.0.0.0:8883"
 
     #[test]
     fn what_is_not_understood_is_an_error_with_its_line() {
-        for (wrong, line) in [(GOOD.replace("tokens", "token"), 2), (GOOD.replace("0.0.0.0", "any"), 10)] {
+        for (wrong, line) in [
+            (GOOD.replace("tokens", "token"), 2),
+            (GOOD.replace("0.0.0.0", "any"), 10),
+        ] {
             let error = load(&wrong).unwrap_err().to_string();
             assert!(error.contains(&format!("hub.toml:{line}:")), "{error}");
         }

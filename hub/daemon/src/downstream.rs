@@ -34,7 +34,11 @@ impl Downstream {
                     key: identity.tls_key(),
                     client_ca: identity.tls_authorities(),
                 };
-                let config = EndpointConfig { listen: *listen, tls, limits: Limits::default() };
+                let config = EndpointConfig {
+                    listen: *listen,
+                    tls,
+                    limits: Limits::default(),
+                };
                 let (endpoint, events) = Endpoint::start(config).await?;
                 tracing::info!(address = %endpoint.local_addr(), "children can connect");
                 Ok((AnyEndpoint::Embedded(endpoint), events))
@@ -47,12 +51,19 @@ impl Downstream {
                         cert_chain: identity.tls_chain(),
                         key: identity.tls_key(),
                         ca: identity.tls_authorities(),
-                        server_name: broker.server_name.clone().unwrap_or_else(|| identity.node().to_string()),
+                        server_name: broker
+                            .server_name
+                            .clone()
+                            .unwrap_or_else(|| identity.node().to_string()),
                     },
                     client_id: identity.node().to_string(),
                 };
                 let (endpoint, events) = ExternalEndpoint::start(config).await?;
-                tracing::info!(host = broker.host, port = broker.port, "connecting to the external broker");
+                tracing::info!(
+                    host = broker.host,
+                    port = broker.port,
+                    "connecting to the external broker"
+                );
                 Ok((AnyEndpoint::External(endpoint), events))
             }
         }

@@ -1,9 +1,10 @@
 //! The artifacts: what was uploaded and what was compiled from it, and drafts of both.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cnova_hub_core::Stored;
 use cnova_shared::ids::Digest;
@@ -16,6 +17,7 @@ pub struct Library {
     drafts: PathBuf,
     next: AtomicU64,
     importing: Mutex<()>,
+    known: Mutex<BTreeSet<Digest>>,
 }
 
 /// Why there is no library.
@@ -60,13 +62,22 @@ impl Library {
     /// [`LibraryError`].
     pub fn open(state_dir: &Path, max_bytes: u64) -> Result<Self, LibraryError> {
         let drafts = state_dir.join("drafts");
-        let fail = |source| LibraryError::Drafts { path: drafts.clone(), source };
+        let fail = |source| LibraryError::Drafts {
+            path: drafts.clone(),
+            source,
+        };
         if drafts.exists() {
             fs::remove_dir_all(&drafts).map_err(fail)?;
         }
         fs::create_dir_all(&drafts).map_err(fail)?;
         let artifacts = Artifacts::open(&state_dir.join("artifacts"), max_bytes)?;
-        Ok(Self { artifacts, drafts, next: AtomicU64::new(0), importing: Mutex::new(()) })
+        Ok(Self {
+            artifacts,
+            drafts,
+            next: AtomicU64::new(0),
+            importing: Mutex::default(),
+            known: Mutex::default(),
+        })
     }
 
     /// The artifacts.
@@ -91,6 +102,22 @@ impl Library {
         self.artifacts.import_file(draft.path())
     }
 
+    /// Whether an artifact was uploaded and both the disk and the database have it. After an outage or a restored
+    /// backup a file may be there that the core was never told of; it must be uploaded again then.
+    #[must_use]
+    pub fn knows(&self, digest: &Digest) -> bool {
+        self.known().contains(digest) && self.artifacts.has(digest)
+    }
+
+    /// The database now names this artifact.
+    pub fn learn(&self, digest: Digest) {
+        self.known().insert(digest);
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes out of what the database says everything whose file is not there, as after a restored backup; it is
     /// uploaded or compiled again.
     ///
@@ -101,9 +128,13 @@ impl Library {
         let named = stored.artifacts.len() + stored.compiled.len();
         stored.artifacts.retain(|digest, _| whole.contains(digest));
         stored.compiled.retain(|_, artifact| whole.contains(&artifact.digest));
+        *self.known() = stored.artifacts.keys().copied().collect();
         let missing = named - stored.artifacts.len() - stored.compiled.len();
         if missing > 0 {
-            tracing::warn!(missing, "artifacts that the database names are not on the disk: upload them again");
+            tracing::warn!(
+                missing,
+                "artifacts that the database names are not on the disk: upload them again"
+            );
         }
         Ok(())
     }

@@ -17,7 +17,9 @@ pub struct StateFolder {
 #[derive(Debug, thiserror::Error)]
 pub enum StateFolderError {
     /// It cannot be made or written.
-    #[error("the state folder {path} cannot be used: {source}; give it to the user that the hub runs as, or set state_dir")]
+    #[error(
+        "the state folder {path} cannot be used: {source}; give it to the user that the hub runs as, or set state_dir"
+    )]
     NotWritable {
         /// The folder, or a file in it.
         path: PathBuf,
@@ -55,9 +57,14 @@ impl StateFolder {
             .map_err(fail(&path))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             let holder = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
-            return Err(StateFolderError::InUse { path: folder.to_owned(), holder });
+            return Err(StateFolderError::InUse {
+                path: folder.to_owned(),
+                holder,
+            });
         }
-        lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())).map_err(fail(&path))?;
+        lock.set_len(0)
+            .and_then(|()| write!(lock, "{}", std::process::id()))
+            .map_err(fail(&path))?;
         Ok(Self { _lock: lock })
     }
 }

@@ -20,6 +20,10 @@ const EXIT_STALLED: u8 = 70;
 const EXIT_STORE: u8 = 74;
 /// Longest token on standard input.
 const TOKEN_BYTES_MAX: u64 = 4096;
+/// Compilations, policies, uploads and chunks block; each has a bound of its own below this.
+const BLOCKING_THREADS: usize = 32;
+/// rumqttd tells of every subscription, with three lines each.
+const LOG_FILTER: &str = "info,rumqttd=warn";
 const MOSQUITTO_PORT: u16 = 8883;
 const MOSQUITTO_PACKET_BYTES: u32 = 2 << 20;
 
@@ -117,10 +121,16 @@ fn main() -> ExitCode {
 
 fn perform(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Run { config, set_aside_corrupt_store } => {
+        Command::Run {
+            config,
+            set_aside_corrupt_store,
+        } => {
             let config = Config::load(&config.config)?;
             log(config.log);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .max_blocking_threads(BLOCKING_THREADS)
+                .enable_all()
+                .build()?;
             let result = runtime.block_on(run::run(config, set_aside_corrupt_store));
             // A compilation may still run; its worker dies with this process.
             runtime.shutdown_background();
@@ -131,7 +141,10 @@ fn perform(command: Command) -> Result<(), Failure> {
             log(config.log);
             let checked = run::check(&config)?;
             let (node, kid) = (checked.identity.node().clone(), checked.signer.kid());
-            print(&format!("{}: good; hub {node}, signing key {kid}\n", config.path.display()))
+            print(&format!(
+                "{}: good; hub {node}, signing key {kid}\n",
+                config.path.display()
+            ))
         }
         Command::PrintMosquittoConfig { config, acl, folder } => {
             let config = Config::load(&config.config)?;
@@ -170,8 +183,10 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("CNOVA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     match format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

@@ -41,8 +41,14 @@ pub enum RunError {
     StateFolder(#[from] StateFolderError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("node: the configuration says {configured}, the certificate {certificate} says {named}: children look for the latter")]
-    OtherName { configured: NodeId, certificate: PathBuf, named: NodeId },
+    #[error(
+        "node: the configuration says {configured}, the certificate {certificate} says {named}: children look for the latter"
+    )]
+    OtherName {
+        configured: NodeId,
+        certificate: PathBuf,
+        named: NodeId,
+    },
     #[error(transparent)]
     SigningKey(#[from] SigningKeyError),
     #[error(transparent)]
@@ -87,33 +93,55 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     let identity = Arc::new(config.identity.load()?);
     if let Some(configured) = config.node.clone().filter(|n| n != identity.node()) {
         let (certificate, named) = (config.identity.certificate.clone(), identity.node().clone());
-        return Err(RunError::OtherName { configured, certificate, named });
+        return Err(RunError::OtherName {
+            configured,
+            certificate,
+            named,
+        });
     }
-    let clock = Clock::new(identity.not_before_s());
+    let clock = Clock::new(identity.not_before_s().max(identity.trust().contents().issued_at));
     let now_s = clock.now_s();
     let signer = Signer::load(&config.signing_key, identity.node().clone(), identity.trust(), now_s)?;
     let tokens = Tokens::load(&config.tokens)?;
     let policy = load_policy(config.policy_dir.as_deref())?;
     if !config.aot_worker.is_file() {
-        return Err(RunError::NoWorker { path: config.aot_worker.clone() });
+        return Err(RunError::NoWorker {
+            path: config.aot_worker.clone(),
+        });
     }
     for warning in identity.warnings() {
         tracing::warn!("{warning}");
     }
-    for (what, end) in [("certificate", identity.not_after_s()), ("signing key", signer.not_after())] {
+    for (what, end) in [
+        ("certificate", identity.not_after_s()),
+        ("signing key", signer.not_after()),
+    ] {
         if end < now_s + ENDS_SOON_S {
-            tracing::warn!(not_after = end, days = end.saturating_sub(now_s) / 86_400, "the {what} ends soon");
+            tracing::warn!(
+                not_after = end,
+                days = end.saturating_sub(now_s) / 86_400,
+                "the {what} ends soon"
+            );
         }
     }
     if !config.api.ip().is_loopback() {
         tracing::warn!(address = %config.api, "the API is plain HTTP: put a TLS proxy before it, or tokens can be read on the way");
     }
-    Ok(Checked { identity, signer: Arc::new(signer), tokens, policy, clock })
+    Ok(Checked {
+        identity,
+        signer: Arc::new(signer),
+        tokens,
+        policy,
+        clock,
+    })
 }
 
 fn load_policy(folder: Option<&Path>) -> Result<PolicySet, RunError> {
     let Some(folder) = folder else {
-        let built_in = |source| RunError::Policy { path: PathBuf::from("(built in)"), source };
+        let built_in = |source| RunError::Policy {
+            path: PathBuf::from("(built in)"),
+            source,
+        };
         return PolicySet::builtin().map_err(built_in);
     };
     let path = || folder.to_owned();
@@ -135,22 +163,43 @@ fn load_policy(folder: Option<&Path>) -> Result<PolicySet, RunError> {
 /// # Errors
 /// [`RunError`].
 pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), RunError> {
-    let Checked { identity, signer, tokens, policy, clock } = check(&config)?;
+    let Checked {
+        identity,
+        signer,
+        tokens,
+        policy,
+        clock,
+    } = check(&config)?;
     let _folder = StateFolder::hold(&config.state_dir)?;
-    let on_corrupt = if set_aside_corrupt_store { OnCorrupt::SetAside } else { OnCorrupt::Refuse };
-    let store = Store::open(&config.database(), &config.backups(), on_corrupt, config.limits.max_store_bytes)?;
+    let on_corrupt = if set_aside_corrupt_store {
+        OnCorrupt::SetAside
+    } else {
+        OnCorrupt::Refuse
+    };
+    let store = Store::open(
+        &config.database(),
+        &config.backups(),
+        on_corrupt,
+        config.limits.max_store_bytes,
+    )?;
     let library = Arc::new(Library::open(&config.state_dir, config.limits.max_artifact_bytes)?);
     let listener = serve::listen(config.api).await?;
     let address = listener.local_addr().unwrap_or(config.api);
     let traffic = Arc::new(Traffic::default());
     let (hub, requests) = event_loop::channel();
     let parts = Parts {
-        config: cnova_hub_core::Config { node: identity.node().clone(), trust: identity.trust().clone() },
+        config: cnova_hub_core::Config {
+            node: identity.node().clone(),
+            trust: identity.trust().clone(),
+        },
         store: store.clone(),
         library: library.clone(),
         signer: signer.clone(),
         compiler: Arc::new(Compiler::new(config.aot_worker.clone(), library.clone())),
-        downstream: Downstream { children: config.children.clone(), identity: identity.clone() },
+        downstream: Downstream {
+            children: config.children.clone(),
+            identity: identity.clone(),
+        },
         traffic: traffic.clone(),
         clock,
     };
@@ -214,7 +263,10 @@ async fn told_to_stop() -> Result<(), io::Error> {
 async fn check_audit(store: &Store) {
     match store.verify_audit().await {
         Ok(None) => {}
-        Ok(Some(seq)) => tracing::error!(seq, "the audit log was changed: from this entry on its chain does not hold"),
+        Ok(Some(seq)) => tracing::error!(
+            seq,
+            "the audit log was changed: from this entry on its chain does not hold"
+        ),
         Err(error) => tracing::error!(%error, "the audit log cannot be read"),
     }
 }

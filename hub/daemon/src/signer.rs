@@ -21,7 +21,9 @@ pub const COMMAND_SECONDS: u64 = 60;
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {
     /// The file cannot be read.
-    #[error("cannot read the signing key {path}: {source}; check [signing] key in the configuration and the file's owner")]
+    #[error(
+        "cannot read the signing key {path}: {source}; check [signing] key in the configuration and the file's owner"
+    )]
     Read {
         /// Which file.
         path: PathBuf,
@@ -46,7 +48,9 @@ pub enum SigningKeyError {
         kid: KeyId,
     },
     /// It may sign something else.
-    #[error("the trust bundle does not let the signing key {path} (key id {kid}) sign twins: it has the roles {roles:?}")]
+    #[error(
+        "the trust bundle does not let the signing key {path} (key id {kid}) sign twins: it has the roles {roles:?}"
+    )]
     WrongRole {
         /// Which file.
         path: PathBuf,
@@ -98,13 +102,23 @@ impl Signer {
     /// [`SigningKeyError`].
     pub fn load(path: &Path, hub: NodeId, trust: &TrustBundle, now_s: u64) -> Result<Self, SigningKeyError> {
         let path = path.to_owned();
-        let pem = fs::read(&path).map_err(|source| SigningKeyError::Read { path: path.clone(), source })?;
+        let pem = fs::read(&path).map_err(|source| SigningKeyError::Read {
+            path: path.clone(),
+            source,
+        })?;
         let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
         let key = der.and_then(|der| SoftKey::from_pkcs8(der.secret_pkcs8_der()).ok());
-        let Some(key) = key else { return Err(SigningKeyError::NotAKey { path }) };
+        let Some(key) = key else {
+            return Err(SigningKeyError::NotAKey { path });
+        };
         let kid = key.public_key().id();
         // A key may stand in a bundle more than once, for different roles and times.
-        let named: Vec<_> = trust.contents().keys.iter().filter(|k| k.key == *key.public_key()).collect();
+        let named: Vec<_> = trust
+            .contents()
+            .keys
+            .iter()
+            .filter(|k| k.key == *key.public_key())
+            .collect();
         if named.is_empty() {
             return Err(SigningKeyError::NotInBundle { path, kid });
         }
@@ -114,7 +128,12 @@ impl Signer {
             return Err(SigningKeyError::WrongRole { path, kid, roles });
         };
         if now_s >= not_after {
-            return Err(SigningKeyError::Expired { path, kid, not_after, now: now_s });
+            return Err(SigningKeyError::Expired {
+                path,
+                kid,
+                not_after,
+                now: now_s,
+            });
         }
         Ok(Self { key, hub, not_after })
     }
@@ -152,7 +171,13 @@ impl Signer {
     ///
     /// # Errors
     /// [`SealError`].
-    pub fn to_child<T: Serialize>(&self, kind: Kind, child: &NodeId, value: &T, now_s: u64) -> Result<Vec<u8>, SealError> {
+    pub fn to_child<T: Serialize>(
+        &self,
+        kind: Kind,
+        child: &NodeId,
+        value: &T,
+        now_s: u64,
+    ) -> Result<Vec<u8>, SealError> {
         self.seal(kind, child, now_s, None, value)
     }
 
@@ -164,7 +189,12 @@ impl Signer {
         exp: Option<u64>,
         value: &T,
     ) -> Result<Vec<u8>, SealError> {
-        let claims = Claims { iss: self.hub.clone(), aud: aud.clone(), iat: now_s, exp };
+        let claims = Claims {
+            iss: self.hub.clone(),
+            aud: aud.clone(),
+            iat: now_s,
+            exp,
+        };
         envelope::seal(kind, &claims, value, &[], &self.key)
     }
 }

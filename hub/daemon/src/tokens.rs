@@ -94,9 +94,14 @@ impl Tokens {
     /// # Errors
     /// [`TokensError`]; a file without any token is one, as nobody could use the hub.
     pub fn load(path: &Path) -> Result<Self, TokensError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| TokensError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|reason| TokensError::Invalid { path: path.to_owned(), reason })
+        let text = std::fs::read_to_string(path).map_err(|source| TokensError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|reason| TokensError::Invalid {
+            path: path.to_owned(),
+            reason,
+        })
     }
 
     /// Reads the text of the file.
@@ -108,10 +113,14 @@ impl Tokens {
         let (mut tokens, mut names) = (Vec::new(), BTreeSet::new());
         for Entry { name, role, sha256 } in file.token {
             let digest: Digest = sha256.parse().map_err(|_| {
-                format!("token {name:?}: sha256 is not 64 lower-case hexadecimal digits; `cnova-hub hash-token` prints them")
+                format!(
+                    "token {name:?}: sha256 is not 64 lower-case hexadecimal digits; `cnova-hub hash-token` prints them"
+                )
             })?;
             if name.is_empty() || !names.insert(name.clone()) {
-                return Err(format!("token {name:?}: each has a name of its own; it stands in the audit log"));
+                return Err(format!(
+                    "token {name:?}: each has a name of its own; it stands in the audit log"
+                ));
             }
             tokens.push((Caller { name, role }, digest.0));
         }
@@ -163,9 +172,18 @@ mod tests {
     #[test]
     fn tokens_are_found_by_their_hash_alone() {
         let token = "0123456789abcdef";
-        let text = format!("[[token]]\nname = \"ops\"\nrole = \"operator\"\nsha256 = \"{}\"", hash(token).unwrap());
+        let text = format!(
+            "[[token]]\nname = \"ops\"\nrole = \"operator\"\nsha256 = \"{}\"",
+            hash(token).unwrap()
+        );
         let tokens = Tokens::parse(&text).unwrap();
-        assert_eq!(tokens.find(token), Some(&Caller { name: "ops".into(), role: Role::Operator }));
+        assert_eq!(
+            tokens.find(token),
+            Some(&Caller {
+                name: "ops".into(),
+                role: Role::Operator
+            })
+        );
         assert_eq!(tokens.find("0123456789abcdeF"), None);
         assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Admin);
     }

@@ -1,5 +1,8 @@
 //! The database: the same as the core's image in memory, whatever is done to it.
 
+// Helpers are not recognised as tests.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -18,7 +21,12 @@ use proptest::prelude::*;
 const MAX_BYTES: u64 = 64 << 20;
 
 fn open(folder: &Path) -> Result<Store, StoreError> {
-    Store::open(&folder.join("hub.db"), &folder.join("backup"), OnCorrupt::Refuse, MAX_BYTES)
+    Store::open(
+        &folder.join("hub.db"),
+        &folder.join("backup"),
+        OnCorrupt::Refuse,
+        MAX_BYTES,
+    )
 }
 
 fn node() -> impl Strategy<Value = NodeId> {
@@ -38,7 +46,10 @@ fn key() -> impl Strategy<Value = String> {
 }
 
 fn body() -> impl Strategy<Value = Body> {
-    let id = || WorkloadId { application: Name::new("app").unwrap(), name: Name::new("one").unwrap() };
+    let id = || WorkloadId {
+        application: Name::new("app").unwrap(),
+        name: Name::new("one").unwrap(),
+    };
     prop_oneof![
         (any::<u64>(), any::<u64>(), digest()).prop_map(|(epoch, generation, digest)| Body::Twin {
             epoch,
@@ -70,10 +81,19 @@ fn tree_op() -> impl Strategy<Value = TreeOp> {
         (node(), node(), bytes.clone()).prop_map(|(node, via, hello)| TreeOp::PutDescendant { node, via, hello }),
         (node(), bytes).prop_map(|(node, bytes)| TreeOp::PutTwin { node, bytes }),
         (node(), any::<u64>(), any::<u64>(), proptest::option::of(digest())).prop_map(
-            |(node, epoch, generation, digest)| TreeOp::Reported { node, epoch, generation, digest }
+            |(node, epoch, generation, digest)| TreeOp::Reported {
+                node,
+                epoch,
+                generation,
+                digest
+            }
         ),
         (node(), stream, any::<u64>(), any::<u64>()).prop_map(|(child, stream, incarnation, seq)| {
-            TreeOp::Received { child, stream, position: Position { incarnation, seq } }
+            TreeOp::Received {
+                child,
+                stream,
+                position: Position { incarnation, seq },
+            }
         }),
     ]
 }
@@ -81,7 +101,13 @@ fn tree_op() -> impl Strategy<Value = TreeOp> {
 fn app() -> impl Strategy<Value = StoredApp> {
     (any::<u64>(), any::<String>(), any::<u64>(), node()).prop_map(|(generation, manifest, admitted_s, node)| {
         let workloads = BTreeMap::from([("one".to_owned(), BTreeSet::from([node.to_string()]))]);
-        StoredApp { generation, manifest, user: "ops".into(), admitted_s, placement: CurrentPlacement { workloads } }
+        StoredApp {
+            generation,
+            manifest,
+            user: "ops".into(),
+            admitted_s,
+            placement: CurrentPlacement { workloads },
+        }
     })
 }
 
@@ -106,7 +132,10 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 proptest! {
@@ -134,8 +163,20 @@ proptest! {
 }
 
 fn entry(seq: u64) -> Op {
-    let entry = v1::Entry { seq, key: "alarm/x".into(), at_ms: seq, body: Body::Unknown };
-    Op::PutEntry { node: NodeId::new("plc-1").unwrap(), stored: StoredEntry { incarnation: 1, received_ms: 5, entry } }
+    let entry = v1::Entry {
+        seq,
+        key: "alarm/x".into(),
+        at_ms: seq,
+        body: Body::Unknown,
+    };
+    Op::PutEntry {
+        node: NodeId::new("plc-1").unwrap(),
+        stored: StoredEntry {
+            incarnation: 1,
+            received_ms: 5,
+            entry,
+        },
+    }
 }
 
 #[test]
@@ -151,14 +192,27 @@ fn history_is_kept_once_newest_first_and_within_its_bound() {
         store.commit(vec![entry(total)], Vec::new()).await.unwrap();
         let all = store.history(NodeId::new("plc-1").unwrap(), u32::MAX).await.unwrap();
         let kept = all.len() as u64;
-        assert!((HISTORY_PER_NODE..=HISTORY_PER_NODE + HISTORY_SLACK).contains(&kept), "{kept}");
+        assert!(
+            (HISTORY_PER_NODE..=HISTORY_PER_NODE + HISTORY_SLACK).contains(&kept),
+            "{kept}"
+        );
         let seqs: Vec<u64> = all.iter().map(|e| e.seq).collect();
-        assert!(seqs.windows(2).all(|w| w[0] == w[1] + 1) && seqs[0] == total, "newest first, none twice");
+        assert!(
+            seqs.windows(2).all(|w| w[0] == w[1] + 1) && seqs[0] == total,
+            "newest first, none twice"
+        );
     });
 }
 
 fn draft(n: u64) -> Draft {
-    Draft { at_ms: n, user: "ops".into(), action: "apply", object: format!("app-{n}"), outcome: "done", detail: String::new() }
+    Draft {
+        at_ms: n,
+        user: "ops".into(),
+        action: "apply",
+        object: format!("app-{n}"),
+        outcome: "done",
+        detail: String::new(),
+    }
 }
 
 #[test]
@@ -186,7 +240,8 @@ fn the_audit_chain_shows_every_change() {
         let _ = std::fs::remove_file(&forged);
         db.execute("VACUUM INTO ?1", [forged.to_str().unwrap()]).unwrap();
         let db = rusqlite::Connection::open(&forged).unwrap();
-        db.execute_batch("DROP TRIGGER audit_is_never_changed; DROP TRIGGER audit_is_never_deleted").unwrap();
+        db.execute_batch("DROP TRIGGER audit_is_never_changed; DROP TRIGGER audit_is_never_deleted")
+            .unwrap();
         assert_eq!(db.execute(forgery, []).unwrap(), 1);
         assert_eq!(audit::verify(&db).unwrap(), Some(broken_at), "{forgery}");
     }
@@ -220,9 +275,13 @@ fn a_row_that_the_hub_did_not_write_is_damage() {
     runtime().block_on(async {
         drop(open(folder.path()).unwrap());
         let db = rusqlite::Connection::open(folder.path().join("hub.db")).unwrap();
-        db.execute("INSERT INTO twin (node, bytes) VALUES ('NOT A NODE', x'00')", []).unwrap();
+        db.execute("INSERT INTO twin (node, bytes) VALUES ('NOT A NODE', x'00')", [])
+            .unwrap();
         drop(db);
         let error = open(folder.path()).unwrap().load().await.unwrap_err().to_string();
-        assert!(error.contains("table twin") && error.contains("--set-aside-corrupt-store"), "{error}");
+        assert!(
+            error.contains("table twin") && error.contains("--set-aside-corrupt-store"),
+            "{error}"
+        );
     });
 }

@@ -40,7 +40,9 @@ impl FromStr for Address {
     type Err = InvalidAddress;
 
     fn from_str(value: &str) -> Result<Self, InvalidAddress> {
-        let invalid = || InvalidAddress { value: value.to_owned() };
+        let invalid = || InvalidAddress {
+            value: value.to_owned(),
+        };
         let (host, port) = value.rsplit_once(':').ok_or_else(invalid)?;
         let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         // TLS wants a name or an address without brackets; more than one colon without them is ambiguous.
@@ -70,7 +72,10 @@ impl From<Address> for String {
 
 impl From<std::net::SocketAddr> for Address {
     fn from(value: std::net::SocketAddr) -> Self {
-        Self { host: value.ip().to_string(), port: value.port() }
+        Self {
+            host: value.ip().to_string(),
+            port: value.port(),
+        }
     }
 }
 
@@ -93,7 +98,17 @@ mod tests {
         for good in ["localhost:8883", "10.0.0.1:1", "[::1]:8883", "gw-1.plant:8883"] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
-        for bad in ["localhost", "localhost:", ":1", "a:70000", "a:0", "::1:8883", "[::1]", "a b:1", "mqtts://a:1"] {
+        for bad in [
+            "localhost",
+            "localhost:",
+            ":1",
+            "a:70000",
+            "a:0",
+            "::1:8883",
+            "[::1]",
+            "a b:1",
+            "mqtts://a:1",
+        ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
     }

@@ -112,7 +112,10 @@ pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
         // A span of nothing is the whole document: something is missing.
         match e.span().filter(|s| !s.is_empty()) {
             Some(span) => located(&sources, span, e.message()),
-            None => ConfigError::Incomplete { path: path.to_owned(), reason: e.message().to_owned() },
+            None => ConfigError::Incomplete {
+                path: path.to_owned(),
+                reason: e.message().to_owned(),
+            },
         }
     })
 }
@@ -121,7 +124,10 @@ fn located(sources: &[Source], span: Range<usize>, reason: &str) -> ConfigError 
     let mut holding = sources.iter().rev();
     match holding.find(|s| s.base <= span.start).or(sources.first()) {
         Some(source) => source.invalid(Some(span.start - source.base..span.end - source.base), reason),
-        None => ConfigError::Incomplete { path: PathBuf::new(), reason: reason.to_owned() },
+        None => ConfigError::Incomplete {
+            path: PathBuf::new(),
+            reason: reason.to_owned(),
+        },
     }
 }
 
@@ -129,14 +135,21 @@ impl Source {
     fn invalid(&self, span: Option<Range<usize>>, reason: &str) -> ConfigError {
         let start = span.map_or(0, |s| s.start).min(self.text.len());
         let line = self.text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count() + 1;
-        ConfigError::Invalid { path: self.path.clone(), line, reason: reason.replace('\n', " ") }
+        ConfigError::Invalid {
+            path: self.path.clone(),
+            line,
+            reason: reason.replace('\n', " "),
+        }
     }
 }
 
 fn read(path: PathBuf, base: usize) -> Result<Source, ConfigError> {
     let text = fs::metadata(&path).and_then(|meta| {
         if meta.len() > FILE_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("longer than {FILE_BYTES_MAX} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("longer than {FILE_BYTES_MAX} bytes"),
+            ));
         }
         fs::read_to_string(&path)
     });
@@ -149,7 +162,10 @@ fn read(path: PathBuf, base: usize) -> Result<Source, ConfigError> {
 /// The drop-ins of a file, by name; none when there is no folder.
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let folder = path.with_extension("d");
-    let fail = |source| ConfigError::Read { path: folder.clone(), source };
+    let fail = |source| ConfigError::Read {
+        path: folder.clone(),
+        source,
+    };
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),

@@ -100,20 +100,31 @@ impl Identity {
     /// [`IdentityError`] with the file and what to do.
     pub fn load(certificate_pem: &Path, key_pem: &Path, trust_bundle: &Path) -> Result<Self, IdentityError> {
         let chain = read_chain(certificate_pem)?;
-        let bad = |source| IdentityError::Certificate { path: certificate_pem.to_owned(), source };
+        let bad = |source| IdentityError::Certificate {
+            path: certificate_pem.to_owned(),
+            source,
+        };
         let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
         let named = certificate::read(leaf).map_err(bad)?;
         let not_before_s = not_before(leaf).map_err(bad)?;
         let mut warnings = Vec::new();
         let key_der = read_key(key_pem, &mut warnings)?;
-        let signer = SoftKey::from_pkcs8(key_der.secret_pkcs8_der())
-            .map_err(|_| IdentityError::NotAKey { path: key_pem.to_owned() })?;
+        let signer = SoftKey::from_pkcs8(key_der.secret_pkcs8_der()).map_err(|_| IdentityError::NotAKey {
+            path: key_pem.to_owned(),
+        })?;
         if *signer.public_key() != named.key {
             let (key, certificate) = (key_pem.to_owned(), certificate_pem.to_owned());
-            return Err(IdentityError::KeyOfAnother { key, certificate, node: named.node });
+            return Err(IdentityError::KeyOfAnother {
+                key,
+                certificate,
+                node: named.node,
+            });
         }
-        let trust = TrustBundle::flashed(&read(trust_bundle, "the trust bundle")?)
-            .map_err(|source| IdentityError::Trust { path: trust_bundle.to_owned(), source })?;
+        let trust =
+            TrustBundle::flashed(&read(trust_bundle, "the trust bundle")?).map_err(|source| IdentityError::Trust {
+                path: trust_bundle.to_owned(),
+                source,
+            })?;
         Ok(Self {
             node: named.node,
             site: named.site,
@@ -206,14 +217,23 @@ impl Identity {
         value: &T,
         introduce: bool,
     ) -> Result<Vec<u8>, SealError> {
-        let claims = Claims { iss: self.node.clone(), aud: aud.clone(), iat: now_s, exp };
+        let claims = Claims {
+            iss: self.node.clone(),
+            aud: aud.clone(),
+            iat: now_s,
+            exp,
+        };
         let x5chain: &[Vec<u8>] = if introduce { &self.chain } else { &[] };
         envelope::seal(kind, &claims, value, x5chain, &*self.signer)
     }
 }
 
 fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, IdentityError> {
-    let fail = |source| IdentityError::Read { what, path: path.to_owned(), source };
+    let fail = |source| IdentityError::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    };
     let meta = fs::metadata(path).map_err(fail)?;
     if meta.len() > FILE_BYTES_MAX {
         let reason = format!("it has {} bytes, at most {FILE_BYTES_MAX} are read", meta.len());
@@ -224,7 +244,10 @@ fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, IdentityError> {
 
 fn read_chain(path: &Path) -> Result<Vec<Vec<u8>>, IdentityError> {
     let pem = read(path, "the certificate")?;
-    let bad = |reason: String| IdentityError::NotCertificates { path: path.to_owned(), reason };
+    let bad = |reason: String| IdentityError::NotCertificates {
+        path: path.to_owned(),
+        reason,
+    };
     let chain: Vec<Vec<u8>> = CertificateDer::pem_slice_iter(&pem)
         .map(|c| c.map(|c| c.to_vec()))
         .collect::<Result<_, _>>()
@@ -234,7 +257,10 @@ fn read_chain(path: &Path) -> Result<Vec<Vec<u8>>, IdentityError> {
     }
     let most = cnova_shared::limits::X5CHAIN_CERTS;
     if chain.len() > most {
-        return Err(bad(format!("{} certificates in it, at most {most} are used", chain.len())));
+        return Err(bad(format!(
+            "{} certificates in it, at most {most} are used",
+            chain.len()
+        )));
     }
     Ok(chain)
 }
@@ -243,7 +269,10 @@ fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<PrivatePkcs8KeyDe
     let pem = read(path, "the key")?;
     let readable_by_all = fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o004 != 0);
     if readable_by_all {
-        warnings.push(format!("everybody on this machine can read the key {0}: chmod o-rwx {0}", path.display()));
+        warnings.push(format!(
+            "everybody on this machine can read the key {0}: chmod o-rwx {0}",
+            path.display()
+        ));
     }
     PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| IdentityError::NotAKey { path: path.to_owned() })
 }

@@ -26,9 +26,14 @@ pub(crate) fn of(error: &ConnectionError, parent: &NodeId, address: &Address) ->
         ConnectionError::Timeout(_) => format!("{address} did not answer in time"),
         ConnectionError::ConnectionRefused(code) => of_code(*code, parent),
         ConnectionError::MqttState(StateError::ConnFail { reason }) => of_code(*reason, parent),
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
+        ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code,
+            reason_string,
+        }) => {
             let words = reason_string.as_deref().unwrap_or_default();
-            format!("{parent} closed the connection: {reason_code:?} {words}").trim_end().to_owned()
+            format!("{parent} closed the connection: {reason_code:?} {words}")
+                .trim_end()
+                .to_owned()
         }
         ConnectionError::MqttState(StateError::AwaitPingResp) => format!("{parent} stopped answering"),
         ConnectionError::MqttState(StateError::ConnectionAborted) => format!("{parent} closed the connection"),

@@ -41,7 +41,9 @@ impl FloorClock {
     /// A clock that never says less than `floor_s`.
     #[must_use]
     pub fn new(floor_s: u64) -> Self {
-        Self { floor_s: AtomicU64::new(floor_s) }
+        Self {
+            floor_s: AtomicU64::new(floor_s),
+        }
     }
 
     /// A clock that begins where the node's own certificate or its trust bundle does, whichever is later: it cannot be
@@ -123,7 +125,8 @@ impl ServerCertVerifier for NamedServer {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verifier.verify_server_cert(end_entity, intermediates, &self.name, ocsp_response, now)
+        self.verifier
+            .verify_server_cert(end_entity, intermediates, &self.name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(

@@ -35,8 +35,15 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const REASONS_KEPT: usize = 16;
 
 /// The kinds that a node subscribes to.
-const DOWN: [Kind; 7] =
-    [Kind::Twin, Kind::Ack, Kind::Chunk, Kind::Command, Kind::Trust, Kind::Challenge, Kind::Ear];
+const DOWN: [Kind; 7] = [
+    Kind::Twin,
+    Kind::Ack,
+    Kind::Chunk,
+    Kind::Command,
+    Kind::Trust,
+    Kind::Challenge,
+    Kind::Ear,
+];
 
 /// How to reach the parent.
 #[derive(Clone, Debug)]
@@ -150,7 +157,11 @@ impl Uplink {
         network.set_connection_timeout(CONNECT_SECONDS);
         options.set_network_options(network);
         let (client, event_loop) = AsyncClient::new(options, config.queue_messages);
-        let shared = Arc::new(Shared { client, queue: Mutex::default(), queue_bytes: config.queue_bytes });
+        let shared = Arc::new(Shared {
+            client,
+            queue: Mutex::default(),
+            queue_bytes: config.queue_bytes,
+        });
         let (events, receiver) = mpsc::channel(config.event_queue);
         let (stop, stopped) = watch::channel(false);
         let link = Link {
@@ -165,7 +176,15 @@ impl Uplink {
             logged: Vec::new(),
         };
         let task = tokio::spawn(link.run(event_loop, stopped));
-        (Self { node: config.node, shared, stop, task }, receiver)
+        (
+            Self {
+                node: config.node,
+                shared,
+                stop,
+                task,
+            },
+            receiver,
+        )
     }
 
     /// Puts a message on its way, without waiting. `Ok` means that it is in memory, no more.
@@ -186,7 +205,10 @@ impl Uplink {
         }
         // Under the lock, so that the sizes are in the order of the messages.
         let name = topic(&self.node, kind);
-        self.shared.client.try_publish(name, QoS::AtLeastOnce, false, bytes).map_err(|_| SendError::Full)?;
+        self.shared
+            .client
+            .try_publish(name, QoS::AtLeastOnce, false, bytes)
+            .map_err(|_| SendError::Full)?;
         queue.sizes.push_back(size);
         queue.bytes += size;
         Ok(())
@@ -268,7 +290,10 @@ impl Link {
             Event::Incoming(Packet::ConnAck(_)) => {
                 let filters = DOWN.map(|kind| Filter::new(topic(&self.node, kind), QoS::AtLeastOnce));
                 // The queue is empty: nothing is taken for it while the link is down.
-                self.shared.client.try_subscribe_many(filters).map_err(|e| format!("cannot subscribe: {e}"))
+                self.shared
+                    .client
+                    .try_subscribe_many(filters)
+                    .map_err(|e| format!("cannot subscribe: {e}"))
             }
             Event::Incoming(Packet::SubAck(suback)) => {
                 self.check_subscribed(&suback.return_codes)?;
@@ -293,13 +318,24 @@ impl Link {
     /// A node that does not hear everything must not say that it is there.
     fn check_subscribed(&self, codes: &[SubscribeReasonCode]) -> Result<(), String> {
         let granted = |c: &SubscribeReasonCode| matches!(c, SubscribeReasonCode::Success(_));
-        let refused: Vec<&str> =
-            DOWN.iter().zip(codes).filter(|(_, c)| !granted(c)).map(|(k, _)| k.as_str()).collect();
+        let refused: Vec<&str> = DOWN
+            .iter()
+            .zip(codes)
+            .filter(|(_, c)| !granted(c))
+            .map(|(k, _)| k.as_str())
+            .collect();
         if refused.is_empty() && codes.len() == DOWN.len() {
             return Ok(());
         }
-        let what = if refused.is_empty() { "not all of them were answered".into() } else { refused.join(", ") };
-        Err(format!("{} refused subscriptions below cnova/v1/{}/down/: {what}", self.parent, self.node))
+        let what = if refused.is_empty() {
+            "not all of them were answered".into()
+        } else {
+            refused.join(", ")
+        };
+        Err(format!(
+            "{} refused subscriptions below cnova/v1/{}/down/: {what}",
+            self.parent, self.node
+        ))
     }
 
     async fn message(&self, publish: Publish) {

@@ -46,9 +46,11 @@ fn invalid(files: &[(&str, &str)]) -> (String, usize, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = write(dir.path(), files);
     match load_toml::<Config>(&path) {
-        Err(ConfigError::Invalid { path, line, reason }) => {
-            (path.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_owned(), line, reason)
-        }
+        Err(ConfigError::Invalid { path, line, reason }) => (
+            path.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_owned(),
+            line,
+            reason,
+        ),
         other => panic!("{other:?}"),
     }
 }
@@ -61,12 +63,18 @@ fn drop_ins_are_merged_in_order() {
         &[
             ("agent.toml", GOOD),
             ("agent.d/20-b.toml", "list = [3]\n[labels]\nb = \"20\"\n"),
-            ("agent.d/10-a.toml", "[parent]\naddress = \"[::1]:1\"\n[labels]\nb = \"10\"\nc = \"3\"\n"),
+            (
+                "agent.d/10-a.toml",
+                "[parent]\naddress = \"[::1]:1\"\n[labels]\nb = \"10\"\nc = \"3\"\n",
+            ),
             ("agent.d/README", "not toml"),
         ],
     );
     let config: Config = load_toml(&path).unwrap();
-    assert_eq!((config.parent.node.as_str(), config.parent.address.to_string().as_str()), ("gw-1", "[::1]:1"));
+    assert_eq!(
+        (config.parent.node.as_str(), config.parent.address.to_string().as_str()),
+        ("gw-1", "[::1]:1")
+    );
     assert_eq!(config.identity.key, Path::new("/k"));
     assert_eq!(config.list, [3]);
     let labels: Vec<_> = config.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -83,8 +91,13 @@ fn errors_name_file_line_and_reason() {
     assert_eq!((file.as_str(), line), ("agent.toml", 5), "{reason}");
     assert!(reason.contains("adress"), "{reason}");
 
-    let (file, line, reason) =
-        invalid(&[("agent.toml", GOOD), ("agent.d/a.toml", "# fine\n[labels]\nx = \"y\"\n[parent]\nnode = \"GW\"\n")]);
+    let (file, line, reason) = invalid(&[
+        ("agent.toml", GOOD),
+        (
+            "agent.d/a.toml",
+            "# fine\n[labels]\nx = \"y\"\n[parent]\nnode = \"GW\"\n",
+        ),
+    ]);
     assert_eq!((file.as_str(), line), ("agent.d/a.toml", 5), "{reason}");
     assert!(reason.contains("node id"), "{reason}");
 

@@ -24,11 +24,21 @@ fn a_good_one_is_loaded_and_signs() {
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::new(dir.path());
     let me = pki.issue("plc-1").load();
-    assert_eq!((me.node().as_str(), me.site().unwrap().as_str()), ("plc-1", "plant-7/plc-1"));
+    assert_eq!(
+        (me.node().as_str(), me.site().unwrap().as_str()),
+        ("plc-1", "plant-7/plc-1")
+    );
     assert!(me.warnings().is_empty());
-    let reply = Reply { v: 1, id: 7, ok: true, text: "x".into() };
+    let reply = Reply {
+        v: 1,
+        id: 7,
+        ok: true,
+        text: "x".into(),
+    };
     for introduce in [false, true] {
-        let bytes = me.seal(Kind::Reply, &node("hub"), 1000, Some(2000), &reply, introduce).unwrap();
+        let bytes = me
+            .seal(Kind::Reply, &node("hub"), 1000, Some(2000), &reply, introduce)
+            .unwrap();
         let untrusted = Untrusted::read(&bytes).unwrap();
         assert_eq!(untrusted.x5chain.len(), usize::from(introduce));
         assert_eq!((untrusted.claims.iss.as_str(), untrusted.claims.iat), ("plc-1", 1000));
@@ -61,15 +71,36 @@ fn what_is_not_pem_or_of_another_node_is_refused() {
     let garbage = dir.path().join("garbage");
     fs::write(&garbage, b"\x30\x82 not pem").unwrap();
 
-    let (error, text) = refused(&Files { certificate: garbage.clone(), ..one.clone() });
+    let (error, text) = refused(&Files {
+        certificate: garbage.clone(),
+        ..one.clone()
+    });
     assert!(matches!(error, IdentityError::NotCertificates { .. }), "{text}");
-    let (error, text) = refused(&Files { certificate: one.key.clone(), ..one.clone() });
+    let (error, text) = refused(&Files {
+        certificate: one.key.clone(),
+        ..one.clone()
+    });
     assert!(matches!(error, IdentityError::NotCertificates { .. }), "{text}");
-    let (error, text) = refused(&Files { key: garbage.clone(), ..one.clone() });
-    assert!(matches!(error, IdentityError::NotAKey { .. }) && text.contains("openssl pkcs8"), "{text}");
-    let (error, text) = refused(&Files { key: two.key, ..one.clone() });
-    assert!(matches!(error, IdentityError::KeyOfAnother { .. }) && text.contains("plc-1"), "{text}");
-    let (error, text) = refused(&Files { trust_bundle: garbage, ..one.clone() });
+    let (error, text) = refused(&Files {
+        key: garbage.clone(),
+        ..one.clone()
+    });
+    assert!(
+        matches!(error, IdentityError::NotAKey { .. }) && text.contains("openssl pkcs8"),
+        "{text}"
+    );
+    let (error, text) = refused(&Files {
+        key: two.key,
+        ..one.clone()
+    });
+    assert!(
+        matches!(error, IdentityError::KeyOfAnother { .. }) && text.contains("plc-1"),
+        "{text}"
+    );
+    let (error, text) = refused(&Files {
+        trust_bundle: garbage,
+        ..one.clone()
+    });
     assert!(matches!(error, IdentityError::Trust { .. }), "{text}");
 }
 

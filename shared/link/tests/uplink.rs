@@ -22,7 +22,12 @@ fn start(files: &Files, parent: &str, address: &str) -> (Uplink, Receiver<Uplink
 fn start_with(files: &Files, parent: &str, address: &str, clock: Arc<FloorClock>) -> (Uplink, Receiver<UplinkEvent>) {
     let me = files.load();
     let tls = client_tls(&me, &node(parent), clock).unwrap();
-    Uplink::start(UplinkConfig::new(address.parse().unwrap(), me.node().clone(), node(parent), tls))
+    Uplink::start(UplinkConfig::new(
+        address.parse().unwrap(),
+        me.node().clone(),
+        node(parent),
+        tls,
+    ))
 }
 
 async fn next(events: &mut Receiver<UplinkEvent>) -> UplinkEvent {
@@ -42,20 +47,46 @@ async fn messages_go_both_ways_by_address_although_certificates_carry_names() {
     let pki = Pki::new(dir.path());
     let (endpoint, mut heard) = endpoint(&pki.issue("gw-1"), "127.0.0.1:0").await;
     let (uplink, mut events) = start(&pki.issue("plc-1"), "gw-1", &endpoint.local_addr().to_string());
-    assert_eq!(uplink.send(Kind::Hello, b"early".to_vec()), Err(SendError::NotConnected));
+    assert_eq!(
+        uplink.send(Kind::Hello, b"early".to_vec()),
+        Err(SendError::NotConnected)
+    );
     assert_eq!(next(&mut events).await, UplinkEvent::Connected);
     // Connected means subscribed: whatever is sent from now on arrives.
-    for kind in [Kind::Twin, Kind::Ack, Kind::Chunk, Kind::Command, Kind::Trust, Kind::Challenge, Kind::Ear] {
-        endpoint.publisher().publish("plc-1", kind.as_str(), Bytes::from_static(b"down")).unwrap();
-        assert_eq!(next(&mut events).await, UplinkEvent::Message { kind, bytes: b"down".to_vec() });
+    for kind in [
+        Kind::Twin,
+        Kind::Ack,
+        Kind::Chunk,
+        Kind::Command,
+        Kind::Trust,
+        Kind::Challenge,
+        Kind::Ear,
+    ] {
+        endpoint
+            .publisher()
+            .publish("plc-1", kind.as_str(), Bytes::from_static(b"down"))
+            .unwrap();
+        assert_eq!(
+            next(&mut events).await,
+            UplinkEvent::Message {
+                kind,
+                bytes: b"down".to_vec()
+            }
+        );
     }
     let large = vec![7; 1 << 20];
     uplink.send(Kind::Report, large.clone()).unwrap();
-    assert!(matches!(uplink.send(Kind::Report, vec![0; 2 << 20]), Err(SendError::TooLarge(_))));
+    assert!(matches!(
+        uplink.send(Kind::Report, vec![0; 2 << 20]),
+        Err(SendError::TooLarge(_))
+    ));
     loop {
         let event = soon("the report", heard.recv()).await.unwrap();
         if let EndpointEvent::Message { node, kind, payload } = event {
-            assert_eq!((node.as_str(), kind.as_str(), payload.len()), ("plc-1", "report", large.len()));
+            assert_eq!(
+                (node.as_str(), kind.as_str(), payload.len()),
+                ("plc-1", "report", large.len())
+            );
             break;
         }
     }
@@ -109,7 +140,10 @@ async fn reasons_say_what_to_look_at() {
     let strangers = tempfile::tempdir().unwrap();
     let stranger = Pki::new(strangers.path()).issue("plc-1");
     // It knows the tree's authorities, but its own certificate is of another tree.
-    let stranger = Files { trust_bundle: pki.issue("x").trust_bundle, ..stranger };
+    let stranger = Files {
+        trust_bundle: pki.issue("x").trust_bundle,
+        ..stranger
+    };
     let (_uplink, mut events) = start(&stranger, "gw-1", &address);
     let why = reason(&mut events).await;
     assert!(why.contains("refused this node's certificate"), "{why}");

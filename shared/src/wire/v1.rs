@@ -197,6 +197,8 @@ pub enum Body {
     },
     /// A condition of the node itself.
     Alarm(Alarm),
+    /// The condition that this key stood for is over.
+    Over,
     /// Something of a later version.
     #[serde(other)]
     Unknown,

@@ -243,20 +243,26 @@ impl Artifacts {
         let (found, _) = hash(&mut file, &partial)?;
         if found != *digest {
             self.remove_file(&partial)?;
-            return Err(FinishError::Mismatch { expected: *digest, found });
+            return Err(FinishError::Mismatch {
+                expected: *digest,
+                found,
+            });
         }
         self.publish(&file, &partial, &whole)?;
         Ok(())
     }
 
     fn publish(&self, file: &File, partial: &Path, whole: &Path) -> Result<(), ArtifactError> {
-        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(fail("protect", partial))?;
+        file.set_permissions(fs::Permissions::from_mode(0o444))
+            .map_err(fail("protect", partial))?;
         file.sync_all().map_err(fail("sync", partial))?;
         let replaced = fs::metadata(whole).map_or(0, |m| m.len());
         fs::rename(partial, whole).map_err(fail("rename", partial))?;
         self.shrink(replaced);
         let folder = self.folder.join(WHOLE);
-        File::open(&folder).and_then(|f| f.sync_all()).map_err(fail("sync", &folder))
+        File::open(&folder)
+            .and_then(|f| f.sync_all())
+            .map_err(fail("sync", &folder))
     }
 
     /// Keeps bytes as an artifact.
@@ -311,9 +317,9 @@ impl Artifacts {
             if n == 0 {
                 return Ok(());
             }
-            let written = self.make_sure_of_room(n as u64).and_then(|()| {
-                file.write_all(&buffer[..n]).map_err(fail("write", draft))
-            });
+            let written = self
+                .make_sure_of_room(n as u64)
+                .and_then(|()| file.write_all(&buffer[..n]).map_err(fail("write", draft)));
             if let Err(error) = written {
                 drop(file);
                 let _ = self.remove_file(draft);
@@ -383,7 +389,12 @@ impl Artifacts {
     fn make_sure_of_room(&self, asked: u64) -> Result<(), ArtifactError> {
         let used = self.used();
         if used.saturating_add(asked) > self.max_bytes {
-            return Err(ArtifactError::NoRoom { path: self.folder.clone(), asked, used, max: self.max_bytes });
+            return Err(ArtifactError::NoRoom {
+                path: self.folder.clone(),
+                asked,
+                used,
+                max: self.max_bytes,
+            });
         }
         Ok(())
     }

@@ -86,7 +86,9 @@ pub enum OpenError {
         reason: String,
     },
     /// A newer version of the program wrote it.
-    #[error("{path} was written by a newer version of this program (schema {found}, this one knows {known}): update it")]
+    #[error(
+        "{path} was written by a newer version of this program (schema {found}, this one knows {known}): update it"
+    )]
     NewerSchema {
         /// The database.
         path: PathBuf,
@@ -143,20 +145,27 @@ impl From<rusqlite::Error> for Trouble {
 /// [`OpenError`], which says what to do.
 pub fn open(path: &Path, schema: &Schema, on_corrupt: OnCorrupt, max_bytes: u64) -> Result<Opened, OpenError> {
     match try_open(path, schema, max_bytes) {
-        Ok((connection, is_new)) => Ok(Opened { connection, set_aside: None, is_new }),
+        Ok((connection, is_new)) => Ok(Opened {
+            connection,
+            set_aside: None,
+            is_new,
+        }),
         Err(Trouble::Corrupt(reason)) if on_corrupt == OnCorrupt::SetAside => {
             let aside = set_aside(path, &reason)?;
             let (connection, is_new) =
                 try_open(path, schema, max_bytes).map_err(|trouble| explain(path, schema, trouble))?;
-            Ok(Opened { connection, set_aside: Some(aside), is_new })
+            Ok(Opened {
+                connection,
+                set_aside: Some(aside),
+                is_new,
+            })
         }
         Err(trouble) => Err(explain(path, schema, trouble)),
     }
 }
 
 fn try_open(path: &Path, schema: &Schema, max_bytes: u64) -> Result<(Connection, bool), Trouble> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(Duration::from_secs(5))?;
     let is_new = check_is_ours(&connection, schema.application_id)?;
@@ -175,7 +184,9 @@ fn check_is_ours(connection: &Connection, application_id: i32) -> Result<bool, T
     match (found == application_id, tables) {
         (_, 0) => Ok(true),
         (true, _) => Ok(false),
-        (false, _) => Err(Trouble::Corrupt(format!("it is another program's database (application id {found})"))),
+        (false, _) => Err(Trouble::Corrupt(format!(
+            "it is another program's database (application id {found})"
+        ))),
     }
 }
 
@@ -199,7 +210,11 @@ fn configure(connection: &Connection, max_bytes: u64) -> Result<(), rusqlite::Er
 /// `quick_check` reads every page; on the sizes that `max_bytes` allows here it is as cheap as reading the file.
 fn check_integrity(connection: &Connection) -> Result<(), Trouble> {
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
-    if verdict == "ok" { Ok(()) } else { Err(Trouble::Corrupt(verdict)) }
+    if verdict == "ok" {
+        Ok(())
+    } else {
+        Err(Trouble::Corrupt(verdict))
+    }
 }
 
 fn migrate(connection: &mut Connection, schema: &Schema) -> Result<(), Trouble> {
@@ -243,7 +258,10 @@ fn explain(path: &Path, schema: &Schema, trouble: Trouble) -> OpenError {
 }
 
 fn is_full(path: &Path) -> bool {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     rustix::fs::statvfs(folder).is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) < FREE_BYTES_MIN || s.f_favail == 0)
 }
 
@@ -258,7 +276,10 @@ pub fn set_aside(path: &Path, reason: &str) -> Result<SetAside, OpenError> {
         OpenError::SetAside { path, reason, source }
     })?;
     tracing::error!(database = %path.display(), set_aside = %aside.display(), reason, "begins anew");
-    Ok(SetAside { path: aside, reason: reason.to_owned() })
+    Ok(SetAside {
+        path: aside,
+        reason: reason.to_owned(),
+    })
 }
 
 fn rename_aside(path: &Path) -> Result<PathBuf, io::Error> {
@@ -282,13 +303,21 @@ fn rename_aside(path: &Path) -> Result<PathBuf, io::Error> {
 }
 
 fn numbers_of_set_aside(path: &Path) -> Result<Vec<u32>, io::Error> {
-    let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return Ok(Vec::new()) };
+    let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
+        return Ok(Vec::new());
+    };
     let prefix = format!("{name}.corrupt-");
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut numbers = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|n| n.strip_prefix(&prefix)).and_then(|n| n.parse::<u32>().ok());
+        let number = name
+            .to_str()
+            .and_then(|n| n.strip_prefix(&prefix))
+            .and_then(|n| n.parse::<u32>().ok());
         numbers.extend(number);
     }
     Ok(numbers)

@@ -83,7 +83,9 @@ impl Owner {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let counters = Arc::new(Counters::default());
         let counted = counters.clone();
-        thread::Builder::new().name("store".into()).spawn(move || run(connection, queue, &counted))?;
+        thread::Builder::new()
+            .name("store".into())
+            .spawn(move || run(connection, queue, &counted))?;
         Ok(Self { jobs, counters })
     }
 
@@ -130,7 +132,9 @@ impl Owner {
 }
 
 fn run(mut connection: Connection, mut queue: mpsc::Receiver<Job>, counters: &Counters) {
-    let page_bytes = connection.pragma_query_value(None, "page_size", |r| r.get::<_, u32>(0)).unwrap_or(4096);
+    let page_bytes = connection
+        .pragma_query_value(None, "page_size", |r| r.get::<_, u32>(0))
+        .unwrap_or(4096);
     let mut written = pages_written(&connection);
     while let Some(job) = queue.blocking_recv() {
         let answer = job(&mut connection);
@@ -138,7 +142,9 @@ fn run(mut connection: Connection, mut queue: mpsc::Receiver<Job>, counters: &Co
         if now != written {
             let pages = u64::from(now.wrapping_sub(written));
             counters.commits.fetch_add(1, Ordering::Relaxed);
-            counters.bytes.fetch_add(pages * (u64::from(page_bytes) + FRAME_HEADER_BYTES), Ordering::Relaxed);
+            counters
+                .bytes
+                .fetch_add(pages * (u64::from(page_bytes) + FRAME_HEADER_BYTES), Ordering::Relaxed);
             written = now;
         }
         answer();
@@ -154,7 +160,17 @@ fn pages_written(connection: &Connection) -> u32 {
     // SAFETY: the handle is that of an open connection, which lives longer than the call and is used by no other
     // thread; both out-pointers are to live integers.
     let code = unsafe {
-        ffi::sqlite3_db_status(connection.handle(), ffi::SQLITE_DBSTATUS_CACHE_WRITE, &mut current, &mut highest, 0)
+        ffi::sqlite3_db_status(
+            connection.handle(),
+            ffi::SQLITE_DBSTATUS_CACHE_WRITE,
+            &mut current,
+            &mut highest,
+            0,
+        )
     };
-    if code == ffi::SQLITE_OK { current.cast_unsigned() } else { 0 }
+    if code == ffi::SQLITE_OK {
+        current.cast_unsigned()
+    } else {
+        0
+    }
 }

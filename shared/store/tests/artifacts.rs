@@ -31,18 +31,30 @@ fn pieces_become_an_artifact_across_a_restart() {
     let (whole, partial) = store.scan().unwrap();
     assert!(whole.is_empty() && !store.has(&digest));
     assert_eq!(partial.get(&digest), Some(&6000));
-    assert!(matches!(store.append(&digest, 5000, &data[5000..]), Err(AppendError::NotNext { length: 6000, .. })));
-    assert!(matches!(store.append(&digest, 7000, &data[7000..]), Err(AppendError::NotNext { .. })));
+    assert!(matches!(
+        store.append(&digest, 5000, &data[5000..]),
+        Err(AppendError::NotNext { length: 6000, .. })
+    ));
+    assert!(matches!(
+        store.append(&digest, 7000, &data[7000..]),
+        Err(AppendError::NotNext { .. })
+    ));
     store.append(&digest, 6000, &data[6000..]).unwrap();
     // Cut off before it was checked: its last byte is asked for again.
     store.append(&digest, 9999, &data[9999..]).unwrap();
     store.finish(&digest).unwrap();
     store.finish(&digest).unwrap();
     assert!(store.has(&digest) && store.verify(&digest).unwrap());
-    assert_eq!(fs::metadata(store.path(&digest)).unwrap().permissions().mode() & 0o777, 0o444);
+    assert_eq!(
+        fs::metadata(store.path(&digest)).unwrap().permissions().mode() & 0o777,
+        0o444
+    );
     let (whole, partial) = store.scan().unwrap();
     assert_eq!((whole, partial.len()), (BTreeSet::from([digest]), 0));
-    assert_eq!(store.read(&digest, 9_990, 100).unwrap(), (data[9_990..].to_vec(), 10_000));
+    assert_eq!(
+        store.read(&digest, 9_990, 100).unwrap(),
+        (data[9_990..].to_vec(), 10_000)
+    );
     assert_eq!(store.read(&digest, 20_000, 100).unwrap(), (Vec::new(), 10_000));
     assert_eq!((store.used(), store.bytes_written()), (10_000, 4_001));
 }
@@ -93,7 +105,10 @@ fn the_bound_is_kept_and_what_is_not_wanted_goes() {
     let other = Digest::of(b"other");
     store.append(&other, 0, &bytes(3000)).unwrap();
     let error = store.append(&other, 3000, &bytes(2000)).unwrap_err();
-    assert!(matches!(error, AppendError::Artifact(ArtifactError::NoRoom { used: 9000, .. })), "{error}");
+    assert!(
+        matches!(error, AppendError::Artifact(ArtifactError::NoRoom { used: 9000, .. })),
+        "{error}"
+    );
     assert!(matches!(store.import(&bytes(5000)), Err(ArtifactError::NoRoom { .. })));
     store.keep(&[kept]).unwrap();
     assert_eq!((store.used(), store.scan().unwrap().1.len()), (6000, 0));
@@ -111,7 +126,10 @@ fn files_are_imported_and_strange_names_ignored() {
     let (digest, size) = store.import_file(&file).unwrap();
     assert_eq!((digest, size), (Digest::of(&bytes(70_000)), 70_000));
     assert_eq!(store.import_file(&file).unwrap(), (digest, size));
-    assert!(matches!(store.import_file(&dir.path().join("gone")), Err(ArtifactError::Io { .. })));
+    assert!(matches!(
+        store.import_file(&dir.path().join("gone")),
+        Err(ArtifactError::Io { .. })
+    ));
     fs::write(dir.path().join("sha256/README"), "x").unwrap();
     fs::write(dir.path().join("sha256").join(Digest::of(b"empty").hex()), "").unwrap();
     assert_eq!(store.scan().unwrap().0, BTreeSet::from([digest]));

@@ -12,7 +12,10 @@ use rusqlite::Connection;
 
 const FIRST: &str = "CREATE TABLE t (k INTEGER PRIMARY KEY, v BLOB) STRICT";
 const SECOND: &str = "CREATE TABLE u (k); INSERT INTO u VALUES (7)";
-const SCHEMA: Schema = Schema { application_id: 0x1234, migrations: &[FIRST] };
+const SCHEMA: Schema = Schema {
+    application_id: 0x1234,
+    migrations: &[FIRST],
+};
 const MAX: u64 = 8 << 20;
 
 fn db(dir: &Path) -> PathBuf {
@@ -40,7 +43,12 @@ fn what_was_written_is_there_again_with_the_right_settings() {
     let again = open(&db(dir.path()), &SCHEMA, OnCorrupt::Refuse, MAX).unwrap();
     assert!(!again.is_new);
     assert_eq!(count(&again.connection), 20);
-    for (pragma, wanted) in [("journal_mode", "wal"), ("synchronous", "2"), ("foreign_keys", "1"), ("user_version", "1")] {
+    for (pragma, wanted) in [
+        ("journal_mode", "wal"),
+        ("synchronous", "2"),
+        ("foreign_keys", "1"),
+        ("user_version", "1"),
+    ] {
         let found: rusqlite::types::Value = again.connection.pragma_query_value(None, pragma, |r| r.get(0)).unwrap();
         let found = match found {
             rusqlite::types::Value::Integer(i) => i.to_string(),
@@ -58,7 +66,9 @@ fn damages() -> Vec<Damage> {
     vec![
         ("not a database", |p| fs::write(p, vec![0xab; 20_000]).unwrap()),
         ("text", |p| fs::write(p, "hello").unwrap()),
-        ("cut", |p| fs::File::options().write(true).open(p).unwrap().set_len(9_000).unwrap()),
+        ("cut", |p| {
+            fs::File::options().write(true).open(p).unwrap().set_len(9_000).unwrap()
+        }),
         ("a page of noise", |p| {
             let mut bytes = fs::read(p).unwrap();
             bytes[8192..12_288].fill(0x5a);
@@ -66,7 +76,10 @@ fn damages() -> Vec<Damage> {
         }),
         ("another program's", |p| {
             fs::remove_file(p).unwrap();
-            Connection::open(p).unwrap().execute_batch("CREATE TABLE other (x)").unwrap();
+            Connection::open(p)
+                .unwrap()
+                .execute_batch("CREATE TABLE other (x)")
+                .unwrap();
         }),
     ]
 }
@@ -122,18 +135,29 @@ fn few_of_those_set_aside_are_kept() {
 #[test]
 fn a_newer_schema_is_refused_even_by_a_cache() {
     let dir = tempfile::tempdir().unwrap();
-    let newer = Schema { migrations: &["CREATE TABLE t (k)", "CREATE TABLE u (k)"], ..SCHEMA };
+    let newer = Schema {
+        migrations: &["CREATE TABLE t (k)", "CREATE TABLE u (k)"],
+        ..SCHEMA
+    };
     open(&db(dir.path()), &newer, OnCorrupt::SetAside, MAX).unwrap();
     let error = open(&db(dir.path()), &SCHEMA, OnCorrupt::SetAside, MAX).unwrap_err();
-    assert!(matches!(error, OpenError::NewerSchema { found: 2, known: 1, .. }), "{error}");
+    assert!(
+        matches!(error, OpenError::NewerSchema { found: 2, known: 1, .. }),
+        "{error}"
+    );
 }
 
 #[test]
 fn migrations_go_on_where_they_ended() {
     let dir = tempfile::tempdir().unwrap();
     fill(&db(dir.path()), 3);
-    let newer = Schema { migrations: &[FIRST, SECOND], ..SCHEMA };
-    let c = open(&db(dir.path()), &newer, OnCorrupt::Refuse, MAX).unwrap().connection;
+    let newer = Schema {
+        migrations: &[FIRST, SECOND],
+        ..SCHEMA
+    };
+    let c = open(&db(dir.path()), &newer, OnCorrupt::Refuse, MAX)
+        .unwrap()
+        .connection;
     assert_eq!(count(&c), 3);
     assert_eq!(c.query_row("SELECT k FROM u", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
 }
@@ -177,7 +201,10 @@ impl Mount {
         let path = dir.path().join("m");
         fs::create_dir(&path).unwrap();
         let options = format!("size={size}");
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).status();
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(&path)
+            .status();
         if !is_root() || !done.is_ok_and(|s| s.success()) {
             let _ = std::io::Write::write_all(
                 &mut std::io::stderr(),
@@ -189,7 +216,11 @@ impl Mount {
     }
 
     fn remount_read_only(&self) {
-        let done = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.path).status().unwrap();
+        let done = Command::new("mount")
+            .args(["-o", "remount,ro"])
+            .arg(&self.path)
+            .status()
+            .unwrap();
         assert!(done.success());
     }
 }
@@ -206,11 +237,15 @@ async fn a_full_disk_is_said_and_passes() {
     let path = db(&mount.path);
     let owner = Owner::spawn(open(&path, &SCHEMA, OnCorrupt::Refuse, MAX).unwrap().connection).unwrap();
     let ballast = mount.path.join("ballast");
-    owner.write(|t| t.execute("INSERT INTO t VALUES (1, x'00')", [])).await.unwrap();
+    owner
+        .write(|t| t.execute("INSERT INTO t VALUES (1, x'00')", []))
+        .await
+        .unwrap();
     let space = rustix::fs::statvfs(&mount.path).unwrap();
     let free = space.f_bavail * space.f_frsize;
     fs::write(&ballast, vec![0; usize::try_from(free).unwrap() - 100_000]).unwrap();
-    let put = |k: i64| move |t: &rusqlite::Transaction<'_>| t.execute("INSERT INTO t VALUES (?1, zeroblob(300000))", [k]);
+    let put =
+        |k: i64| move |t: &rusqlite::Transaction<'_>| t.execute("INSERT INTO t VALUES (?1, zeroblob(300000))", [k]);
     let error = owner.write(put(2)).await.unwrap_err();
     assert!(matches!(error, CallError::Full(_)), "{error}");
     // Nothing was changed, and reading goes on.
@@ -230,9 +265,15 @@ async fn the_bound_of_the_database_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let opened = open(&db(dir.path()), &SCHEMA, OnCorrupt::Refuse, 1 << 20).unwrap();
     let owner = Owner::spawn(opened.connection).unwrap();
-    let error = owner.write(|t| t.execute("INSERT INTO t VALUES (1, zeroblob(2000000))", [])).await.unwrap_err();
+    let error = owner
+        .write(|t| t.execute("INSERT INTO t VALUES (1, zeroblob(2000000))", []))
+        .await
+        .unwrap_err();
     assert!(matches!(error, CallError::Full(_)), "{error}");
-    owner.write(|t| t.execute("INSERT INTO t VALUES (1, zeroblob(1000))", [])).await.unwrap();
+    owner
+        .write(|t| t.execute("INSERT INTO t VALUES (1, zeroblob(1000))", []))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -241,7 +282,10 @@ async fn writes_are_counted_and_failures_change_nothing() {
     let opened = open(&db(dir.path()), &SCHEMA, OnCorrupt::Refuse, MAX).unwrap();
     let owner = Owner::spawn(opened.connection).unwrap();
     for k in 0..5 {
-        owner.write(move |t| t.execute("INSERT INTO t VALUES (?1, x'00')", [k])).await.unwrap();
+        owner
+            .write(move |t| t.execute("INSERT INTO t VALUES (?1, x'00')", [k]))
+            .await
+            .unwrap();
     }
     assert_eq!(owner.counters().commits(), 5);
     let bytes = owner.counters().bytes();

@@ -25,14 +25,21 @@ impl EventLoop {
             let path = self.parts.ledger_path.display();
             let detail = format!("{reason} ({path}); nothing new is taken until it can be written, what runs runs on");
             tracing::error!(alarm = "store", "{detail}");
-            self.set_alarm(Alarm { code: "store".into(), detail });
+            self.set_alarm(Alarm {
+                code: "store".into(),
+                detail,
+            });
             self.announce().await;
             match self.wait_in_outage(inputs).await {
                 End::Again => {}
                 End::LinkGone => return Some(Err(StartError::LinkGone)),
                 End::Stop | End::Store(_) => return Some(Ok(())),
             }
-            let now = if is_damaged { self.reopen() } else { self.parts.ledger.probe().await };
+            let now = if is_damaged {
+                self.reopen()
+            } else {
+                self.parts.ledger.probe().await
+            };
             match now {
                 Ok(()) => break,
                 Err(error) => {
@@ -44,7 +51,10 @@ impl EventLoop {
         let seconds = began.elapsed().as_secs();
         let detail = format!("the store could not be written for {seconds} s ({reason}); it works again");
         tracing::info!(alarm = "store", "{detail}");
-        self.set_alarm(Alarm { code: "store".into(), detail });
+        self.set_alarm(Alarm {
+            code: "store".into(),
+            detail,
+        });
         None
     }
 

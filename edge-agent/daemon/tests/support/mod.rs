@@ -71,7 +71,11 @@ impl Rig {
         std::os::unix::fs::symlink(fake, runtimes.join("cnova-runtime-fake")).unwrap();
         let state_dir = state(dir.path());
         let config = dir.path().join("agent.toml");
-        fs::write(&config, config_text(&files, &state_dir, &runtimes, &endpoint.local_addr().to_string())).unwrap();
+        fs::write(
+            &config,
+            config_text(&files, &state_dir, &runtimes, &endpoint.local_addr().to_string()),
+        )
+        .unwrap();
         Self {
             gateway: gateway.load(),
             pki,
@@ -96,11 +100,19 @@ impl Rig {
     }
 
     pub fn start_agent(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.dir().join("agent.log")).unwrap();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir().join("agent.log"))
+            .unwrap();
         // Another build, for a measurement.
         let agent = std::env::var_os("CNOVA_AGENT").unwrap_or_else(|| AGENT.into());
         let mut command = Command::new(agent);
-        command.args(["run", "--config"]).arg(&self.config).stdin(Stdio::null()).stderr(log);
+        command
+            .args(["run", "--config"])
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stderr(log);
         self.agent = Some(command.spawn().unwrap());
     }
 
@@ -115,19 +127,40 @@ impl Rig {
     }
 
     fn publish<T: Serialize>(&self, kind: Kind, value: &T) {
-        let bytes = self.gateway.seal(kind, &node(NODE), now_s(), None, value, true).unwrap();
-        let _ = self.endpoint.publisher().publish(NODE, kind.as_str(), Bytes::from(bytes));
+        let bytes = self
+            .gateway
+            .seal(kind, &node(NODE), now_s(), None, value, true)
+            .unwrap();
+        let _ = self
+            .endpoint
+            .publisher()
+            .publish(NODE, kind.as_str(), Bytes::from(bytes));
     }
 
     fn seal_as_hub<T: Serialize>(&self, kind: Kind, value: &T) -> Vec<u8> {
-        let claims = Claims { iss: node("hub"), aud: node(NODE), iat: now_s(), exp: Some(now_s() + 600) };
-        let claims = if kind == Kind::Twin { Claims { exp: None, ..claims } } else { claims };
+        let claims = Claims {
+            iss: node("hub"),
+            aud: node(NODE),
+            iat: now_s(),
+            exp: Some(now_s() + 600),
+        };
+        let claims = if kind == Kind::Twin {
+            Claims { exp: None, ..claims }
+        } else {
+            claims
+        };
         envelope::seal(kind, &claims, value, &[], &self.pki.hub_key).unwrap()
     }
 
     /// Signs a twin, to be sent whenever the agent says that it has another one.
     pub fn desire(&mut self, generation: u64, workloads: Vec<Workload>) {
-        let twin = Twin { v: 1, node: node(NODE), epoch: 1, generation, workloads };
+        let twin = Twin {
+            v: 1,
+            node: node(NODE),
+            epoch: 1,
+            generation,
+            workloads,
+        };
         self.twin = self.seal_as_hub(Kind::Twin, &twin);
         self.send_twin();
     }
@@ -142,7 +175,10 @@ impl Rig {
 
     pub fn command(&self, id: u64, op: Operation) {
         let bytes = self.seal_as_hub(Kind::Command, &HubCommand { v: 1, id, op });
-        self.endpoint.publisher().publish(NODE, "command", Bytes::from(bytes)).unwrap();
+        self.endpoint
+            .publisher()
+            .publish(NODE, "command", Bytes::from(bytes))
+            .unwrap();
     }
 
     /// Does a parent's work until `done` holds.
@@ -161,14 +197,23 @@ impl Rig {
         };
         match tokio::time::timeout(tree::PATIENCE, work).await {
             Ok(found) => found,
-            Err(_) => panic!("{what}: not within {:?}; the agent said:\n{}", tree::PATIENCE, fs::read_to_string(log).unwrap()),
+            Err(_) => panic!(
+                "{what}: not within {:?}; the agent said:\n{}",
+                tree::PATIENCE,
+                fs::read_to_string(log).unwrap()
+            ),
         }
     }
 
     fn take(&mut self, event: EndpointEvent) {
-        let EndpointEvent::Message { kind, payload, .. } = event else { return };
+        let EndpointEvent::Message { kind, payload, .. } = event else {
+            return;
+        };
         let kind = Kind::parse(&kind).unwrap();
-        let verified = Untrusted::read(&payload).unwrap().verify(kind, &self.agent_key).unwrap();
+        let verified = Untrusted::read(&payload)
+            .unwrap()
+            .verify(kind, &self.agent_key)
+            .unwrap();
         match kind {
             Kind::Hello => {
                 let hello = verified.decode::<Hello>().unwrap().into_value();
@@ -189,8 +234,13 @@ impl Rig {
             }
             Kind::Report => {
                 let report = verified.decode::<Report>().unwrap().into_value();
-                let ack =
-                    Ack { v: 1, stream: Stream::Report, incarnation: report.incarnation, seq: report.to, hello: None };
+                let ack = Ack {
+                    v: 1,
+                    stream: Stream::Report,
+                    incarnation: report.incarnation,
+                    seq: report.to,
+                    hello: None,
+                };
                 self.publish(Kind::Ack, &ack);
                 for entry in report.entries {
                     self.said.insert(entry.key, entry.body);
@@ -211,7 +261,14 @@ impl Rig {
         let to = (from + usize::try_from(request.length).unwrap()).min(all.len());
         let missing = all.is_empty().then(|| "not here".to_owned());
         let total = all.len() as u64;
-        Chunk { v: 1, digest: request.digest, offset: request.offset, total, data: all[from..to].to_vec(), missing }
+        Chunk {
+            v: 1,
+            digest: request.digest,
+            offset: request.offset,
+            total,
+            data: all[from..to].to_vec(),
+            missing,
+        }
     }
 
     pub fn artifact(&mut self, bytes: Vec<u8>) -> Artifact {
@@ -261,7 +318,10 @@ impl Rig {
     }
 
     pub async fn in_state(&mut self, id: &str, state: WorkloadState) -> WorkloadReport {
-        self.until(&format!("{id} {state:?}"), |rig| rig.report(id).filter(|r| r.state == state).cloned()).await
+        self.until(&format!("{id} {state:?}"), |rig| {
+            rig.report(id).filter(|r| r.state == state).cloned()
+        })
+        .await
     }
 
     pub fn refusal(&self) -> Option<&str> {
@@ -287,16 +347,24 @@ impl Drop for Rig {
 
 pub fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    stat.rsplit(") ")
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
 pub fn kill(pid: u32, signal: &str) -> std::io::Result<()> {
-    Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().map(|_| ())
+    Command::new("kill")
+        .arg(format!("-{signal}"))
+        .arg(pid.to_string())
+        .status()
+        .map(|_| ())
 }
 
 /// Processes that were given a folder below this one.
 pub fn processes_below(folder: &Path) -> Vec<u32> {
-    let all = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let all = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let wanted = format!("{}/run/", folder.display());
     all.filter(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

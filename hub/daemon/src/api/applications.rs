@@ -48,9 +48,15 @@ pub(super) async fn apply(
 ) -> Result<Response, ApiError> {
     let too_large = || ApiError::too_large("the manifest", cndl::MAX_MANIFEST_BYTES as u64);
     let declared = declared_length(request.headers());
-    let body = read_body(request.into_body(), declared, "the request", APPLY_BYTES).await.map_err(|error| {
-        if error.status == StatusCode::PAYLOAD_TOO_LARGE { too_large() } else { error }
-    })?;
+    let body = read_body(request.into_body(), declared, "the request", APPLY_BYTES)
+        .await
+        .map_err(|error| {
+            if error.status == StatusCode::PAYLOAD_TOO_LARGE {
+                too_large()
+            } else {
+                error
+            }
+        })?;
     let request: ApplyRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request("json", format!("the body is not an ApplyRequest: {e}; see /docs")))?;
     if request.manifest.len() > cndl::MAX_MANIFEST_BYTES {
@@ -58,17 +64,21 @@ pub(super) async fn apply(
     }
     let dry_run = request.dry_run;
     let now_unix_s = app.clock.now_s();
-    let context = AdmissionContext { user: caller.name.clone(), now_unix_s };
+    let context = AdmissionContext {
+        user: caller.name.clone(),
+        now_unix_s,
+    };
     let judged = {
         let app = app.clone();
         // Hostile YAML or a slow policy takes a thread of its own and not the loop's.
         tokio::task::spawn_blocking(move || judge(&app, request, &context)).await
     };
-    let admitted = match judged.map_err(|_| ApiError::internal("the manifest was not judged: the hub's log says why"))? {
-        Ok(admitted) => admitted,
-        Err(Refusal::Manifest(errors)) => return Err(manifest_error(&errors)),
-        Err(Refusal::Policy(name, denied)) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
-    };
+    let admitted =
+        match judged.map_err(|_| ApiError::internal("the manifest was not judged: the hub's log says why"))? {
+            Ok(admitted) => admitted,
+            Err(Refusal::Manifest(errors)) => return Err(manifest_error(&errors)),
+            Err(Refusal::Policy(name, denied)) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
+        };
     if dry_run {
         return try_out(&app, admitted).await.map(|plan| Json(plan).into_response());
     }
@@ -88,12 +98,18 @@ fn judge(app: &App, request: ApplyRequest, context: &AdmissionContext) -> Result
         .and_then(|m| m.resolve_files(&request.artifacts))
         .map_err(Refusal::Manifest)?;
     let name = manifest.application().name.clone();
-    app.policy.admit(manifest, context).map_err(|denied| Refusal::Policy(name, denied))
+    app.policy
+        .admit(manifest, context)
+        .map_err(|denied| Refusal::Policy(name, denied))
 }
 
 fn manifest_error(errors: &ManifestErrors) -> ApiError {
     let more = if errors.truncated { " and more" } else { "" };
-    let message = format!("{}: {} mistake(s){more} in the manifest:\n{errors}", errors.source_name, errors.errors.len());
+    let message = format!(
+        "{}: {} mistake(s){more} in the manifest:\n{errors}",
+        errors.source_name,
+        errors.errors.len()
+    );
     ApiError::unprocessable("manifest", message).with(&errors.errors)
 }
 
@@ -106,13 +122,16 @@ async fn deny(app: &App, caller: &Caller, name: &str, denied: &PolicyDenied, dry
             tracing::warn!(%error, "a denial is not in the audit log");
         }
     }
-    let reasons = denied.reasons.iter().map(|(policy, message)| format!("{policy}: {message}"));
+    let reasons = denied
+        .reasons
+        .iter()
+        .map(|(policy, message)| format!("{policy}: {message}"));
     ApiError::new(StatusCode::FORBIDDEN, "policy", denied.to_string()).with(reasons)
 }
 
 async fn try_out(app: &App, admitted: AdmittedManifest) -> Result<Value, ApiError> {
     let library = app.library.clone();
-    let missing = |d: &&str| d.parse().map_or(true, |d: Digest| !library.artifacts().has(&d));
+    let missing = |d: &&str| d.parse().map_or(true, |d: Digest| !library.knows(&d));
     let unknown: Vec<String> = admitted
         .manifest()
         .digests()
@@ -146,28 +165,47 @@ fn answer(outcome: Outcome) -> Result<Response, ApiError> {
 
 fn draft(app: &App, caller: &Caller, action: &'static str, object: String) -> Draft {
     let at_ms = app.clock.now().wall_ms;
-    Draft { at_ms, user: caller.name.clone(), action, object, outcome: "done", detail: String::new() }
+    Draft {
+        at_ms,
+        user: caller.name.clone(),
+        action,
+        object,
+        outcome: "done",
+        detail: String::new(),
+    }
 }
 
 pub(super) async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    let look = |hub: &Hub| hub.applications().iter().filter_map(|n| hub.application(n)).collect::<Vec<_>>();
+    let look = |hub: &Hub| {
+        hub.applications()
+            .iter()
+            .filter_map(|n| hub.application(n))
+            .collect::<Vec<_>>()
+    };
     let all = app.hub.query(look).await?;
     let short = |a: cnova_hub_core::views::ApplicationInfo| {
-        let workloads: BTreeMap<_, _> =
-            a.workloads.into_iter().map(|(n, w)| (n, json!({"nodes": w.nodes, "summary": w.summary}))).collect();
+        let workloads: BTreeMap<_, _> = a
+            .workloads
+            .into_iter()
+            .map(|(n, w)| (n, json!({"nodes": w.nodes, "summary": w.summary})))
+            .collect();
         json!({
             "name": a.name, "generation": a.generation, "user": a.user,
             "workloads": workloads, "problems": a.problems,
         })
     };
-    Ok(Json(json!({"applications": all.into_iter().map(short).collect::<Vec<_>>()})))
+    Ok(Json(
+        json!({"applications": all.into_iter().map(short).collect::<Vec<_>>()}),
+    ))
 }
 
 pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let name: Name = parse(&name)?;
     let wanted = name.clone();
     let found = app.hub.query(move |hub| hub.application(&wanted)).await?;
-    found.map(|a| Json(a).into_response()).ok_or_else(|| ApiError::not_found(&format!("application {name}")))
+    found
+        .map(|a| Json(a).into_response())
+        .ok_or_else(|| ApiError::not_found(&format!("application {name}")))
 }
 
 pub(super) async fn delete(
@@ -199,7 +237,10 @@ pub(super) async fn timeline(
         let stages = hub.timeline(&wanted, generation);
         (!stages.is_empty() || hub.applications().contains(&wanted)).then_some((generation, stages))
     };
-    let (generation, stages) =
-        app.hub.query(look).await?.ok_or_else(|| ApiError::not_found(&format!("application {name}")))?;
+    let (generation, stages) = app
+        .hub
+        .query(look)
+        .await?
+        .ok_or_else(|| ApiError::not_found(&format!("application {name}")))?;
     Ok(Json(json!({"name": name, "generation": generation, "stages": stages})))
 }

@@ -39,7 +39,13 @@ pub(super) async fn upload(
         drain(frames).await;
         return Err(ApiError::too_large("the artifact", limits::ARTIFACT_BYTES));
     }
-    let busy = || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many uploads at once; try again");
+    let busy = || {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many uploads at once; try again",
+        )
+    };
     let _place = app.uploads.try_acquire().map_err(|_| busy())?;
     let draft = app.library.draft();
     let (found, size) = receive(&mut frames, &draft).await?;
@@ -51,7 +57,7 @@ pub(super) async fn upload(
         return Err(ApiError::unprocessable("digest-mismatch", message));
     }
     let library = app.library.clone();
-    let was_there = library.artifacts().has(&found);
+    let was_there = library.knows(&found);
     let kept = tokio::task::spawn_blocking(move || library.import(&draft)).await;
     kept.map_err(|_| ApiError::internal("the artifact was not kept: the hub's log says why"))??;
     let draft = audit::Draft {
@@ -63,14 +69,19 @@ pub(super) async fn upload(
         detail: format!("{size} bytes"),
     };
     app.hub.uploaded(found, size, draft).await?;
+    app.library.learn(found);
     let status = if was_there { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(json!({"digest": found, "size": size}))).into_response())
 }
 
 fn expected(headers: &HeaderMap) -> Result<Option<Digest>, ApiError> {
-    let Some(value) = headers.get(DIGEST_HEADER) else { return Ok(None) };
+    let Some(value) = headers.get(DIGEST_HEADER) else {
+        return Ok(None);
+    };
     let text = value.to_str().unwrap_or_default();
-    let digest = text.parse().map_err(|e| ApiError::bad_request("digest", format!("{DIGEST_HEADER}: {e}")))?;
+    let digest = text
+        .parse()
+        .map_err(|e| ApiError::bad_request("digest", format!("{DIGEST_HEADER}: {e}")))?;
     Ok(Some(digest))
 }
 
@@ -85,7 +96,10 @@ async fn receive(frames: &mut BodyDataStream, draft: &Draft) -> Result<(Digest, 
             Ok(None) => break,
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(_))) => {
-                return Err(ApiError::bad_request("truncated", format!("the upload ended early, after {size} bytes")));
+                return Err(ApiError::bad_request(
+                    "truncated",
+                    format!("the upload ended early, after {size} bytes"),
+                ));
             }
             Err(_) => {
                 let message = format!("nothing came for {} s, after {size} bytes", IDLE.as_secs());
@@ -107,7 +121,7 @@ async fn receive(frames: &mut BodyDataStream, draft: &Draft) -> Result<(Digest, 
 
 pub(super) async fn head(State(app): State<App>, Path(digest): Path<String>) -> Result<StatusCode, ApiError> {
     let digest: Digest = parse(&digest)?;
-    if app.library.artifacts().has(&digest) {
+    if app.library.knows(&digest) {
         Ok(StatusCode::OK)
     } else {
         Err(ApiError::not_found(&format!("artifact {digest}")))

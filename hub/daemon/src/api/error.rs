@@ -26,14 +26,22 @@ impl ApiError {
     /// An error without details.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), details: Vec::new() }
+        Self {
+            status,
+            code,
+            message: message.into(),
+            details: Vec::new(),
+        }
     }
 
     /// The same with details.
     #[must_use]
     pub fn with<T: Serialize>(mut self, details: impl IntoIterator<Item = T>) -> Self {
         // What is no JSON has no place in an answer either.
-        self.details = details.into_iter().filter_map(|d| serde_json::to_value(d).ok()).collect();
+        self.details = details
+            .into_iter()
+            .filter_map(|d| serde_json::to_value(d).ok())
+            .collect();
         self
     }
 
@@ -58,7 +66,10 @@ impl ApiError {
     /// 413.
     #[must_use]
     pub fn too_large(what: &str, limit: u64) -> Self {
-        let message = format!("{what} is too large: at most {limit} bytes ({} MiB) are taken", limit >> 20);
+        let message = format!(
+            "{what} is too large: at most {limit} bytes ({} MiB) are taken",
+            limit >> 20
+        );
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message)
     }
 
@@ -83,7 +94,9 @@ impl IntoResponse for ApiError {
         let body = json!({"error": {"code": self.code, "message": self.message, "details": self.details}});
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
@@ -101,16 +114,20 @@ impl From<Unavailable> for ApiError {
 
 impl From<CallError> for ApiError {
     fn from(error: CallError) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store", format!("the store did not answer: {error}"))
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "store",
+            format!("the store did not answer: {error}"),
+        )
     }
 }
 
 impl From<ArtifactError> for ApiError {
     fn from(error: ArtifactError) -> Self {
         match &error {
-            ArtifactError::NoRoom { .. } => {
-                Self::no_room(format!("{error}; raise limits.max_artifact_bytes in the hub's configuration"))
-            }
+            ArtifactError::NoRoom { .. } => Self::no_room(format!(
+                "{error}; raise limits.max_artifact_bytes in the hub's configuration"
+            )),
             ArtifactError::Io { source, .. } => Self::from_io(source, &error.to_string()),
         }
     }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use cnova_hub_core::views::NodeInfo;
 use cnova_hub_core::{Hub, Outcome};
 use cnova_shared::ids::{Digest, NodeId, WorkloadId};
@@ -34,7 +34,9 @@ pub(super) async fn node(State(app): State<App>, Path(node): Path<String>) -> Re
     let node: NodeId = parse(&node)?;
     let wanted = node.clone();
     let found = app.hub.query(move |hub| hub.node(&wanted)).await?;
-    found.map(|n| Json(n).into_response()).ok_or_else(|| ApiError::not_found(&format!("node {node}")))
+    found
+        .map(|n| Json(n).into_response())
+        .ok_or_else(|| ApiError::not_found(&format!("node {node}")))
 }
 
 pub(super) async fn twin(
@@ -48,7 +50,10 @@ pub(super) async fn twin(
     let look = move |hub: &Hub| Some((hub.twin_bytes(&wanted)?.to_vec(), hub.twin(&wanted)?));
     let missing = || ApiError::not_found(&format!("twin for node {node}"));
     let (bytes, twin) = app.hub.query(look).await?.ok_or_else(missing)?;
-    let wants_bytes = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(COSE));
+    let wants_bytes = headers
+        .get(header::ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.contains(COSE));
     if wants_bytes {
         return Ok(([(header::CONTENT_TYPE, COSE)], bytes).into_response());
     }
@@ -76,7 +81,10 @@ fn limit(asked: Result<Query<LimitQuery>, QueryRejection>) -> Result<u32, ApiErr
 fn within(name: &str, asked: Option<u32>, default: u32, max: u32) -> Result<u32, ApiError> {
     match asked.unwrap_or(default) {
         n if (1..=max).contains(&n) => Ok(n),
-        n => Err(ApiError::bad_request("query", format!("{name}: {n} is not from 1 to {max}"))),
+        n => Err(ApiError::bad_request(
+            "query",
+            format!("{name}: {n} is not from 1 to {max}"),
+        )),
     }
 }
 
@@ -96,7 +104,9 @@ pub(super) async fn audit(
 ) -> Result<Json<Value>, ApiError> {
     let entries = app.store.audit(limit(asked)?).await?;
     let broken_at = app.store.verify_audit().await?;
-    Ok(Json(json!({"entries": entries, "chain": {"holds": broken_at.is_none(), "broken_at": broken_at}})))
+    Ok(Json(
+        json!({"entries": entries, "chain": {"holds": broken_at.is_none(), "broken_at": broken_at}}),
+    ))
 }
 
 pub(super) async fn workloads(State(app): State<App>) -> Result<Json<Value>, ApiError> {
@@ -116,7 +126,10 @@ pub(super) async fn logs(
     asked: Result<Query<LinesQuery>, QueryRejection>,
 ) -> Result<Json<Outcome>, ApiError> {
     let lines = within("lines", query(asked)?.lines, LINES, LINES_MAX)?;
-    let workload = WorkloadId { application: parse(&application)?, name: parse(&workload)? };
+    let workload = WorkloadId {
+        application: parse(&application)?,
+        name: parse(&workload)?,
+    };
     ask(&app, parse(&node)?, Operation::Logs { workload, lines }).await
 }
 
@@ -124,7 +137,10 @@ pub(super) async fn metrics(
     State(app): State<App>,
     Path((node, application, workload)): Path<(String, String, String)>,
 ) -> Result<Json<Outcome>, ApiError> {
-    let workload = WorkloadId { application: parse(&application)?, name: parse(&workload)? };
+    let workload = WorkloadId {
+        application: parse(&application)?,
+        name: parse(&workload)?,
+    };
     ask(&app, parse(&node)?, Operation::Metrics { workload }).await
 }
 
@@ -147,11 +163,16 @@ async fn why_silent(app: &App, node: NodeId) -> String {
     let wanted = node.clone();
     let look = move |hub: &Hub| {
         let info = hub.node(&wanted)?;
-        let via = NodeId::new(&info.via).ok().filter(|via| *via != wanted).and_then(|via| hub.node(&via));
+        let via = NodeId::new(&info.via)
+            .ok()
+            .filter(|via| *via != wanted)
+            .and_then(|via| hub.node(&via));
         Some((info, via))
     };
     let text = format!("{node} did not answer within {} s", ASK.as_secs());
-    let Ok(Some((info, via))) = app.hub.query(look).await else { return text };
+    let Ok(Some((info, via))) = app.hub.query(look).await else {
+        return text;
+    };
     let is_down = |n: &NodeInfo| n.link != "connected";
     match via {
         Some(via) if is_down(&via) => format!("{text}: the link between the hub and {} is {}", via.node, via.link),
@@ -165,10 +186,17 @@ pub(super) async fn health(State(app): State<App>) -> Result<Json<Value>, ApiErr
     let unwell = |message: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unwell", message);
     match timeout(HEALTH, app.hub.query(|_| ())).await {
         Ok(answer) => answer?,
-        Err(_) => return Err(unwell(format!("the hub's loop did not answer within {} s", HEALTH.as_secs()))),
+        Err(_) => {
+            return Err(unwell(format!(
+                "the hub's loop did not answer within {} s",
+                HEALTH.as_secs()
+            )));
+        }
     }
     if app.traffic.outage.is_on() {
         return Err(unwell("the hub cannot write its store; free disk space".into()));
     }
-    Ok(Json(json!({"status": "ok", "node": app.node, "version": env!("CARGO_PKG_VERSION")})))
+    Ok(Json(
+        json!({"status": "ok", "node": app.node, "version": env!("CARGO_PKG_VERSION")}),
+    ))
 }

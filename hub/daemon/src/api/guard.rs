@@ -26,7 +26,10 @@ pub(super) async fn guard(
     match tokio::time::timeout(op.timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let message = format!("not answered within {} s; what was begun may still be done", op.timeout.as_secs());
+            let message = format!(
+                "not answered within {} s; what was begun may still be done",
+                op.timeout.as_secs()
+            );
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message).into_response()
         }
     }
@@ -44,10 +47,17 @@ fn authorize(app: &App, headers: &HeaderMap, needed: Role) -> Result<Caller, Api
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
         .ok_or_else(|| unauthorized("the Authorization header is not of the form: Bearer <token>"))?;
-    let caller = app.tokens.find(token).ok_or_else(|| unauthorized("this token is not known to the hub"))?;
+    let caller = app
+        .tokens
+        .find(token)
+        .ok_or_else(|| unauthorized("this token is not known to the hub"))?;
     if caller.role < needed {
-        let message =
-            format!("{} is {}; this needs {} or higher", caller.name, caller.role.as_str(), needed.as_str());
+        let message = format!(
+            "{} is {}; this needs {} or higher",
+            caller.name,
+            caller.role.as_str(),
+            needed.as_str()
+        );
         return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message));
     }
     Ok(caller.clone())

@@ -84,7 +84,11 @@ pub fn router(app: App) -> Router {
     router
         .fallback(async || ApiError::not_found("such path; see /docs"))
         .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this path does not know that method; see /docs")
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method",
+                "this path does not know that method; see /docs",
+            )
         })
         .with_state(app)
 }
@@ -118,7 +122,14 @@ fn route(id: Id) -> MethodRouter<App> {
 fn page(html: &'static str) -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    ([("content-security-policy", policy), ("x-content-type-options", "nosniff")], Html(html)).into_response()
+    (
+        [
+            ("content-security-policy", policy),
+            ("x-content-type-options", "nosniff"),
+        ],
+        Html(html),
+    )
+        .into_response()
 }
 
 /// Reads a name out of the path.
@@ -126,7 +137,8 @@ fn parse<T: FromStr>(text: &str) -> Result<T, ApiError>
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|e: T::Err| ApiError::bad_request("name", e.to_string()))
+    text.parse()
+        .map_err(|e: T::Err| ApiError::bad_request("name", e.to_string()))
 }
 
 /// What stands behind the question mark, or why it is not understood.
@@ -171,5 +183,10 @@ async fn drain(mut frames: axum::body::BodyDataStream) {
 
 /// What a client says its body's length is.
 fn declared_length(headers: &axum::http::HeaderMap) -> Option<u64> {
-    headers.get(axum::http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers
+        .get(axum::http::header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }

@@ -40,17 +40,25 @@ fn operation(op: &Operation) -> Value {
     for (status, description, contents) in op.answers {
         responses.insert(status.to_string(), response(description, contents));
     }
-    let failed = &[Content { media: "application/json", schema: "Error" }];
+    let failed = &[Content {
+        media: "application/json",
+        schema: "Error",
+    }];
     let common: &[(u16, &str)] = match op.access {
         Access::Public => &[(503, "The hub is busy, stopping, or cannot write.")],
         Access::Role(_) => &[
             (401, "No token, or one that is not known."),
-            (403, "The token's role does not suffice, or policy says no (`policy`; details are its reasons)."),
+            (
+                403,
+                "The token's role does not suffice, or policy says no (`policy`; details are its reasons).",
+            ),
             (503, "The hub is busy or stopping, or took too long."),
         ],
     };
     for (status, description) in op.errors.iter().chain(common) {
-        responses.entry(status.to_string()).or_insert_with(|| response(description, failed));
+        responses
+            .entry(status.to_string())
+            .or_insert_with(|| response(description, failed));
     }
     let parameters: Vec<Value> = op
         .parameters

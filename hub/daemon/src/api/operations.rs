@@ -107,16 +107,28 @@ const VIEWER: Access = Access::Role(Role::Viewer);
 const OPERATOR: Access = Access::Role(Role::Operator);
 
 const fn json(schema: &'static str) -> Content {
-    Content { media: "application/json", schema }
+    Content {
+        media: "application/json",
+        schema,
+    }
 }
 
 const fn path(name: &'static str, description: &'static str) -> Parameter {
-    Parameter { name, place: "path", description, schema: r#"{"type":"string"}"# }
+    Parameter {
+        name,
+        place: "path",
+        description,
+        schema: r#"{"type":"string"}"#,
+    }
 }
 
 const NAME: Parameter = path("name", "The application's name.");
 const NODE: Parameter = path("node", "The node's id: the CN of its certificate.");
-const WORKLOAD: &[Parameter] = &[NODE, path("application", "The application's name."), path("workload", "The workload's name.")];
+const WORKLOAD: &[Parameter] = &[
+    NODE,
+    path("application", "The application's name."),
+    path("workload", "The workload's name."),
+];
 const DIGEST: Parameter = path("digest", "`sha256:` and 64 lower-case hexadecimal digits.");
 const ENTRIES: Parameter = Parameter {
     name: "limit",
@@ -155,8 +167,14 @@ pub const OPERATIONS: &[Operation] = &[
             description: "What the bytes should have as SHA-256; others are thrown away.",
             schema: r#"{"type":"string","pattern":"^sha256:[0-9a-f]{64}$"}"#,
         }],
-        request: Some(Content { media: "application/octet-stream", schema: "" }),
-        answers: &[(201, "It is new.", &[json("Artifact")]), (200, "It was there already.", &[json("Artifact")])],
+        request: Some(Content {
+            media: "application/octet-stream",
+            schema: "",
+        }),
+        answers: &[
+            (201, "It is new.", &[json("Artifact")]),
+            (200, "It was there already.", &[json("Artifact")]),
+        ],
         errors: &[
             (400, "The upload ended early, or the header is not a digest."),
             (413, "Larger than 512 MiB."),
@@ -184,11 +202,18 @@ pub const OPERATIONS: &[Operation] = &[
         access: OPERATOR,
         timeout: APPLY,
         request: Some(json("ApplyRequest")),
-        answers: &[(200, "Applied; or, with `dry_run`, what would come of it.", &[json("Applied")])],
+        answers: &[(
+            200,
+            "Applied; or, with `dry_run`, what would come of it.",
+            &[json("Applied")],
+        )],
         errors: &[
             (400, "`json`: the body is not an ApplyRequest."),
             (413, "The manifest is larger than 1 MiB."),
-            (422, "`manifest`: details are all its mistakes. `refused`: details are reasons."),
+            (
+                422,
+                "`manifest`: details are all its mistakes. `refused`: details are reasons.",
+            ),
             (507, "The hub cannot write its store."),
         ],
         ..BASE
@@ -220,7 +245,11 @@ pub const OPERATIONS: &[Operation] = &[
         access: OPERATOR,
         parameters: &[NAME],
         answers: &[(200, "Deleted.", &[json("Deleted")])],
-        errors: &[(400, "Not a name."), (404, "There is none."), (507, "The hub cannot write its store.")],
+        errors: &[
+            (400, "Not a name."),
+            (404, "There is none."),
+            (507, "The hub cannot write its store."),
+        ],
         ..BASE
     },
     Operation {
@@ -268,7 +297,13 @@ pub const OPERATIONS: &[Operation] = &[
         answers: &[(
             200,
             "It.",
-            &[json("TwinDocument"), Content { media: "application/cose", schema: "" }],
+            &[
+                json("TwinDocument"),
+                Content {
+                    media: "application/cose",
+                    schema: "",
+                },
+            ],
         )],
         errors: &[(400, "Not a node id."), (404, "There is none.")],
         ..BASE
@@ -345,7 +380,14 @@ pub const OPERATIONS: &[Operation] = &[
         name: "metrics",
         path: "/metrics",
         summary: "Metrics for Prometheus.",
-        answers: &[(200, "They.", &[Content { media: "text/plain", schema: "" }])],
+        answers: &[(
+            200,
+            "They.",
+            &[Content {
+                media: "text/plain",
+                schema: "",
+            }],
+        )],
         ..BASE
     },
     Operation {
@@ -363,7 +405,14 @@ pub const OPERATIONS: &[Operation] = &[
         path: "/docs",
         summary: "This document, for people.",
         access: Access::Public,
-        answers: &[(200, "A page.", &[Content { media: "text/html", schema: "" }])],
+        answers: &[(
+            200,
+            "A page.",
+            &[Content {
+                media: "text/html",
+                schema: "",
+            }],
+        )],
         ..BASE
     },
     Operation {
@@ -372,7 +421,14 @@ pub const OPERATIONS: &[Operation] = &[
         path: "/",
         summary: "The fleet, for people.",
         access: Access::Public,
-        answers: &[(200, "A page.", &[Content { media: "text/html", schema: "" }])],
+        answers: &[(
+            200,
+            "A page.",
+            &[Content {
+                media: "text/html",
+                schema: "",
+            }],
+        )],
         ..BASE
     },
 ];
@@ -381,5 +437,8 @@ const ASK_ERRORS: &[(u16, &str)] = &[
     (400, "Not a name or not a number."),
     (404, "There is no such node."),
     (422, "`node-refused`: the node could not do it, and says why."),
-    (504, "The node cannot be reached, or did not answer in time; the text names the link that is down."),
+    (
+        504,
+        "The node cannot be reached, or did not answer in time; the text names the link that is down.",
+    ),
 ];

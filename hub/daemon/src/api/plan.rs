@@ -28,8 +28,11 @@ pub(super) fn plan(manifest: &AdmittedManifest, fleet: &Fleet) -> Value {
     let was = current.map(current_placement).unwrap_or_default();
     let placement = LabelsAndResources.place(manifest, &views, &was);
     let changed = current.is_none_or(|a| a.manifest != manifest.manifest().to_value());
-    let unplaced: BTreeMap<_, _> =
-        placement.workloads().iter().filter_map(|(n, w)| Some((n, w.summary.as_ref()?))).collect();
+    let unplaced: BTreeMap<_, _> = placement
+        .workloads()
+        .iter()
+        .filter_map(|(n, w)| Some((n, w.summary.as_ref()?)))
+        .collect();
     json!({
         "result": "dry-run",
         "name": name,
@@ -44,14 +47,18 @@ fn current_placement(application: &ApplicationInfo) -> CurrentPlacement {
     let nodes = |(name, w): (&String, &cnova_hub_core::views::PlacementInfo)| {
         (name.clone(), w.nodes.iter().cloned().collect::<BTreeSet<_>>())
     };
-    CurrentPlacement { workloads: application.workloads.iter().map(nodes).collect() }
+    CurrentPlacement {
+        workloads: application.workloads.iter().map(nodes).collect(),
+    }
 }
 
 fn used_by_others<'a>(fleet: &'a Fleet, name: &str) -> BTreeMap<&'a str, NodeResources> {
     let mut used: BTreeMap<&str, NodeResources> = BTreeMap::new();
     for other in fleet.applications.iter().filter(|a| a.name.as_str() != name) {
         // It comes from the hub's own store in canonical form.
-        let Ok(manifest) = cndl::parse(&other.manifest.to_string(), other.name.as_str()) else { continue };
+        let Ok(manifest) = cndl::parse(&other.manifest.to_string(), other.name.as_str()) else {
+            continue;
+        };
         for def in &manifest.application().workloads {
             for node in other.workloads.get(&def.name).iter().flat_map(|w| &w.nodes) {
                 let u = used.entry(node).or_default();
@@ -81,6 +88,10 @@ fn view(node: &NodeInfo, used: &BTreeMap<&str, NodeResources>) -> NodeView {
         used: used.get(node.node.as_str()).copied().unwrap_or_default(),
         seen: true,
         revoked: false,
-        role: if node.role == "gateway" { NodeRole::Gateway } else { NodeRole::Agent },
+        role: if node.role == "gateway" {
+            NodeRole::Gateway
+        } else {
+            NodeRole::Agent
+        },
     }
 }

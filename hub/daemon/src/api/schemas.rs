@@ -4,7 +4,10 @@ use cnova_hub_core::cndl::SCHEMA_ID;
 use serde_json::{Value, json};
 
 fn object(properties: Value, optional: &[&str]) -> Value {
-    let names = properties.as_object().map(|p| p.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let names = properties
+        .as_object()
+        .map(|p| p.keys().cloned().collect::<Vec<_>>())
+        .unwrap_or_default();
     let required: Vec<String> = names.into_iter().filter(|n| !optional.contains(&n.as_str())).collect();
     json!({"type": "object", "properties": properties, "required": required})
 }

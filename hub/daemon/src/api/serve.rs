@@ -41,7 +41,9 @@ pub enum ListenError {
         address: SocketAddr,
     },
     /// The address cannot be listened on for another reason.
-    #[error("cannot listen on {address} for the API: {source}. Check that this machine has the address, or set [api] listen")]
+    #[error(
+        "cannot listen on {address} for the API: {source}. Check that this machine has the address, or set [api] listen"
+    )]
     Listen {
         /// The address that was asked for.
         address: SocketAddr,

@@ -45,12 +45,24 @@ pub enum Unavailable {
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Unavailable>>;
-type Question = Box<dyn FnOnce(&Hub) + Send>;
+pub(super) type Question = Box<dyn FnOnce(&Hub) + Send>;
 
 pub(super) enum Request {
-    Change { change: Change, audit: Option<Draft>, reply: Reply<Outcome> },
-    Uploaded { digest: Digest, size: u64, audit: Draft, reply: Reply<()> },
-    Audit { draft: Draft, reply: Reply<()> },
+    Change {
+        change: Change,
+        audit: Option<Draft>,
+        reply: Reply<Outcome>,
+    },
+    Uploaded {
+        digest: Digest,
+        size: u64,
+        audit: Draft,
+        reply: Reply<()>,
+    },
+    Audit {
+        draft: Draft,
+        reply: Reply<()>,
+    },
     Query(Question),
 }
 
@@ -85,7 +97,13 @@ impl HubHandle {
     /// # Errors
     /// [`Unavailable`]; the core does not know it.
     pub async fn uploaded(&self, digest: Digest, size: u64, audit: Draft) -> Result<(), Unavailable> {
-        self.ask(|reply| Request::Uploaded { digest, size, audit, reply }).await
+        self.ask(|reply| Request::Uploaded {
+            digest,
+            size,
+            audit,
+            reply,
+        })
+        .await
     }
 
     /// Writes to the audit log alone.

@@ -11,6 +11,7 @@ mod pending;
 use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
 use cnova_hub_core::{Action, CompileKey, Event, Hub, Op};
@@ -20,7 +21,7 @@ use cnova_shared::wire::v1;
 use cnova_store::CallError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::handle::Request;
+use self::handle::{Question, Request};
 use self::pending::Pending;
 use crate::chunks::{Chunks, Piece};
 use crate::clock::Clock;
@@ -38,6 +39,8 @@ pub use self::handle::{Change, HubHandle, REQUESTS_WAITING, Requests, Unavailabl
 
 /// Most events taken into the core before their actions are performed.
 const EVENTS_AT_ONCE: usize = 64;
+/// Shortest pause before a tick, so that a timer that is late does not take the whole processor.
+const TICK_MIN: Duration = Duration::from_millis(1);
 /// Results of compilations that wait for the loop.
 const COMPLETIONS_WAITING: usize = 64;
 
@@ -101,7 +104,7 @@ struct Batch {
     drafts: Vec<Draft>,
     effects: VecDeque<Action>,
     committed: Vec<oneshot::Sender<Result<(), Unavailable>>>,
-    queries: Vec<Box<dyn FnOnce(&Hub) + Send>>,
+    queries: Vec<Question>,
 }
 
 type Completion = (CompileKey, Result<v1::Artifact, String>);
@@ -142,8 +145,12 @@ impl EventLoop {
     /// [`LoopError`] when the store or the artifacts cannot be read.
     pub async fn new(parts: Parts, requests: Requests) -> Result<Self, LoopError> {
         let hub = boot(&parts).await?;
-        let chunks =
-            Chunks::new(parts.library.clone(), parts.signer.clone(), parts.traffic.clone(), parts.clock);
+        let chunks = Chunks::new(
+            parts.library.clone(),
+            parts.signer.clone(),
+            parts.traffic.clone(),
+            parts.clock,
+        );
         let first_request = parts.clock.now().wall_ms.saturating_mul(1000);
         Ok(Self {
             parts,
@@ -193,7 +200,11 @@ impl EventLoop {
         if self.link.is_none() {
             let (endpoint, events) = self.parts.downstream.start().await.map_err(LoopError::from)?;
             let publisher = endpoint.publisher();
-            self.link = Some(Link { endpoint, publisher, events });
+            self.link = Some(Link {
+                endpoint,
+                publisher,
+                events,
+            });
         }
         if let Some(ready) = ready.take() {
             // Whoever waited for it may have been told to stop.
@@ -210,7 +221,11 @@ impl EventLoop {
     }
 
     async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Happened {
-        let due = self.hub.poll_timeout().map(|at| self.parts.clock.instant(at));
+        let soonest = tokio::time::Instant::now() + TICK_MIN;
+        let due = self
+            .hub
+            .poll_timeout()
+            .map(|at| self.parts.clock.instant(at).max(soonest));
         let tick = async {
             match due {
                 Some(due) => tokio::time::sleep_until(due).await,
@@ -297,7 +312,10 @@ impl EventLoop {
                 tracing::warn!(reason, "the external broker is not reached");
                 let reason = format!("the external broker is not reached: {reason}");
                 for child in mem::take(&mut self.children) {
-                    self.handle(Event::ChildDisconnected { child, reason: reason.clone() });
+                    self.handle(Event::ChildDisconnected {
+                        child,
+                        reason: reason.clone(),
+                    });
                 }
             }
         }
@@ -311,7 +329,11 @@ impl EventLoop {
             return tracing::warn!(node, kind, "a message of a kind that this hub does not know");
         };
         self.children.insert(child.clone());
-        self.handle(Event::FromChild { child, kind, bytes: payload.to_vec() });
+        self.handle(Event::FromChild {
+            child,
+            kind,
+            bytes: payload.to_vec(),
+        });
     }
 
     fn on_request(&mut self, request: Request) {
@@ -324,7 +346,12 @@ impl EventLoop {
                     Change::Ask { node, op } => Event::Ask { request, node, op },
                 });
             }
-            Request::Uploaded { digest, size, audit, reply } => {
+            Request::Uploaded {
+                digest,
+                size,
+                audit,
+                reply,
+            } => {
                 let ops_before = self.batch.ops.len();
                 self.handle(Event::Uploaded { digest, size });
                 if self.batch.ops.len() > ops_before {
@@ -397,9 +424,22 @@ impl EventLoop {
             }
             Action::Ack { child, ack } => self.say(&child, Kind::Ack, signer.to_child(Kind::Ack, &child, &ack, now_s)),
             Action::Forward { child, kind, bytes } => self.say(&child, kind, Ok(bytes)),
-            Action::ServeChunk { child, digest, offset, length } => {
+            Action::ServeChunk {
+                child,
+                digest,
+                offset,
+                length,
+            } => {
                 if let Some(link) = &self.link {
-                    self.chunks.serve(Piece { child, digest, offset, length }, link.publisher.clone());
+                    self.chunks.serve(
+                        Piece {
+                            child,
+                            digest,
+                            offset,
+                            length,
+                        },
+                        link.publisher.clone(),
+                    );
                 }
             }
             Action::RefuseChunk { child, chunk } => {

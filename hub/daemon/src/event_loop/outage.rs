@@ -21,12 +21,18 @@ const REBUILDS_MAX: u32 = 32;
 impl EventLoop {
     /// Waits until the store can be written again and builds the core anew from it. False when the hub shall stop.
     pub(super) async fn sit_out(&mut self, why: String, stop: &mut watch::Receiver<bool>) -> Result<bool, LoopError> {
-        tracing::error!(why, "the store cannot be written: nothing is accepted until it can; nothing is lost");
+        tracing::error!(
+            why,
+            "the store cannot be written: nothing is accepted until it can; nothing is lost"
+        );
         self.rebuilds += 1;
         self.parts.traffic.rebuilds.one();
         self.parts.traffic.outage.set(true);
         if self.rebuilds > REBUILDS_MAX {
-            return Err(LoopError::StoreFails(format!("{why} (for the {}th time)", self.rebuilds)));
+            return Err(LoopError::StoreFails(format!(
+                "{why} (for the {}th time)",
+                self.rebuilds
+            )));
         }
         let why = Unavailable::Store(why);
         self.pending.fail(&why);

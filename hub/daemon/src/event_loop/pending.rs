@@ -26,7 +26,10 @@ pub(super) struct Pending {
 impl Pending {
     /// `first` is an id that no earlier life of the hub used: nodes may still answer its questions.
     pub(super) fn new(first: RequestId) -> Self {
-        Self { next: first, waiting: HashMap::new() }
+        Self {
+            next: first,
+            waiting: HashMap::new(),
+        }
     }
 
     pub(super) fn add(
@@ -47,7 +50,11 @@ impl Pending {
     pub(super) fn audit_of(&self, request: RequestId, outcome: &Outcome) -> Option<Draft> {
         let mut draft = self.waiting.get(&request)?.audit.clone()?;
         let (word, detail) = match outcome {
-            Outcome::Applied { generation, changed: true, .. } => ("done", format!("generation {generation}")),
+            Outcome::Applied {
+                generation,
+                changed: true,
+                ..
+            } => ("done", format!("generation {generation}")),
             Outcome::Applied { generation, .. } => ("unchanged", format!("generation {generation}")),
             Outcome::Deleted { .. } => ("done", String::new()),
             Outcome::Refused { reasons } => ("refused", reasons.join("; ")),

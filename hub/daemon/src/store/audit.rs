@@ -3,8 +3,8 @@
 //! A changed, removed or inserted row breaks the chain. That rows were cut off at its end is only seen by comparing
 //! with a hash that was written down elsewhere, which is why each one also goes to the log.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
 use ring::digest::{Context, SHA256};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{run, unsigned};

@@ -47,7 +47,10 @@ pub fn back_up(database: &Path, folder: &Path, wall_ms: u64) -> Result<PathBuf, 
     if draft.exists() {
         fs::remove_file(&draft).map_err(io(&draft))?;
     }
-    vacuum_into(database, &draft).map_err(|source| BackupError::Sql { path: database.to_owned(), source })?;
+    vacuum_into(database, &draft).map_err(|source| BackupError::Sql {
+        path: database.to_owned(),
+        source,
+    })?;
     // SQLite does not force the copy to the disk.
     fs::File::open(&draft).and_then(|f| f.sync_all()).map_err(io(&draft))?;
     fs::rename(&draft, &copy).map_err(io(&copy))?;
@@ -58,7 +61,10 @@ pub fn back_up(database: &Path, folder: &Path, wall_ms: u64) -> Result<PathBuf, 
 }
 
 fn vacuum_into(database: &Path, copy: &Path) -> Result<(), rusqlite::Error> {
-    let db = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let db = Connection::open_with_flags(
+        database,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
     db.execute("VACUUM INTO ?1", [copy.to_string_lossy()])?;
     Ok(())
 }
@@ -68,8 +74,9 @@ fn vacuum_into(database: &Path, copy: &Path) -> Result<(), rusqlite::Error> {
 pub fn list(folder: &Path) -> Vec<PathBuf> {
     let is_copy = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
-    let mut copies: Vec<PathBuf> =
-        entries.filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(is_copy)).collect();
+    let mut copies: Vec<PathBuf> = entries
+        .filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(is_copy))
+        .collect();
     copies.sort();
     copies.reverse();
     copies

@@ -32,8 +32,10 @@ pub struct HistoryEntry {
 /// Adds an entry, once.
 pub(super) fn append(db: &Connection, node: &NodeId, stored: &StoredEntry) -> Result<(), RowError> {
     let entry = &stored.entry;
-    let body = serde_json::to_string(&entry.body)
-        .map_err(|e| RowError::Value { table: "history", detail: e.to_string() })?;
+    let body = serde_json::to_string(&entry.body).map_err(|e| RowError::Value {
+        table: "history",
+        detail: e.to_string(),
+    })?;
     run(
         db,
         "INSERT INTO history (node, incarnation, seq, key, at_ms, received_ms, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)

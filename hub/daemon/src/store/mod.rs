@@ -83,7 +83,12 @@ impl Store {
         }
         let owner = Owner::spawn(opened.connection).map_err(StoreError::Thread)?;
         let (path, backups) = (path.to_owned(), backups.to_owned());
-        Ok(Self { owner, path, backups, untrimmed: Arc::default() })
+        Ok(Self {
+            owner,
+            path,
+            backups,
+            untrimmed: Arc::default(),
+        })
     }
 
     /// Reads everything that the core keeps.
@@ -110,7 +115,10 @@ impl Store {
                 for node in due_for_trimming(&untrimmed, &ops) {
                     history::trim(db, &node)?;
                 }
-                drafts.iter().map(|d| audit::append(db, d).map(|head| (head, d.clone()))).collect::<Result<Vec<_>, _>>()
+                drafts
+                    .iter()
+                    .map(|d| audit::append(db, d).map(|head| (head, d.clone())))
+                    .collect::<Result<Vec<_>, _>>()
             })
             .await?;
         for ((seq, hash), d) in audited {
@@ -155,7 +163,10 @@ impl Store {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             audit::verify(&Connection::open_with_flags(path, flags)?)
         };
-        tokio::task::spawn_blocking(walk).await.map_err(|_| CallError::Gone)?.map_err(CallError::from)
+        tokio::task::spawn_blocking(walk)
+            .await
+            .map_err(|_| CallError::Gone)?
+            .map_err(CallError::from)
     }
 
     /// Transactions and bytes written since the start.
@@ -172,7 +183,11 @@ impl Store {
 }
 
 fn corrupt(path: &Path, reason: String, backups: &Path) -> StoreError {
-    StoreError::Corrupt { path: path.display().to_string(), reason, backups: backup::list(backups) }
+    StoreError::Corrupt {
+        path: path.display().to_string(),
+        reason,
+        backups: backup::list(backups),
+    }
 }
 
 /// The nodes whose history may have grown past its bound.

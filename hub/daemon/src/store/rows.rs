@@ -37,7 +37,10 @@ impl From<RowError> for rusqlite::Error {
 }
 
 fn bad(table: &'static str, detail: impl std::fmt::Display) -> RowError {
-    RowError::Value { table, detail: detail.to_string() }
+    RowError::Value {
+        table,
+        detail: detail.to_string(),
+    }
 }
 
 /// Makes one change. The caller holds the transaction.
@@ -110,7 +113,12 @@ fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), RowError> {
             "INSERT OR REPLACE INTO twin (node, bytes) VALUES (?1, ?2)",
             params![node.as_str(), bytes],
         )?,
-        TreeOp::Reported { node, epoch, generation, digest } => run(
+        TreeOp::Reported {
+            node,
+            epoch,
+            generation,
+            digest,
+        } => run(
             db,
             "INSERT OR REPLACE INTO reported (node, epoch, generation, digest) VALUES (?1, ?2, ?3, ?4)",
             params![
@@ -120,7 +128,11 @@ fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), RowError> {
                 digest.as_ref().map(ToString::to_string)
             ],
         )?,
-        TreeOp::Received { child, stream, position } => run(
+        TreeOp::Received {
+            child,
+            stream,
+            position,
+        } => run(
             db,
             "INSERT OR REPLACE INTO received (child, stream, incarnation, seq) VALUES (?1, ?2, ?3, ?4)",
             params![
@@ -136,7 +148,11 @@ fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), RowError> {
 
 fn put_app(db: &Connection, name: &Name, app: &StoredApp) -> Result<(), RowError> {
     let placement = serde_json::to_string(&app.placement).map_err(|e| bad("application", e))?;
-    run(db, "DELETE FROM deleted_application WHERE name = ?1", params![name.as_str()])?;
+    run(
+        db,
+        "DELETE FROM deleted_application WHERE name = ?1",
+        params![name.as_str()],
+    )?;
     run(
         db,
         "INSERT OR REPLACE INTO application (name, generation, manifest, user, admitted_s, placement)
@@ -185,42 +201,57 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
         stored.epoch = unsigned(row, 0)?;
         Ok(())
     })?;
-    each(db, "SELECT name, generation, manifest, user, admitted_s, placement FROM application", |row| {
-        let placement: String = row.get(5)?;
-        let app = StoredApp {
-            generation: unsigned(row, 1)?,
-            manifest: row.get(2)?,
-            user: row.get(3)?,
-            admitted_s: unsigned(row, 4)?,
-            placement: serde_json::from_str(&placement).map_err(|e| bad("application", e))?,
-        };
-        stored.apps.insert(name(row, 0, "application")?, app);
-        Ok(())
-    })?;
+    each(
+        db,
+        "SELECT name, generation, manifest, user, admitted_s, placement FROM application",
+        |row| {
+            let placement: String = row.get(5)?;
+            let app = StoredApp {
+                generation: unsigned(row, 1)?,
+                manifest: row.get(2)?,
+                user: row.get(3)?,
+                admitted_s: unsigned(row, 4)?,
+                placement: serde_json::from_str(&placement).map_err(|e| bad("application", e))?,
+            };
+            stored.apps.insert(name(row, 0, "application")?, app);
+            Ok(())
+        },
+    )?;
     each(db, "SELECT name, generation FROM deleted_application", |row| {
-        stored.deleted.insert(name(row, 0, "deleted_application")?, unsigned(row, 1)?);
+        stored
+            .deleted
+            .insert(name(row, 0, "deleted_application")?, unsigned(row, 1)?);
         Ok(())
     })?;
-    each(db, "SELECT node, key, incarnation, seq, at_ms, received_ms, body FROM entry", |row| {
-        let body: Vec<u8> = row.get(6)?;
-        let entry = v1::Entry {
-            seq: unsigned(row, 3)?,
-            key: row.get(1)?,
-            at_ms: unsigned(row, 4)?,
-            body: wire::decode(&body).map_err(|e| bad("entry", e))?,
-        };
-        let held = StoredEntry { incarnation: unsigned(row, 2)?, received_ms: unsigned(row, 5)?, entry };
-        let of_node = stored.entries.entry(node(row, 0, "entry")?).or_default();
-        of_node.insert(held.entry.key.clone(), held);
-        Ok(())
-    })?;
+    each(
+        db,
+        "SELECT node, key, incarnation, seq, at_ms, received_ms, body FROM entry",
+        |row| {
+            let body: Vec<u8> = row.get(6)?;
+            let entry = v1::Entry {
+                seq: unsigned(row, 3)?,
+                key: row.get(1)?,
+                at_ms: unsigned(row, 4)?,
+                body: wire::decode(&body).map_err(|e| bad("entry", e))?,
+            };
+            let held = StoredEntry {
+                incarnation: unsigned(row, 2)?,
+                received_ms: unsigned(row, 5)?,
+                entry,
+            };
+            let of_node = stored.entries.entry(node(row, 0, "entry")?).or_default();
+            of_node.insert(held.entry.key.clone(), held);
+            Ok(())
+        },
+    )?;
     Ok(stored)
 }
 
 fn load_tree(db: &Connection, stored: &mut Stored) -> Result<(), RowError> {
     let tree = &mut stored.tree;
     each(db, "SELECT node, via, hello FROM descendant", |row| {
-        tree.descendants.insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
+        tree.descendants
+            .insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
         Ok(())
     })?;
     each(db, "SELECT node, bytes FROM twin", |row| {
@@ -230,13 +261,19 @@ fn load_tree(db: &Connection, stored: &mut Stored) -> Result<(), RowError> {
     each(db, "SELECT node, epoch, generation, digest FROM reported", |row| {
         let digest: Option<String> = row.get(3)?;
         let digest = digest.map(|d| d.parse().map_err(|e| bad("reported", e))).transpose()?;
-        tree.reported.insert(node(row, 0, "reported")?, (unsigned(row, 1)?, unsigned(row, 2)?, digest));
+        tree.reported.insert(
+            node(row, 0, "reported")?,
+            (unsigned(row, 1)?, unsigned(row, 2)?, digest),
+        );
         Ok(())
     })?;
     each(db, "SELECT child, stream, incarnation, seq FROM received", |row| {
         let name: String = row.get(1)?;
         let stream = stream_of(&name).ok_or_else(|| bad("received", format!("stream {name:?}")))?;
-        let position = Position { incarnation: unsigned(row, 2)?, seq: unsigned(row, 3)? };
+        let position = Position {
+            incarnation: unsigned(row, 2)?,
+            seq: unsigned(row, 3)?,
+        };
         tree.received.insert((node(row, 0, "received")?, stream), position);
         Ok(())
     })
@@ -248,8 +285,15 @@ fn load_artifacts(db: &Connection, stored: &mut Stored) -> Result<(), RowError> 
         Ok(())
     })?;
     each(db, "SELECT source, target, engine, digest, size FROM compiled", |row| {
-        let key = CompileKey { source: digest(row, 0, "compiled")?, target: row.get(1)?, engine: row.get(2)? };
-        let artifact = v1::Artifact { digest: digest(row, 3, "compiled")?, size: unsigned(row, 4)? };
+        let key = CompileKey {
+            source: digest(row, 0, "compiled")?,
+            target: row.get(1)?,
+            engine: row.get(2)?,
+        };
+        let artifact = v1::Artifact {
+            digest: digest(row, 3, "compiled")?,
+            size: unsigned(row, 4)?,
+        };
         stored.compiled.insert(key, artifact);
         Ok(())
     })
@@ -288,5 +332,7 @@ fn stream_name(stream: v1::Stream) -> &'static str {
 }
 
 fn stream_of(name: &str) -> Option<v1::Stream> {
-    [v1::Stream::Report, v1::Stream::Relay].into_iter().find(|s| stream_name(*s) == name)
+    [v1::Stream::Report, v1::Stream::Relay]
+        .into_iter()
+        .find(|s| stream_name(*s) == name)
 }

@@ -7,7 +7,10 @@ use cnova_store::Schema;
 const APPLICATION_ID: i32 = 0x636e_6875;
 
 /// The schema and how it came to be.
-pub const SCHEMA: Schema = Schema { application_id: APPLICATION_ID, migrations: &[V1] };
+pub const SCHEMA: Schema = Schema {
+    application_id: APPLICATION_ID,
+    migrations: &[V1],
+};
 
 const V1: &str = "
 CREATE TABLE descendant (

@@ -1,5 +1,5 @@
 //! A tree in one test: an authority, root and hub keys, and the real program in a folder of its own.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -35,7 +35,10 @@ pub fn now_s() -> u64 {
 }
 
 fn free_port() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 /// The keys at the root of one tree.
@@ -56,7 +59,12 @@ impl Plant {
         let authority = params.self_signed(&key).unwrap().der().to_vec();
         let signing_key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let root = SoftKey::ed25519_from_seed(&[1; 32]);
-        Self { issuer: Issuer::new(params, key), authority, root, signing_key }
+        Self {
+            issuer: Issuer::new(params, key),
+            authority,
+            root,
+            signing_key,
+        }
     }
 
     pub fn bundle(&self, roles: Vec<Role>, not_after: u64) -> Vec<u8> {
@@ -64,9 +72,14 @@ impl Plant {
         let contents = Bundle {
             v: 1,
             version: 1,
+            issued_at: now_s() - 60,
             roots: vec![self.root.public_key().clone()],
             threshold: 1,
-            keys: vec![SigningKey { key: key.public_key().clone(), roles, not_after }],
+            keys: vec![SigningKey {
+                key: key.public_key().clone(),
+                roles,
+                not_after,
+            }],
             authorities: vec![self.authority.clone().into()],
         };
         bundle::sign(&contents, &[&self.root]).unwrap()
@@ -82,13 +95,19 @@ impl Plant {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         let urn = format!("urn:cnova:site:{site}");
-        params.subject_alt_names.push(SanType::URI(urn.as_str().try_into().unwrap()));
+        params
+            .subject_alt_names
+            .push(SanType::URI(urn.as_str().try_into().unwrap()));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
         std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        std::fs::write(folder.join("trust.cose"), self.bundle(vec![Role::Twin], now_s() + 86_400)).unwrap();
+        std::fs::write(
+            folder.join("trust.cose"),
+            self.bundle(vec![Role::Twin], now_s() + 86_400),
+        )
+        .unwrap();
     }
 }
 
@@ -105,7 +124,12 @@ impl Site {
     pub fn new() -> Self {
         let (plant, folder) = (Plant::new(), tempfile::tempdir().unwrap());
         plant.issue(folder.path(), "hub", "hq");
-        let site = Self { plant, folder, api: free_port(), mqtt: free_port() };
+        let site = Self {
+            plant,
+            folder,
+            api: free_port(),
+            mqtt: free_port(),
+        };
         std::fs::write(site.path("signing.key"), site.plant.signing_key.serialize_pem()).unwrap();
         let mut tokens = String::new();
         for (name, token) in [("admin", ADMIN), ("operator", OPERATOR), ("viewer", VIEWER)] {
@@ -114,10 +138,13 @@ impl Site {
         }
         std::fs::write(site.path("tokens.toml"), tokens).unwrap();
         let worker = site.path("worker");
-        let answer = format!(
-            r#"{{"ok":true,"size":1,"kind":"module","imports":[],"engine":"{ENGINE}","target":"'"$1"'"}}"#
-        );
-        std::fs::write(&worker, format!("#!/bin/sh\n/bin/cp \"$5\" \"$6\" && printf '%s\\n' '{answer}'\n")).unwrap();
+        let answer =
+            format!(r#"{{"ok":true,"size":1,"kind":"module","imports":[],"engine":"{ENGINE}","target":"'"$1"'"}}"#);
+        std::fs::write(
+            &worker,
+            format!("#!/bin/sh\n/bin/cp \"$5\" \"$6\" && printf '%s\\n' '{answer}'\n"),
+        )
+        .unwrap();
         std::fs::set_permissions(&worker, std::fs::Permissions::from_mode(0o755)).unwrap();
         site.configure(&worker, "");
         site
@@ -144,13 +171,22 @@ impl Site {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cnova-hub"));
-        command.arg(arguments[0]).arg("--config").arg(self.path("hub.toml")).args(&arguments[1..]);
+        command
+            .arg(arguments[0])
+            .arg("--config")
+            .arg(self.path("hub.toml"))
+            .args(&arguments[1..]);
         command
     }
 
     /// Runs it to its end, which must come by itself.
     pub fn fails(&self, arguments: &[&str]) -> (Output, String) {
-        let mut child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let deadline = Instant::now() + PATIENCE;
         while child.try_wait().unwrap().is_none() {
             if Instant::now() > deadline {
@@ -170,16 +206,32 @@ impl Site {
     }
 
     pub fn start_with(&self, arguments: &[&str]) -> Hub<'_> {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let process = self.command(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut hub = Hub { site: self, process: Some(process) };
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .unwrap();
+        let process = self
+            .command(arguments)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut hub = Hub {
+            site: self,
+            process: Some(process),
+        };
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Ok((200, _)) = hub.try_get("/healthz", "") {
                 return hub;
             }
             let ended = hub.process.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}: {}", self.log());
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "{ended:?}: {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -247,7 +299,9 @@ pub struct Client {
 
 impl Client {
     fn agent() -> ureq::Agent {
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE));
         ureq::Agent::new_with_config(config.build())
     }
 
@@ -262,7 +316,11 @@ impl Client {
 
     fn try_get_bytes(&self, path: &str, token: &str, accept: &str) -> Result<(u16, Vec<u8>), ureq::Error> {
         let request = Self::agent().get(self.url(path)).header("accept", accept);
-        let request = if token.is_empty() { request } else { request.header("authorization", format!("Bearer {token}")) };
+        let request = if token.is_empty() {
+            request
+        } else {
+            request.header("authorization", format!("Bearer {token}"))
+        };
         let mut response = request.call()?;
         Ok((response.status().as_u16(), response.body_mut().read_to_vec()?))
     }
@@ -276,23 +334,35 @@ impl Client {
     }
 
     pub fn head(&self, path: &str) -> u16 {
-        let request = Self::agent().head(self.url(path)).header("authorization", format!("Bearer {VIEWER}"));
+        let request = Self::agent()
+            .head(self.url(path))
+            .header("authorization", format!("Bearer {VIEWER}"));
         request.call().unwrap().status().as_u16()
     }
 
     pub fn delete(&self, path: &str, token: &str) -> (u16, Value) {
-        let request = Self::agent().delete(self.url(path)).header("authorization", format!("Bearer {token}"));
+        let request = Self::agent()
+            .delete(self.url(path))
+            .header("authorization", format!("Bearer {token}"));
         let mut response = request.call().unwrap();
-        (response.status().as_u16(), response.body_mut().read_json().unwrap_or(Value::Null))
+        (
+            response.status().as_u16(),
+            response.body_mut().read_json().unwrap_or(Value::Null),
+        )
     }
 
     pub fn post(&self, path: &str, token: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Value) {
-        let mut request = Self::agent().post(self.url(path)).header("authorization", format!("Bearer {token}"));
+        let mut request = Self::agent()
+            .post(self.url(path))
+            .header("authorization", format!("Bearer {token}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let mut response = request.send(body).unwrap();
-        (response.status().as_u16(), response.body_mut().read_json().unwrap_or(Value::Null))
+        (
+            response.status().as_u16(),
+            response.body_mut().read_json().unwrap_or(Value::Null),
+        )
     }
 
     pub fn upload(&self, bytes: &[u8]) -> String {
@@ -306,7 +376,12 @@ impl Client {
         for (key, value) in more.as_object().into_iter().flatten() {
             body[key] = value.clone();
         }
-        self.post("/v1/applications", token, &[("content-type", "application/json")], body.to_string().as_bytes())
+        self.post(
+            "/v1/applications",
+            token,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
     }
 }
 

@@ -94,7 +94,9 @@ impl Pki {
 
     pub fn issue_with(&self, node: &str, change: impl FnOnce(&mut CertificateParams)) -> Files {
         let mut params = CertificateParams::new(vec![node.to_owned()]).unwrap();
-        params.subject_alt_names.push(SanType::URI(format!("urn:cnova:site:plant-7/{node}").try_into().unwrap()));
+        params.subject_alt_names.push(SanType::URI(
+            format!("urn:cnova:site:plant-7/{node}").try_into().unwrap(),
+        ));
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, node);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
@@ -125,6 +127,10 @@ pub async fn endpoint(files: &Files, listen: &str) -> (Endpoint, mpsc::Receiver<
         key: identity.tls_key(),
         client_ca: identity.tls_authorities(),
     };
-    let config = EndpointConfig { listen: listen.parse().unwrap(), tls, limits: Limits::default() };
+    let config = EndpointConfig {
+        listen: listen.parse().unwrap(),
+        tls,
+        limits: Limits::default(),
+    };
     Endpoint::start(config).await.unwrap()
 }
