@@ -300,6 +300,7 @@ fn said(body: &Body) -> String {
             reason,
         } => format!("{child} disconnected: {reason}"),
         Body::Alarm(a) => format!("alarm {}: {}", a.code, a.detail),
+        Body::Over => "the condition is over".to_owned(),
         Body::Unknown => "something that this program does not know".to_owned(),
     }
 }

@@ -49,7 +49,9 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Sim { from, seeds, trace } => simulate(from, seeds, trace),
         Command::Demo { dir, bin, examples, keep } => {
-            match demo::run(demo::Options { dir, bin, examples, keep }) {
+            let absolute = |p: std::path::PathBuf| std::path::absolute(&p).unwrap_or(p);
+            let options = demo::Options { dir: absolute(dir), bin: absolute(bin), examples, keep };
+            match demo::run(options) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => {
                     println!("the demo failed: {e}");

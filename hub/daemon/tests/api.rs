@@ -44,7 +44,12 @@ fn who_may_do_what() {
         error(&body).1.contains("viewer is viewer; this needs operator"),
         "{body}"
     );
-    assert_eq!(api.post("/v1/artifacts", VIEWER, &[], WASM).0, 403);
+    let large = vec![0; 8 << 20];
+    assert_eq!(
+        api.post("/v1/artifacts", VIEWER, &[], &large).0,
+        403,
+        "said, not a broken connection"
+    );
     assert_eq!(api.delete("/v1/applications/x", VIEWER).0, 403);
     for token in [OPERATOR, ADMIN] {
         let (status, body) = api.delete("/v1/applications/x", token);

@@ -14,10 +14,11 @@ use ring::digest::{Context, SHA256};
 use serde_json::json;
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufWriter};
+use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 
 use super::error::ApiError;
-use super::{App, declared_length, drain, parse};
+use super::{App, declared_length, drain_request, parse};
 use crate::library::Draft;
 use crate::store::audit;
 use crate::tokens::Caller;
@@ -32,21 +33,14 @@ pub(super) async fn upload(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let expected = expected(request.headers())?;
-    let declared = declared_length(request.headers());
-    let mut frames = request.into_body().into_data_stream();
-    if declared.is_some_and(|n| n > limits::ARTIFACT_BYTES) {
-        drain(frames).await;
-        return Err(ApiError::too_large("the artifact", limits::ARTIFACT_BYTES));
-    }
-    let busy = || {
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "busy",
-            "too many uploads at once; try again",
-        )
+    let (expected, _place) = match admit(&app, request.headers()) {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            drain_request(request).await;
+            return Err(error);
+        }
     };
-    let _place = app.uploads.try_acquire().map_err(|_| busy())?;
+    let mut frames = request.into_body().into_data_stream();
     let draft = app.library.draft();
     let (found, size) = receive(&mut frames, &draft).await?;
     if size == 0 {
@@ -72,6 +66,22 @@ pub(super) async fn upload(
     app.library.learn(found);
     let status = if was_there { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(json!({"digest": found, "size": size}))).into_response())
+}
+
+/// What can be said of an upload before its first byte.
+fn admit<'a>(app: &'a App, headers: &HeaderMap) -> Result<(Option<Digest>, SemaphorePermit<'a>), ApiError> {
+    let expected = expected(headers)?;
+    if declared_length(headers).is_some_and(|n| n > limits::ARTIFACT_BYTES) {
+        return Err(ApiError::too_large("the artifact", limits::ARTIFACT_BYTES));
+    }
+    let busy = |_| {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many uploads at once; try again",
+        )
+    };
+    Ok((expected, app.uploads.try_acquire().map_err(busy)?))
 }
 
 fn expected(headers: &HeaderMap) -> Result<Option<Digest>, ApiError> {

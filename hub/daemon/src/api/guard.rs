@@ -5,9 +5,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::App;
 use super::error::ApiError;
 use super::operations::{Access, Operation};
+use super::{App, drain_request};
 use crate::tokens::{Caller, Role};
 
 /// Lets a request through to its operation's handler.
@@ -20,7 +20,10 @@ pub(super) async fn guard(
     if let Access::Role(needed) = op.access {
         match authorize(&app, request.headers(), needed) {
             Ok(caller) => drop(request.extensions_mut().insert(caller)),
-            Err(error) => return error.into_response(),
+            Err(error) => {
+                drain_request(request).await;
+                return error.into_response();
+            }
         }
     }
     match tokio::time::timeout(op.timeout, next.run(request)).await {

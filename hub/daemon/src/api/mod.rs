@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request};
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::{Html, IntoResponse, Response};
@@ -41,8 +41,8 @@ use crate::traffic::Traffic;
 
 /// Uploads at once; one more is turned away.
 pub const UPLOADS_AT_ONCE: usize = 8;
-/// What is read and thrown away of a body that is too large, so that the client reads the answer.
-const DRAIN_BYTES: usize = 16 << 20;
+/// What is read and thrown away of a body that is not wanted, so that the client reads the answer.
+const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// What the handlers work with. Cheap to clone.
@@ -179,6 +179,14 @@ async fn drain(mut frames: axum::body::BodyDataStream) {
         }
     };
     let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
+}
+
+/// The same for a request that is refused for its head alone. A client that waits to be told to go on is not told so.
+async fn drain_request(request: Request) {
+    let waits = request.headers().contains_key(axum::http::header::EXPECT);
+    if !waits && declared_length(request.headers()) != Some(0) {
+        drain(request.into_body().into_data_stream()).await;
+    }
 }
 
 /// What a client says its body's length is.
