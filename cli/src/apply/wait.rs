@@ -94,10 +94,17 @@ pub(super) fn follow(
     }
 }
 
+/// The line that a twin walks: stages of the same millisecond are shown in its order.
+fn order(stage: &str) -> usize {
+    const LINE: [&str; 8] =
+        ["admitted", "placed", "signed", "relayed", "verified", "committed", "running", "reported"];
+    LINE.iter().position(|s| *s == stage).unwrap_or(LINE.len())
+}
+
 impl Follower<'_> {
     fn read_timeline(&mut self, screen: &mut Screen<'_>) -> Result<(), ApplyError> {
         let Timeline { mut stages } = self.hub.get(&routes::timeline(self.name, self.generation))?;
-        stages.sort();
+        stages.sort_by_key(|s| (s.at_ms, order(&s.stage)));
         let admitted = stages
             .iter()
             .find(|s| s.stage == "admitted")

@@ -117,12 +117,17 @@ impl Hub {
     /// All nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeInfo> {
-        self.inventory.nodes().keys().filter_map(|n| self.node(n)).collect()
+        let links = self.links();
+        self.inventory.nodes().keys().filter_map(|n| self.node_with(n, &links)).collect()
     }
 
     /// One node.
     #[must_use]
     pub fn node(&self, node: &NodeId) -> Option<NodeInfo> {
+        self.node_with(node, &self.links())
+    }
+
+    fn node_with(&self, node: &NodeId, links: &BTreeMap<NodeId, (u64, NodeId, bool)>) -> Option<NodeInfo> {
         let record = self.inventory.nodes().get(node)?;
         let hello = record.hello.as_ref()?;
         let version = |v: Option<cnova_shared::twin::Version>| v.filter(|v| v.epoch > 0).map_or_else(|| "-".to_owned(), |v| v.to_string());
@@ -144,7 +149,7 @@ impl Hub {
                 v1::NodeRole::Gateway => "gateway".into(),
             },
             site: hello.site.to_string(),
-            link: self.link(node),
+            link: self.link(node, links).to_owned(),
             trust: "UNATTESTED".into(),
             via: self.tree.via(node).map(ToString::to_string).unwrap_or_default(),
             in_sync: desired.is_none() || desired == reported,
@@ -171,35 +176,51 @@ impl Hub {
         entry.max(self.tree.reported(node))
     }
 
-    /// A link is as good as the weakest hop on its way.
-    fn link(&self, node: &NodeId) -> String {
-        let said = self.inventory.nodes().iter().filter_map(|(parent, r)| {
-            let stored = r.entries.get(&format!("link/{node}"))?;
-            match &stored.entry.body {
-                Body::Link { up, .. } => Some((stored.received_ms, parent, *up)),
-                _ => None,
+    /// What parents last said of their children's links: when it came, the parent, whether it stands.
+    fn links(&self) -> BTreeMap<NodeId, (u64, NodeId, bool)> {
+        let mut links: BTreeMap<NodeId, (u64, NodeId, bool)> = BTreeMap::new();
+        for (parent, record) in self.inventory.nodes() {
+            let from = "link/".to_owned();
+            for (_, stored) in record.entries.range(from..).take_while(|(k, _)| k.starts_with("link/")) {
+                if let Body::Link { child, up, .. } = &stored.entry.body {
+                    let newer = links.get(child).is_none_or(|(at, _, _)| *at < stored.received_ms);
+                    if newer && child != parent {
+                        links.insert(child.clone(), (stored.received_ms, parent.clone(), *up));
+                    }
+                }
             }
-        });
-        let word = match said.max_by_key(|(at, _, _)| *at) {
-            _ if self.tree.is_connected(node) => "connected",
-            Some((_, parent, true)) if self.link(parent) == "connected" => "connected",
-            Some((_, _, true)) => "unknown",
-            Some((_, _, false)) => "disconnected",
-            None if self.tree.via(node) == Some(node) => "disconnected",
-            None => "unknown",
-        };
-        word.to_owned()
+        }
+        links
+    }
+
+    /// A link is as good as the weakest hop on its way. Nodes may claim anything of each other, circles too, so the way
+    /// up is followed no further than a site path can be deep.
+    fn link(&self, node: &NodeId, links: &BTreeMap<NodeId, (u64, NodeId, bool)>) -> &'static str {
+        let mut at = node;
+        for _ in 0..cnova_shared::limits::SITE_PATH_SEGMENTS {
+            if self.tree.is_connected(at) {
+                return "connected";
+            }
+            match links.get(at) {
+                Some((_, parent, true)) => at = parent,
+                Some((_, _, false)) if at == node => return "disconnected",
+                None if at == node && self.tree.via(at) == Some(at) => return "disconnected",
+                _ => return "unknown",
+            }
+        }
+        "unknown"
     }
 
     /// All workloads: those that nodes reported and those that are desired and not reported yet.
     #[must_use]
     pub fn workloads(&self) -> Vec<WorkloadInfo> {
         let mut all = BTreeMap::new();
+        let links = self.links();
         for (name, app) in &self.apps {
             for (workload, placed) in app.placement.workloads() {
                 for node in &placed.nodes {
                     let (Ok(node), Ok(workload)) = (NodeId::new(node), Name::new(workload)) else { continue };
-                    let info = self.pending(name, &workload, &node, app.generation);
+                    let info = pending(name, &workload, &node, app.generation, self.link(&node, &links));
                     all.insert((name.clone(), workload, node), info);
                 }
             }
@@ -227,23 +248,6 @@ impl Hub {
             }
         }
         all.into_values().collect()
-    }
-
-    fn pending(&self, name: &Name, workload: &Name, node: &NodeId, generation: u64) -> WorkloadInfo {
-        let link = self.link(node);
-        WorkloadInfo {
-            application: name.clone(),
-            workload: workload.clone(),
-            node: node.clone(),
-            desired: generation,
-            generation: 0,
-            state: v1::WorkloadState::Waiting,
-            reason: format!("the node has not reported it yet (its link: {link})"),
-            attempt: 0,
-            pid: 0,
-            adopted: false,
-            since_ms: 0,
-        }
     }
 
     /// The names of all applications.
@@ -299,5 +303,21 @@ fn refusal(entry: &v1::Entry) -> Option<Refusal> {
             Some(Refusal { at_ms: entry.at_ms, code: code.clone(), detail: detail.clone() })
         }
         _ => None,
+    }
+}
+
+fn pending(name: &Name, workload: &Name, node: &NodeId, generation: u64, link: &str) -> WorkloadInfo {
+    WorkloadInfo {
+        application: name.clone(),
+        workload: workload.clone(),
+        node: node.clone(),
+        desired: generation,
+        generation: 0,
+        state: v1::WorkloadState::Waiting,
+        reason: format!("the node has not reported it yet (its link: {link})"),
+        attempt: 0,
+        pid: 0,
+        adopted: false,
+        since_ms: 0,
     }
 }
