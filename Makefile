@@ -1,0 +1,47 @@
+# Cloudnova Edge. `make help` says what there is.
+SHELL := /bin/bash
+export CARGO_BUILD_JOBS ?= $(shell nproc)
+DEMO_DIR ?= $(CURDIR)/demo-state
+SEEDS ?= 1000
+FROM ?= 0
+
+.PHONY: help demo demo-stop test check bench sim setup-test setup-demo fmt
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: setup-demo ## The whole line on this machine, in about a minute (KEEP=1 leaves it up)
+	@echo "== building (the first time takes several minutes)"
+	cargo build --workspace --bins
+	@./target/debug/cnova-hil demo --dir $(DEMO_DIR) --bin target/debug --examples examples $(if $(KEEP),--keep)
+
+demo-stop: ## End a fleet that `make demo KEEP=1` left up
+	@scripts/demo-stop $(DEMO_DIR)
+
+test: setup-test ## Everything: build, lints, tests, 1,000 seeds of the simulator
+	@echo "== building"
+	cargo build --workspace --bins
+	@echo "== testing"
+	cargo nextest run --workspace --no-fail-fast
+
+check: ## Format, lints, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: deny.toml was not checked (cargo install cargo-deny)"; fi
+
+sim: ## The simulator over other seeds: make sim SEEDS=100000 FROM=5000
+	cargo build -p cnova-hil-tests --bins
+	./target/debug/cnova-hil sim --from $(FROM) --seeds $(SEEDS)
+
+bench: setup-demo ## The figures of docs/BENCHMARKS.md
+	cargo build --profile fast --workspace --bins
+	./target/fast/cnova-hil measure --dir $(DEMO_DIR) --bin target/fast --examples examples
+
+setup-test:
+	@scripts/setup test
+
+setup-demo:
+	@scripts/setup demo
+
+fmt: ## Format everything
+	cargo fmt --all
