@@ -3,4 +3,5 @@
 //! runs the real programs on loopback.
 
 pub mod demo;
+pub mod measure;
 pub mod sim;

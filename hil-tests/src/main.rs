@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use cnova_hil_tests::{demo, sim};
+use cnova_hil_tests::{demo, measure, sim};
 
 /// Runs the scenarios of the whole line.
 #[derive(Parser)]
@@ -42,22 +42,55 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure the whole line on this machine, as separate processes on loopback.
+    Measure {
+        /// The folder for everything that the measurement makes.
+        #[arg(long)]
+        dir: std::path::PathBuf,
+        /// The folder with the programs.
+        #[arg(long)]
+        bin: std::path::PathBuf,
+        /// The repository's examples.
+        #[arg(long)]
+        examples: std::path::PathBuf,
+        /// How many applies, each way.
+        #[arg(long, default_value_t = 200)]
+        applies: usize,
+        /// How many nodes connect to one gateway.
+        #[arg(long, default_value_t = 1000)]
+        nodes: usize,
+        /// How long quiet uplinks are watched.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+        idle_seconds: u64,
+    },
 }
 
+fn absolute(path: std::path::PathBuf) -> std::path::PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// The program's end, and what to say when it is not a good one.
 #[allow(clippy::print_stdout)]
+fn ended(what: &str, done: Result<(), demo::DemoError>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            println!("the {what} failed: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Sim { from, seeds, trace } => simulate(from, seeds, trace),
         Command::Demo { dir, bin, examples, keep } => {
-            let absolute = |p: std::path::PathBuf| std::path::absolute(&p).unwrap_or(p);
             let options = demo::Options { dir: absolute(dir), bin: absolute(bin), examples, keep };
-            match demo::run(options) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(e) => {
-                    println!("the demo failed: {e}");
-                    ExitCode::FAILURE
-                }
-            }
+            ended("demo", demo::run(options))
+        }
+        Command::Measure { dir, bin, examples, applies, nodes, idle_seconds } => {
+            let (dir, bin) = (absolute(dir), absolute(bin));
+            ended("measurement", measure::run(&measure::Options { dir, bin, examples, applies, nodes, idle_seconds }))
         }
     }
 }

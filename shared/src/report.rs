@@ -80,6 +80,16 @@ impl Reporter {
         self.entries.get(key)
     }
 
+    /// The workloads that the stream speaks of as being there.
+    #[must_use]
+    pub fn workloads(&self) -> Vec<(String, crate::ids::WorkloadId)> {
+        let there = |e: &Entry| match &e.body {
+            Body::Workload(w) => Some((e.key.clone(), w.id.clone())),
+            _ => None,
+        };
+        self.entries.values().filter_map(there).collect()
+    }
+
     /// The keys of alarms that were raised and are not over.
     #[must_use]
     pub fn alarms(&self) -> Vec<String> {

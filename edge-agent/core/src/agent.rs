@@ -91,8 +91,18 @@ impl Agent {
             agent.say(&format!("alarm/{}", alarm.code), now, Body::Alarm(alarm));
         }
         agent.end_alarms(now);
+        agent.mourn(now);
         agent.settle(now);
         agent
+    }
+
+    /// A workload that was reported and of which nothing is left, neither a row nor a process, is gone.
+    fn mourn(&mut self, now: Now) {
+        for (key, id) in self.reporter.workloads() {
+            if !self.machines.contains_key(&id) {
+                self.say(&key, now, Body::Gone { id });
+            }
+        }
     }
 
     /// An alarm of an earlier start that this start did not raise is over.
@@ -130,6 +140,7 @@ impl Agent {
             match o.state {
                 ObservedState::Alive { pid } if o.attempt >= machine.row().attempt => {
                     machine.found(o.attempt, o.spec, pid);
+                    self.ops.push(Op::PutInstance(machine.row().clone()));
                 }
                 ObservedState::Alive { .. } => {
                     // An older instance than the newest known: it was being replaced when the agent died.

@@ -209,7 +209,6 @@ impl Gateway {
                 }
             }
             Stream::Relay => {
-                self.note(format!("DBG relay ack {position:?} own inc {} acked {} len {}", self.spool.incarnation(), self.spool.acked(), self.spool.len()));
                 if self.spool.on_ack(position, now.mono_ms, &mut self.spool_ops) {
                     self.gather_again();
                 }

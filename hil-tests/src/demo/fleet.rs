@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{DemoError, Options};
 
 /// The tree: node, site path, parent.
-pub(super) const TREE: [(&str, &str, &str); 6] = [
+pub(crate) const TREE: [(&str, &str, &str); 6] = [
     ("hub-1", "hub", ""),
     ("area-gw", "plant-7", "hub-1"),
     ("line-gw", "plant-7/line-2", "area-gw"),
@@ -21,12 +21,12 @@ pub(super) const TREE: [(&str, &str, &str); 6] = [
     ("plc-3", "plant-7/line-2/plc-3", "line-gw"),
 ];
 /// The agents.
-pub(super) const AGENTS: [&str; 3] = ["plc-1", "plc-2", "plc-3"];
+pub(crate) const AGENTS: [&str; 3] = ["plc-1", "plc-2", "plc-3"];
 /// The application of the demo.
-pub(super) const APP: &str = "vibration-watch";
+pub(crate) const APP: &str = "vibration-watch";
 
 /// All processes of the demo.
-pub(super) struct Fleet {
+pub(crate) struct Fleet {
     options: Options,
     ports: BTreeMap<&'static str, u16>,
     running: BTreeMap<String, Child>,
@@ -45,7 +45,7 @@ fn free_port() -> Result<u16, DemoError> {
 
 impl Fleet {
     /// Makes the folder anew.
-    pub(super) fn new(options: Options) -> Result<Self, DemoError> {
+    pub(crate) fn new(options: Options) -> Result<Self, DemoError> {
         let dir = &options.dir;
         let marker = dir.join(".cnova-demo");
         if dir.exists() {
@@ -64,25 +64,25 @@ impl Fleet {
         Ok(Self { options, ports, running: BTreeMap::new(), token: String::new() })
     }
 
-    pub(super) fn options(&self) -> &Options {
+    pub(crate) fn options(&self) -> &Options {
         &self.options
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.options.dir
     }
 
-    pub(super) fn port(&self, name: &str) -> u16 {
+    pub(crate) fn port(&self, name: &str) -> u16 {
         self.ports.get(name).copied().unwrap_or(0)
     }
 
     /// Where a node's certificate, key and trust bundle lie.
-    pub(super) fn identity(&self, node: &str) -> PathBuf {
+    pub(crate) fn identity(&self, node: &str) -> PathBuf {
         self.dir().join("trust/nodes").join(node)
     }
 
     /// Root of trust, certificates, token and configurations.
-    pub(super) fn set_up(&mut self) -> Result<(), DemoError> {
+    pub(crate) fn set_up(&mut self) -> Result<(), DemoError> {
         let trust = self.dir().join("trust");
         let trust = trust.display().to_string();
         self.cnova(&["trust", "init", &trust, "--tree", "demo"])?;
@@ -136,7 +136,7 @@ impl Fleet {
     }
 
     /// Starts a node's daemon; its log goes to `logs/`.
-    pub(super) fn start(&mut self, node: &str) -> Result<(), DemoError> {
+    pub(crate) fn start(&mut self, node: &str) -> Result<(), DemoError> {
         let program = Self::program(node);
         let fail = |reason: String| DemoError::Program { program: format!("{program} for {node}"), reason };
         let path = self.dir().join("logs").join(format!("{node}.log"));
@@ -155,12 +155,12 @@ impl Fleet {
     }
 
     /// The daemon's process.
-    pub(super) fn pid(&self, node: &str) -> u32 {
+    pub(crate) fn pid(&self, node: &str) -> u32 {
         self.running.get(node).map_or(0, Child::id)
     }
 
     /// Ends a daemon with SIGKILL.
-    pub(super) fn kill(&mut self, node: &str) {
+    pub(crate) fn kill(&mut self, node: &str) {
         if let Some(mut child) = self.running.remove(node) {
             let _ = child.kill();
             let _ = child.wait();
@@ -168,7 +168,7 @@ impl Fleet {
     }
 
     /// Ends every daemon: politely, then for certain.
-    pub(super) fn stop_all(&mut self) {
+    pub(crate) fn stop_all(&mut self) {
         for child in self.running.values() {
             let _ = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0))
                 .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM));
@@ -189,17 +189,22 @@ impl Fleet {
     }
 
     /// Writes the token where a person finds it.
-    pub(super) fn write_token(&self, path: &Path) -> Result<(), DemoError> {
+    pub(crate) fn write_token(&self, path: &Path) -> Result<(), DemoError> {
         write(path, &self.token)
     }
 
+    /// The token of the tree's administrator.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
+
     /// Leaves everything running.
-    pub(super) fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         std::mem::take(&mut self.running);
     }
 
     /// Processes of runtimes whose state folder is this demo's.
-    pub(super) fn workload_pids(&self) -> Vec<i32> {
+    pub(crate) fn workload_pids(&self) -> Vec<i32> {
         let state = self.dir().join("state").display().to_string();
         let Ok(procs) = fs::read_dir("/proc") else { return Vec::new() };
         let of_demo = |entry: std::io::Result<fs::DirEntry>| {
@@ -223,7 +228,7 @@ impl Fleet {
     }
 
     /// Runs `cnova` and returns what it printed.
-    pub(super) fn cnova(&self, args: &[&str]) -> Result<String, DemoError> {
+    pub(crate) fn cnova(&self, args: &[&str]) -> Result<String, DemoError> {
         let fail = |reason: String| DemoError::Program { program: format!("cnova {}", args.join(" ")), reason };
         let out = self.command(args).output().map_err(|e| fail(e.to_string()))?;
         if !out.status.success() {
@@ -233,7 +238,7 @@ impl Fleet {
     }
 
     /// Runs `cnova` and shows the command and what it prints, as it prints it.
-    pub(super) fn show(&self, args: &[&str]) -> Result<(), DemoError> {
+    pub(crate) fn show(&self, args: &[&str]) -> Result<(), DemoError> {
         super::story::say(&format!("  $ cnova {}", args.join(" ")));
         let fail = |reason: String| DemoError::Program { program: format!("cnova {}", args.join(" ")), reason };
         let status = self.command(args).status().map_err(|e| fail(e.to_string()))?;
@@ -241,7 +246,7 @@ impl Fleet {
     }
 
     /// Runs `cnova` and reads its JSON.
-    pub(super) fn json(&self, args: &[&str]) -> Result<Value, DemoError> {
+    pub(crate) fn json(&self, args: &[&str]) -> Result<Value, DemoError> {
         let mut all = args.to_vec();
         all.extend(["--output", "json"]);
         let text = self.cnova(&all)?;
@@ -249,7 +254,7 @@ impl Fleet {
     }
 
     /// Waits until `done` says yes.
-    pub(super) fn wait(&self, seconds: u64, what: &str, mut done: impl FnMut(&Self) -> bool) -> Result<Duration, DemoError> {
+    pub(crate) fn wait(&self, seconds: u64, what: &str, mut done: impl FnMut(&Self) -> bool) -> Result<Duration, DemoError> {
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_secs(seconds) {
             if done(self) {
@@ -262,7 +267,7 @@ impl Fleet {
     }
 
     /// The newest live instance of the demo's workload on an agent: process and the folder of the instance.
-    pub(super) fn instance(&self, node: &str) -> Option<(u32, PathBuf)> {
+    pub(crate) fn instance(&self, node: &str) -> Option<(u32, PathBuf)> {
         let run = self.dir().join("state").join(node).join("run");
         let mut all: Vec<(u64, u32, PathBuf)> = fs::read_dir(run)
             .ok()?

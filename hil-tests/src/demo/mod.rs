@@ -3,7 +3,7 @@
 //! Every step is done through the programs that people use, and every number printed was measured in this run.
 
 mod attack;
-mod fleet;
+pub(crate) mod fleet;
 mod story;
 
 use std::path::PathBuf;

@@ -490,7 +490,7 @@ impl World {
             let id = cnova_shared::ids::WorkloadId { application: i.application.clone(), name: i.workload.clone() };
             !seen.contains(&(i.node.clone(), id))
         })?;
-        Some(format!("the hub shows {}/{} on {}, which is not there", ghost.application, ghost.workload, ghost.node))
+        Some(format!("the hub shows what is not there: {ghost:?}"))
     }
 }
 

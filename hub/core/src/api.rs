@@ -167,8 +167,14 @@ pub enum Op {
         /// The entry.
         stored: StoredEntry,
     },
-    /// A node's stream began anew: what was said in its earlier lives is void.
-    ClearEntries(NodeId),
+    /// A node's stream began anew: what was said in its life `retired` is void, and what is still on its way of that
+    /// life comes too late.
+    ClearEntries {
+        /// The node.
+        node: NodeId,
+        /// The incarnation that is over.
+        retired: u64,
+    },
     /// A subject that is no more: its entry's body becomes [`v1::Body::Unknown`]. Its sequence number stays, so that the
     /// same entry is not taken again.
     VoidEntry {
@@ -196,6 +202,8 @@ pub struct Stored {
     pub compiled: BTreeMap<CompileKey, v1::Artifact>,
     /// Reported state.
     pub entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
+    /// Lives of report streams that are over.
+    pub retired: BTreeMap<NodeId, BTreeSet<u64>>,
 }
 
 impl Stored {
@@ -222,8 +230,9 @@ impl Stored {
                 Op::PutEntry { node, stored } => {
                     self.entries.entry(node).or_default().insert(stored.entry.key.clone(), stored);
                 }
-                Op::ClearEntries(node) => {
+                Op::ClearEntries { node, retired } => {
                     self.entries.remove(&node);
+                    self.retired.entry(node).or_default().insert(retired);
                 }
                 Op::VoidEntry { node, key } => {
                     if let Some(stored) = self.entries.entry(node).or_default().get_mut(&key) {

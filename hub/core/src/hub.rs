@@ -70,7 +70,7 @@ impl Hub {
         let hellos: Vec<Vec<u8>> = stored.tree.descendants.values().map(|(_, h)| h.clone()).collect();
         let mut hub = Self {
             tree: Tree::new(config.node.clone(), stored.tree, reopen),
-            inventory: Inventory::new(stored.entries),
+            inventory: Inventory::new(stored.entries, stored.retired),
             apps: BTreeMap::new(),
             timeline: Timeline::default(),
             deleted: stored.deleted,

@@ -1,6 +1,6 @@
 //! What the nodes said: hellos and the newest entry of each subject.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_shared::ids::NodeId;
 use cnova_shared::wire::v1::{self, Body};
@@ -16,6 +16,9 @@ pub struct NodeRecord {
     pub heard_ms: u64,
     /// Its report stream.
     pub entries: BTreeMap<String, StoredEntry>,
+    /// Lives of its report stream that are over. They are told apart, not ordered: a node that lost its store may have
+    /// lost its clock too.
+    pub retired: BTreeSet<u64>,
 }
 
 /// All nodes.
@@ -27,9 +30,18 @@ pub struct Inventory {
 impl Inventory {
     /// An inventory with what the store held.
     #[must_use]
-    pub fn new(entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>) -> Self {
-        let record = |entries| NodeRecord { hello: None, heard_ms: 0, entries };
-        Self { nodes: entries.into_iter().map(|(n, e)| (n, record(e))).collect() }
+    pub fn new(
+        entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
+        retired: BTreeMap<NodeId, BTreeSet<u64>>,
+    ) -> Self {
+        let mut inventory = Self::default();
+        for (node, entries) in entries {
+            inventory.record(&node).entries = entries;
+        }
+        for (node, retired) in retired {
+            inventory.record(&node).retired = retired;
+        }
+        inventory
     }
 
     /// All nodes.
@@ -39,7 +51,7 @@ impl Inventory {
     }
 
     fn record(&mut self, node: &NodeId) -> &mut NodeRecord {
-        let empty = || NodeRecord { hello: None, heard_ms: 0, entries: BTreeMap::new() };
+        let empty = || NodeRecord { hello: None, heard_ms: 0, entries: BTreeMap::new(), retired: BTreeSet::new() };
         self.nodes.entry(node.clone()).or_insert_with(empty)
     }
 
@@ -68,15 +80,18 @@ impl Inventory {
     ) -> Option<Vec<v1::Entry>> {
         let record = self.record(node);
         record.heard_ms = wall_ms;
+        if record.retired.contains(&report.incarnation) {
+            return Some(Vec::new());
+        }
         let held = record.entries.values().map(|e| e.incarnation).max();
-        if held.is_some_and(|h| h != report.incarnation) {
-            // Another life of the stream. It counts when it is told from its beginning; its number may be lower, because
-            // a node that lost its store may have lost its clock too.
+        if let Some(held) = held.filter(|h| *h != report.incarnation) {
+            // Another life of the stream counts when it is told from its beginning.
             if report.all_keys.is_none() {
                 return None;
             }
             record.entries.clear();
-            ops.push(Op::ClearEntries(node.clone()));
+            record.retired.insert(held);
+            ops.push(Op::ClearEntries { node: node.clone(), retired: held });
         }
         if let Some(all) = &report.all_keys {
             for (key, held) in &mut record.entries {

@@ -126,7 +126,7 @@ fn op() -> impl Strategy<Value = Op> {
             node,
             stored: StoredEntry { incarnation: 3, received_ms, entry: v1::Entry { seq, key, at_ms: u64::MAX, body } },
         }),
-        1 => node().prop_map(Op::ClearEntries),
+        1 => (node(), any::<u64>()).prop_map(|(node, retired)| Op::ClearEntries { node, retired }),
         1 => (node(), key()).prop_map(|(node, key)| Op::VoidEntry { node, key }),
     ]
 }

@@ -84,7 +84,14 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
             put_entry(db, node, stored)?;
             history::append(db, node, stored)?;
         }
-        Op::ClearEntries(node) => run(db, "DELETE FROM entry WHERE node = ?1", params![node.as_str()])?,
+        Op::ClearEntries { node, retired } => {
+            run(db, "DELETE FROM entry WHERE node = ?1", params![node.as_str()])?;
+            run(
+                db,
+                "INSERT OR IGNORE INTO retired_stream (node, incarnation) VALUES (?1, ?2)",
+                params![node.as_str(), retired.cast_signed()],
+            )?;
+        }
         Op::VoidEntry { node, key } => {
             let nothing = wire::encode(&v1::Body::Unknown).map_err(|e| bad("entry", e))?;
             run(
@@ -244,6 +251,11 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
             Ok(())
         },
     )?;
+    each(db, "SELECT node, incarnation FROM retired_stream", |row| {
+        let of_node = stored.retired.entry(node(row, 0, "retired stream")?).or_default();
+        of_node.insert(unsigned(row, 1)?);
+        Ok(())
+    })?;
     Ok(stored)
 }
 

@@ -73,6 +73,11 @@ CREATE TABLE entry (
     body BLOB NOT NULL,
     PRIMARY KEY (node, key)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE retired_stream (
+    node TEXT NOT NULL,
+    incarnation INTEGER NOT NULL,
+    PRIMARY KEY (node, incarnation)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE history (
     id INTEGER PRIMARY KEY,
     node TEXT NOT NULL,
