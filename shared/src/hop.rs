@@ -136,15 +136,20 @@ impl Sender {
         }
     }
 
-    /// An acknowledgement came.
-    pub fn on_ack(&mut self, ack: Position, mono_ms: u64) -> AckEffect {
+    /// An acknowledgement came; `welcome` when it is the answer to a hello, and so the parent's word of now.
+    pub fn on_ack(&mut self, ack: Position, welcome: bool, mono_ms: u64) -> AckEffect {
         if ack.incarnation > self.incarnation {
             self.incarnation = ack.incarnation.saturating_add(1);
             self.acked = 0;
             self.rewind();
             return AckEffect::Outlived { take: self.incarnation };
         }
-        let seq = if ack.incarnation == self.incarnation { ack.seq } else { 0 };
+        let same_life = ack.incarnation == self.incarnation;
+        let seq = if same_life { ack.seq } else { 0 };
+        if same_life && seq < self.acked && !welcome {
+            // An old acknowledgement that was overtaken on its way.
+            return AckEffect::Nothing;
+        }
         if seq < self.acked {
             // What was acknowledged may be deleted here, and after a restart its numbers would be given out again: a
             // stream that is told once more is told in a new life.
@@ -211,10 +216,12 @@ mod tests {
         s.on_timeout(due);
         assert_eq!(s.ready(3), Some(0));
         s.sent(3, due);
-        assert_eq!(s.on_ack(Position { incarnation: 1, seq: 3 }, due), AckEffect::Advanced(3));
+        assert_eq!(s.on_ack(Position { incarnation: 1, seq: 3 }, false, due), AckEffect::Advanced(3));
         assert_eq!((s.ready(3), s.timeout()), (None, None));
-        assert_eq!(s.on_ack(Position { incarnation: 0, seq: 0 }, due), AckEffect::Regressed);
+        let late = Position { incarnation: 1, seq: 2 };
+        assert_eq!(s.on_ack(late, false, due), AckEffect::Nothing, "overtaken on its way");
+        assert_eq!(s.on_ack(Position { incarnation: 0, seq: 0 }, false, due), AckEffect::Regressed);
         assert_eq!((s.ready(3), s.incarnation()), (Some(0), 2));
-        assert_eq!(s.on_ack(Position { incarnation: 7, seq: 2 }, due), AckEffect::Outlived { take: 8 });
+        assert_eq!(s.on_ack(Position { incarnation: 7, seq: 2 }, true, due), AckEffect::Outlived { take: 8 });
     }
 }

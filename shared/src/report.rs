@@ -126,9 +126,9 @@ impl Reporter {
         if up { self.sender.connected() } else { self.sender.disconnected() }
     }
 
-    /// The parent acknowledged.
-    pub fn on_ack(&mut self, ack: Position, mono_ms: u64, ops: &mut Vec<StreamOp>) {
-        match self.sender.on_ack(ack, mono_ms) {
+    /// The parent acknowledged; `welcome` when it answered a hello.
+    pub fn on_ack(&mut self, ack: Position, welcome: bool, mono_ms: u64, ops: &mut Vec<StreamOp>) {
+        match self.sender.on_ack(ack, welcome, mono_ms) {
             AckEffect::Nothing => return,
             AckEffect::Advanced(seq) => self.drop_tombstones(seq, ops),
             AckEffect::Regressed | AckEffect::Outlived { .. } => {}

@@ -35,7 +35,9 @@ fn writing() -> bool {
 
 /// The golden file, which is `made` when files are being written.
 fn golden(name: &str, made: &[u8]) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
     if writing() {
         fs::write(&path, made).unwrap();
         return made.to_vec();
@@ -60,7 +62,10 @@ fn assert_golden(name: &str, made: &[u8]) -> Vec<u8> {
 
 /// Certificates come from files, so that another version of the tool that makes them changes nothing here.
 fn certificates() -> (Vec<u8>, Vec<u8>) {
-    (golden("ca.der", &support::ca_der()), golden("node.der", &support::identity(NODE, 10).chain[0]))
+    (
+        golden("ca.der", &support::ca_der()),
+        golden("node.der", &support::identity(NODE, 10).chain[0]),
+    )
 }
 
 fn digest(text: &str) -> Digest {
@@ -84,10 +89,17 @@ fn hello() -> v1::Hello {
         role: v1::NodeRole::Agent,
         site: SitePath::new("plant-7/plc-1").unwrap(),
         labels: BTreeMap::from([("zone".into(), "a".into())]),
-        capabilities: v1::Capabilities { runtimes: vec![runtime], memory_bytes: 1 << 28, cpu_millis: 4000 },
+        capabilities: v1::Capabilities {
+            runtimes: vec![runtime],
+            memory_bytes: 1 << 28,
+            cpu_millis: 4000,
+        },
         software: "0.1.0".into(),
         trust_version: 5,
-        alarms: vec![v1::Alarm { code: "store-set-aside".into(), detail: "it could not be read".into() }],
+        alarms: vec![v1::Alarm {
+            code: "store-set-aside".into(),
+            detail: "it could not be read".into(),
+        }],
     }
 }
 
@@ -104,7 +116,12 @@ fn bodies() -> Vec<(&'static str, Body)> {
         pid: 4711,
         adopted: true,
     };
-    let refused = Body::Refused { code: "old-generation".into(), detail: "older".into(), epoch: 2, generation: 8 };
+    let refused = Body::Refused {
+        code: "old-generation".into(),
+        detail: "older".into(),
+        epoch: 2,
+        generation: 8,
+    };
     vec![
         (
             "twin",
@@ -118,10 +135,35 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ),
         ("refused/0", refused),
         ("w/vibration-watch/detector", Body::Workload(report)),
-        ("w/vibration-watch/gone", Body::Gone { id: workload_id("vibration-watch/gone") }),
-        ("relayed/plc-2", Body::Relayed { node: node("plc-2"), epoch: 2, generation: 9 }),
-        ("link/plc-2", Body::Link { child: node("plc-2"), up: false, reason: "timed out".into() }),
-        ("alarm/disk", Body::Alarm(v1::Alarm { code: "disk".into(), detail: "full".into() })),
+        (
+            "w/vibration-watch/gone",
+            Body::Gone {
+                id: workload_id("vibration-watch/gone"),
+            },
+        ),
+        (
+            "relayed/plc-2",
+            Body::Relayed {
+                node: node("plc-2"),
+                epoch: 2,
+                generation: 9,
+            },
+        ),
+        (
+            "link/plc-2",
+            Body::Link {
+                child: node("plc-2"),
+                up: false,
+                reason: "timed out".into(),
+            },
+        ),
+        (
+            "alarm/disk",
+            Body::Alarm(v1::Alarm {
+                code: "disk".into(),
+                detail: "full".into(),
+            }),
+        ),
         ("alarm/over", Body::Over),
         ("later", Body::Unknown),
     ]
@@ -130,50 +172,111 @@ fn bodies() -> Vec<(&'static str, Body)> {
 fn report() -> v1::Report {
     let entries: Vec<v1::Entry> = (41..)
         .zip(bodies())
-        .map(|(seq, (key, body))| v1::Entry { seq, key: key.into(), at_ms: 1_790_000_000_000 + seq, body })
+        .map(|(seq, (key, body))| v1::Entry {
+            seq,
+            key: key.into(),
+            at_ms: 1_790_000_000_000 + seq,
+            body,
+        })
         .collect();
     let all_keys = Some(entries.iter().map(|e| e.key.clone()).collect());
-    v1::Report { v: 1, incarnation: 3, from: 0, to: 49, entries, all_keys }
+    v1::Report {
+        v: 1,
+        incarnation: 3,
+        from: 0,
+        to: 49,
+        entries,
+        all_keys,
+    }
 }
 
 fn relay() -> v1::Relay {
-    let item = v1::RelayItem { kind: "report".into(), body: ByteBuf::from(vec![0xd2, 0x84, 0x00]) };
-    v1::Relay { v: 1, incarnation: 3, from: 10, to: 11, items: vec![item] }
+    let item = v1::RelayItem {
+        kind: "report".into(),
+        body: ByteBuf::from(vec![0xd2, 0x84, 0x00]),
+    };
+    v1::Relay {
+        v: 1,
+        incarnation: 3,
+        from: 10,
+        to: 11,
+        items: vec![item],
+    }
 }
 
 fn ack() -> v1::Ack {
-    v1::Ack { v: 1, stream: v1::Stream::Relay, incarnation: 3, seq: 49, hello: Some("boot-7".into()) }
+    v1::Ack {
+        v: 1,
+        stream: v1::Stream::Relay,
+        incarnation: 3,
+        seq: 49,
+        hello: Some("boot-7".into()),
+    }
 }
 
 fn chunk_request() -> v1::ChunkRequest {
-    v1::ChunkRequest { v: 1, digest: digest("artifact"), offset: 262_144, length: 65_536, base: Some(digest("old")) }
+    v1::ChunkRequest {
+        v: 1,
+        digest: digest("artifact"),
+        offset: 262_144,
+        length: 65_536,
+        base: Some(digest("old")),
+    }
 }
 
 fn chunk() -> v1::Chunk {
-    v1::Chunk { v: 1, digest: digest("artifact"), offset: 7, total: 10, data: vec![1, 2, 255], missing: None }
+    v1::Chunk {
+        v: 1,
+        digest: digest("artifact"),
+        offset: 7,
+        total: 10,
+        data: vec![1, 2, 255],
+        missing: None,
+    }
 }
 
 fn command() -> v1::Command {
-    let op = v1::Operation::Logs { workload: workload_id("vibration-watch/detector"), lines: 100 };
+    let op = v1::Operation::Logs {
+        workload: workload_id("vibration-watch/detector"),
+        lines: 100,
+    };
     v1::Command { v: 1, id: u64::MAX, op }
 }
 
 fn reply() -> v1::Reply {
-    v1::Reply { v: 1, id: u64::MAX, ok: true, text: "line 1\nline 2 \u{e4}".into() }
+    v1::Reply {
+        v: 1,
+        id: u64::MAX,
+        ok: true,
+        text: "line 1\nline 2 \u{e4}".into(),
+    }
 }
 
 fn twin() -> v1::Twin {
     let mut w = support::workload("vibration-watch/detector", "artifact");
     w.files = vec![v1::InputFile {
         path: "/etc/model.bin".into(),
-        artifact: v1::Artifact { digest: digest("model"), size: 70_000 },
+        artifact: v1::Artifact {
+            digest: digest("model"),
+            size: 70_000,
+        },
     }];
     w.args = vec!["--fast".into()];
     w.env = BTreeMap::from([("RATE".into(), "100".into())]);
     w.wall_seconds = Some(3600);
-    w.grants = v1::Grants { clocks: true, random: true, network: vec!["10.0.0.1:502".into()] };
+    w.grants = v1::Grants {
+        clocks: true,
+        random: true,
+        network: vec!["10.0.0.1:502".into()],
+    };
     w.settings = "{\"fuel\":1}".into();
-    v1::Twin { v: 1, node: node(NODE), epoch: 2, generation: 9, workloads: vec![w] }
+    v1::Twin {
+        v: 1,
+        node: node(NODE),
+        epoch: 2,
+        generation: 9,
+        workloads: vec![w],
+    }
 }
 
 /// Runs the same check for every message of version 1.
@@ -219,12 +322,26 @@ fn every_signed_message_keeps_its_bytes() {
         let (key, iss, aud) = parties(kind);
         let mut claims = claims(iss.as_str(), aud.as_str());
         claims.exp = (kind == Kind::Command).then_some(EPOCH_S + 60);
-        let chain = if kind == Kind::Hello { vec![certificates().1] } else { Vec::new() };
-        let file = assert_golden(&format!("{name}.cose"), &seal(kind, &claims, value, &chain, &key).unwrap());
+        let chain = if kind == Kind::Hello {
+            vec![certificates().1]
+        } else {
+            Vec::new()
+        };
+        let file = assert_golden(
+            &format!("{name}.cose"),
+            &seal(kind, &claims, value, &chain, &key).unwrap(),
+        );
 
         let untrusted = Untrusted::read(&file).unwrap();
-        assert_eq!((&untrusted.claims, untrusted.kid, &untrusted.x5chain), (&claims, key.public_key().id(), &chain));
-        let verified = untrusted.verify(kind, key.public_key()).unwrap().meant_for(&aud, EPOCH_S).unwrap();
+        assert_eq!(
+            (&untrusted.claims, untrusted.kid, &untrusted.x5chain),
+            (&claims, key.public_key().id(), &chain)
+        );
+        let verified = untrusted
+            .verify(kind, key.public_key())
+            .unwrap()
+            .meant_for(&aud, EPOCH_S)
+            .unwrap();
         let verified = verified.decode::<T>().unwrap();
         assert_eq!(verified.digest(), Digest::of(&encode(value).unwrap()));
         assert_eq!(verified.bytes(), file);
@@ -237,7 +354,10 @@ fn every_signed_message_keeps_its_bytes() {
 fn the_trust_bundle_keeps_its_bytes_and_opens_the_rest() {
     let (ca, leaf) = certificates();
     let contents = support::contents(ca);
-    let file = assert_golden("trust-bundle.cose", &bundle::sign(&contents, &[&support::root_key()]).unwrap());
+    let file = assert_golden(
+        "trust-bundle.cose",
+        &bundle::sign(&contents, &[&support::root_key()]).unwrap(),
+    );
     let trust = TrustBundle::flashed(&file).unwrap();
     assert_eq!(*trust.contents(), contents);
 
@@ -268,8 +388,17 @@ fn grow(value: &mut Value) {
                     grow(inner);
                 }
             }
-            map.insert(0, (Value::from("aaa"), Value::Array(vec![Value::from(1), Value::Bytes(vec![7])])));
-            map.push((Value::from("zzz"), Value::Map(vec![(Value::from("later"), Value::Null)])));
+            map.insert(
+                0,
+                (
+                    Value::from("aaa"),
+                    Value::Array(vec![Value::from(1), Value::Bytes(vec![7])]),
+                ),
+            );
+            map.push((
+                Value::from("zzz"),
+                Value::Map(vec![(Value::from("later"), Value::Null)]),
+            ));
         }
         Value::Array(items) => items.iter_mut().for_each(grow),
         _ => {}
@@ -293,19 +422,47 @@ fn map(fields: &[(&str, Value)]) -> Value {
 
 #[test]
 fn words_of_a_later_version_become_unknown() {
-    let later = map(&[("t", "later".into()), ("digest", Value::Bytes(vec![0; 32])), ("n", 1.into())]);
+    let later = map(&[
+        ("t", "later".into()),
+        ("digest", Value::Bytes(vec![0; 32])),
+        ("n", 1.into()),
+    ]);
     assert_eq!(decode::<Body>(&to_bytes(&later)).unwrap(), Body::Unknown);
-    let last = map(&[("digest", Value::Bytes(vec![0; 32])), ("n", 1.into()), ("t", "later".into())]);
-    assert_eq!(decode::<Body>(&to_bytes(&last)).unwrap(), Body::Unknown, "the tag need not be first");
-    assert_eq!(decode::<v1::Operation>(&to_bytes(&later)).unwrap(), v1::Operation::Unknown);
-    assert_eq!(decode::<WorkloadState>(&to_bytes(&"later".into())).unwrap(), WorkloadState::Unknown);
+    let last = map(&[
+        ("digest", Value::Bytes(vec![0; 32])),
+        ("n", 1.into()),
+        ("t", "later".into()),
+    ]);
+    assert_eq!(
+        decode::<Body>(&to_bytes(&last)).unwrap(),
+        Body::Unknown,
+        "the tag need not be first"
+    );
+    assert_eq!(
+        decode::<v1::Operation>(&to_bytes(&later)).unwrap(),
+        v1::Operation::Unknown
+    );
+    assert_eq!(
+        decode::<WorkloadState>(&to_bytes(&"later".into())).unwrap(),
+        WorkloadState::Unknown
+    );
     assert_eq!(decode::<Role>(&to_bytes(&"later".into())).unwrap(), Role::Unknown);
 
     // In its place in a report, between entries that are understood.
     let mut value = to_value(&encode(&report()).unwrap());
-    let entries = value.as_map_mut().unwrap().iter_mut().find(|(k, _)| k.as_text() == Some("e")).unwrap();
+    let entries = value
+        .as_map_mut()
+        .unwrap()
+        .iter_mut()
+        .find(|(k, _)| k.as_text() == Some("e"))
+        .unwrap();
     let entry = &mut entries.1.as_array_mut().unwrap()[1];
-    let body = entry.as_map_mut().unwrap().iter_mut().find(|(k, _)| k.as_text() == Some("b")).unwrap();
+    let body = entry
+        .as_map_mut()
+        .unwrap()
+        .iter_mut()
+        .find(|(k, _)| k.as_text() == Some("b"))
+        .unwrap();
     body.1 = later;
     let mut expected = report();
     expected.entries[1].body = Body::Unknown;
@@ -316,7 +473,10 @@ fn words_of_a_later_version_become_unknown() {
 fn another_version_of_the_twin_is_refused() {
     let later = v1::Twin { v: 2, ..twin() };
     assert_eq!(check(&later, &later.node), Err(TwinError::UnknownVersion(2)));
-    assert_eq!(check(&v1::Twin { v: 0, ..twin() }, &later.node), Err(TwinError::UnknownVersion(0)));
+    assert_eq!(
+        check(&v1::Twin { v: 0, ..twin() }, &later.node),
+        Err(TwinError::UnknownVersion(0))
+    );
     let opened = VerifiedTwin::open(&support::sign_twin(&later), &support::trust(), EPOCH_S);
     assert_eq!(opened, Err(TwinError::UnknownVersion(2)));
     assert_eq!(opened.unwrap_err().code(), "unknown-version");
@@ -329,7 +489,12 @@ fn every_body_survives_a_round_trip() {
         let bytes = encode(&body).unwrap();
         assert_eq!(decode::<Body>(&bytes).unwrap(), body, "{key}");
     }
-    let Body::Twin { digest: d, .. } = bodies().remove(0).1 else { panic!("the first is a twin") };
+    let Body::Twin { digest: d, .. } = bodies().remove(0).1 else {
+        panic!("the first is a twin")
+    };
     let bytes = encode(&bodies()[0].1).unwrap();
-    assert!(bytes.windows(34).any(|w| w[..2] == [0x58, 32] && w[2..] == d.0), "32 bytes, not text");
+    assert!(
+        bytes.windows(34).any(|w| w[..2] == [0x58, 32] && w[2..] == d.0),
+        "32 bytes, not text"
+    );
 }

@@ -278,8 +278,9 @@ impl Agent {
             return;
         }
         let position = Position { incarnation: ack.incarnation, seq: ack.seq };
-        self.reporter.on_ack(position, now.mono_ms, &mut self.stream_ops);
-        if ack.hello.as_ref() == Some(&self.config.boot) && self.parent.welcomed() {
+        let welcome = ack.hello.as_ref() == Some(&self.config.boot);
+        self.reporter.on_ack(position, welcome, now.mono_ms, &mut self.stream_ops);
+        if welcome && self.parent.welcomed() {
             self.reporter.set_connected(true);
             self.stage(Stage::Welcomed);
         }

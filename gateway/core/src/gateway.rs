@@ -203,13 +203,13 @@ impl Gateway {
         }
         match ack.stream {
             Stream::Report => {
-                self.reporter.on_ack(position, now.mono_ms, &mut self.stream_ops);
+                self.reporter.on_ack(position, welcome, now.mono_ms, &mut self.stream_ops);
                 if welcome {
                     self.reporter.set_connected(true);
                 }
             }
             Stream::Relay => {
-                if self.spool.on_ack(position, now.mono_ms, &mut self.spool_ops) {
+                if self.spool.on_ack(position, welcome, now.mono_ms, &mut self.spool_ops) {
                     self.gather_again();
                 }
                 if welcome {

@@ -176,8 +176,8 @@ impl Spool {
 
     /// The parent acknowledged. What it has is dropped; true when it has less than it once said, so that everything
     /// must be gathered again.
-    pub fn on_ack(&mut self, ack: Position, mono_ms: u64, ops: &mut Vec<SpoolOp>) -> bool {
-        let effect = self.sender.on_ack(ack, mono_ms);
+    pub fn on_ack(&mut self, ack: Position, welcome: bool, mono_ms: u64, ops: &mut Vec<SpoolOp>) -> bool {
+        let effect = self.sender.on_ack(ack, welcome, mono_ms);
         match effect {
             AckEffect::Nothing => return false,
             AckEffect::Advanced(seq) => {
@@ -190,9 +190,7 @@ impl Spool {
             AckEffect::Regressed | AckEffect::Outlived { .. } => {}
         }
         ops.push(SpoolOp::Acked(Position { incarnation: self.sender.incarnation(), seq: self.sender.acked() }));
-        // Only a parent that knows nothing at all of this spool has lost its store; anything else is an old
-        // acknowledgement that was overtaken on its way.
-        matches!(effect, AckEffect::Regressed) && ack.seq == 0 || matches!(effect, AckEffect::Outlived { .. })
+        matches!(effect, AckEffect::Regressed | AckEffect::Outlived { .. })
     }
 
     /// The next message to send.
@@ -278,7 +276,7 @@ mod tests {
         spool.push(item("a", &["x"], 1), &mut ops);
         spool.set_connected(true);
         let relay = spool.poll(0).unwrap();
-        assert!(!spool.on_ack(Position { incarnation: relay.incarnation, seq: relay.to }, 1, &mut ops));
+        assert!(!spool.on_ack(Position { incarnation: relay.incarnation, seq: relay.to }, false, 1, &mut ops));
         assert!(spool.is_empty());
         let mut stored = StoredSpool::default();
         ops.iter().for_each(|op| stored.apply(op));
@@ -287,6 +285,6 @@ mod tests {
         again.set_connected(true);
         let relay = again.poll(0).unwrap();
         assert_eq!((relay.from, relay.to), (1, 2));
-        assert!(again.on_ack(Position::default(), 1, &mut ops), "a parent that knows nothing lost its store");
+        assert!(again.on_ack(Position::default(), true, 1, &mut ops), "a parent that knows nothing lost its store");
     }
 }

@@ -17,7 +17,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 const WARM_UP: usize = 5;
 
 fn at(stages: &[Value], stage: &str) -> Option<u64> {
-    stages.iter().filter(|s| s["stage"] == stage).filter_map(|s| s["at_ms"].as_u64()).max()
+    stages
+        .iter()
+        .filter(|s| s["stage"] == stage)
+        .filter_map(|s| s["at_ms"].as_u64())
+        .max()
 }
 
 /// Applies that alternate one value, one after the other.
@@ -38,16 +42,24 @@ pub(super) fn measure(hub: &Hub, app: &App, count: usize, way: &str, table: &mut
             wall.push(seen.as_secs_f64() * 1000.0);
             let names: std::collections::BTreeSet<&str> = stages.iter().filter_map(|s| s["stage"].as_str()).collect();
             for name in names {
-                parts.entry(name.to_owned()).or_default().extend(at(&stages, name).map(since));
+                parts
+                    .entry(name.to_owned())
+                    .or_default()
+                    .extend(at(&stages, name).map(since));
             }
         }
         sleep(PAUSE);
     }
-    let how = format!("{count} applies, one value changed each time, artifacts cached; the hub's timeline, 1 ms resolution");
+    let how =
+        format!("{count} applies, one value changed each time, artifacts cached; the hub's timeline, 1 ms resolution");
     table.add(&format!("apply: admitted -> reported, {way}"), spread(line, 0), &how);
     let how = "from before POST to seeing `reported` in the timeline, polled every 0.5 ms over the same connection";
     table.add(&format!("apply: POST -> seen, {way}"), spread(wall, 1), how);
-    table.add(&format!("apply: POST -> its answer, {way}"), spread(posts, 1), "the part in which the hub admits, places, signs and commits");
+    table.add(
+        &format!("apply: POST -> its answer, {way}"),
+        spread(posts, 1),
+        "the part in which the hub admits, places, signs and commits",
+    );
     let mut medians: Vec<(f64, String)> = Vec::new();
     for (name, mut all) in parts {
         all.sort_by(f64::total_cmp);
@@ -55,6 +67,10 @@ pub(super) fn measure(hub: &Hub, app: &App, count: usize, way: &str, table: &mut
     }
     medians.sort_by(|a, b| a.0.total_cmp(&b.0));
     let text: Vec<String> = medians.iter().map(|(ms, name)| format!("{name} {ms:.0}")).collect();
-    table.add(&format!("apply: stages, {way}"), text.join(", "), "median of the last record of each stage, ms after admitted");
+    table.add(
+        &format!("apply: stages, {way}"),
+        text.join(", "),
+        "median of the last record of each stage, ms after admitted",
+    );
     Ok(())
 }

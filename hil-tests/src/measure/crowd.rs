@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,6 @@ use cnova_shared::wire::v1;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use tokio::sync::mpsc::Receiver;
 
 use super::memory::pss_kib;
 use super::table::Table;
@@ -33,10 +32,17 @@ const AGAIN: Duration = Duration::from_secs(20);
 pub(super) fn measure(fleet: &Fleet, count: usize, table: &mut Table) -> Result<(), DemoError> {
     let folder = fleet.dir().join("crowd");
     let people = issue(fleet, &folder, count)?;
-    let pids = [(GATEWAY, fleet.pid(GATEWAY)), ("area-gw", fleet.pid("area-gw")), ("hub-1", fleet.pid("hub-1"))];
+    let pids = [
+        (GATEWAY, fleet.pid(GATEWAY)),
+        ("area-gw", fleet.pid("area-gw")),
+        ("hub-1", fleet.pid("hub-1")),
+    ];
     let before = pids.map(|(_, pid)| pss_kib(pid));
     let address = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], fleet.port(GATEWAY))));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(wrong)?;
     let (took, welcomed, after) = runtime.block_on(async {
         let welcomed = Arc::new(AtomicUsize::new(0));
         let begin = Instant::now();
@@ -59,9 +65,21 @@ pub(super) fn measure(fleet: &Fleet, count: usize, table: &mut Table) -> Result<
     for (((name, _), before), after) in pids.into_iter().zip(before).zip(after) {
         let per_node = after.saturating_sub(before) as f64 / welcomed.max(1) as f64;
         let mib = |kib: u64| kib as f64 / 1024.0;
-        let value = format!("{:.1} -> {:.1} MiB, {per_node:.1} KiB for each node", mib(before), mib(after));
-        let what = if name == GATEWAY { "the gateway they connect to" } else { "above it" };
-        table.add(&format!("PSS of {name}, {count} more nodes"), value, &format!("{what}; 10 s after the last was welcomed"));
+        let value = format!(
+            "{:.1} -> {:.1} MiB, {per_node:.1} KiB for each node",
+            mib(before),
+            mib(after)
+        );
+        let what = if name == GATEWAY {
+            "the gateway they connect to"
+        } else {
+            "above it"
+        };
+        table.add(
+            &format!("PSS of {name}, {count} more nodes"),
+            value,
+            &format!("{what}; 10 s after the last was welcomed"),
+        );
     }
     Ok(())
 }
@@ -81,12 +99,21 @@ fn issue(fleet: &Fleet, folder: &Path, count: usize) -> Result<Vec<Person>, Demo
         let site = format!("plant-7/line-2/{name}");
         let (pem, key) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
         write_certificate(&name, &site, &issuer, &pem, &key)?;
-        people.push(Person { identity: Identity::load(&pem, &key, &bundle).map_err(wrong)?, site });
+        people.push(Person {
+            identity: Identity::load(&pem, &key, &bundle).map_err(wrong)?,
+            site,
+        });
     }
     Ok(people)
 }
 
-fn write_certificate(name: &str, site: &str, issuer: &Issuer<'_, KeyPair>, pem: &PathBuf, key: &PathBuf) -> Result<(), DemoError> {
+fn write_certificate(
+    name: &str,
+    site: &str,
+    issuer: &Issuer<'_, KeyPair>,
+    pem: &Path,
+    key: &Path,
+) -> Result<(), DemoError> {
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(wrong)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -121,7 +148,7 @@ async fn live(person: Person, address: Address, welcomed: Arc<AtomicUsize>) -> R
     let hello = hello(&person)?;
     let mut answered = false;
     loop {
-        let next = tokio::time::timeout(if answered { PATIENCE * 10 } else { AGAIN }, next(&mut events)).await;
+        let next = tokio::time::timeout(if answered { PATIENCE * 10 } else { AGAIN }, events.recv()).await;
         let say = match next {
             Ok(None) => return Err(wrong("the link ended")),
             Ok(Some(UplinkEvent::Connected)) => true,
@@ -136,15 +163,16 @@ async fn live(person: Person, address: Address, welcomed: Arc<AtomicUsize>) -> R
             Err(_) => !answered && link.is_connected(),
         };
         if say {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-            let bytes = person.identity.seal(Kind::Hello, &parent, now, None, &hello, true).map_err(wrong)?;
+            let now = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs());
+            let bytes = person
+                .identity
+                .seal(Kind::Hello, &parent, now, None, &hello, true)
+                .map_err(wrong)?;
             let _ = link.send(Kind::Hello, bytes);
         }
     }
-}
-
-async fn next(events: &mut Receiver<UplinkEvent>) -> Option<UplinkEvent> {
-    events.recv().await
 }
 
 fn hello(person: &Person) -> Result<v1::Hello, DemoError> {
@@ -158,7 +186,11 @@ fn hello(person: &Person) -> Result<v1::Hello, DemoError> {
         role: v1::NodeRole::Agent,
         site: SitePath::new(&person.site).map_err(wrong)?,
         labels: std::collections::BTreeMap::new(),
-        capabilities: v1::Capabilities { runtimes: Vec::new(), memory_bytes: 64 << 20, cpu_millis: 500 },
+        capabilities: v1::Capabilities {
+            runtimes: Vec::new(),
+            memory_bytes: 64 << 20,
+            cpu_millis: 500,
+        },
         software: "measure".into(),
         trust_version: person.identity.trust().contents().version,
         alarms: Vec::new(),

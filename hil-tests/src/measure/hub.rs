@@ -38,7 +38,10 @@ impl App {
     }
 
     fn manifest(&self, value: usize) -> String {
-        let mut text = format!("apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: {}}}\nworkloads:\n", self.name);
+        let mut text = format!(
+            "apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: {}}}\nworkloads:\n",
+            self.name
+        );
         for n in 0..self.workloads {
             text.push_str(&format!(
                 "  - name: detector-{n}\n    runtime: wasm\n    artifact: {{file: {MODULE}}}\n    files:\n      \
@@ -66,7 +69,10 @@ impl Hub {
     }
 
     fn get(&self, path: &str) -> Result<Value, DemoError> {
-        let request = self.agent.get(format!("{}{path}", self.url)).header("authorization", &self.bearer);
+        let request = self
+            .agent
+            .get(format!("{}{path}", self.url))
+            .header("authorization", &self.bearer);
         request.call().map_err(wrong)?.body_mut().read_json().map_err(wrong)
     }
 
@@ -76,9 +82,17 @@ impl Hub {
         for name in [MODULE, SIGNAL] {
             let path = fleet.options().examples.join("vibration-watch/build").join(name);
             let bytes = fs::read(&path).map_err(|source| DemoError::File { path, source })?;
-            let request = self.agent.post(format!("{}/artifacts", self.url)).header("authorization", &self.bearer);
+            let request = self
+                .agent
+                .post(format!("{}/artifacts", self.url))
+                .header("authorization", &self.bearer);
             let request = request.header("content-type", "application/octet-stream");
-            let answer: Value = request.send(&bytes[..]).map_err(wrong)?.body_mut().read_json().map_err(wrong)?;
+            let answer: Value = request
+                .send(&bytes[..])
+                .map_err(wrong)?
+                .body_mut()
+                .read_json()
+                .map_err(wrong)?;
             digests.insert(name.to_owned(), answer["digest"].clone());
         }
         let _ = self.digests.set(Value::Object(digests));
@@ -88,9 +102,21 @@ impl Hub {
     /// Applies with this value in its environment; the generation.
     pub(super) fn apply(&self, app: &App, value: usize) -> Result<u64, DemoError> {
         let body = json!({"manifest": app.manifest(value), "source": "measure", "artifacts": self.digests.get()});
-        let request = self.agent.post(format!("{}/applications", self.url)).header("authorization", &self.bearer);
-        let answer: Value = request.send_json(&body).map_err(wrong)?.body_mut().read_json().map_err(wrong)?;
-        let find = |v: &Value| v["generation"].as_u64().or_else(|| v.as_object()?.values().find_map(|v| v["generation"].as_u64()));
+        let request = self
+            .agent
+            .post(format!("{}/applications", self.url))
+            .header("authorization", &self.bearer);
+        let answer: Value = request
+            .send_json(&body)
+            .map_err(wrong)?
+            .body_mut()
+            .read_json()
+            .map_err(wrong)?;
+        let find = |v: &Value| {
+            v["generation"]
+                .as_u64()
+                .or_else(|| v.as_object()?.values().find_map(|v| v["generation"].as_u64()))
+        };
         find(&answer).ok_or_else(|| wrong(format!("no generation in {answer}")))
     }
 
@@ -112,7 +138,10 @@ impl Hub {
                 return Ok(stages);
             }
             if begin.elapsed() > PATIENCE {
-                return Err(wrong(format!("generation {generation} of {} was not reported: {answer}", app.name)));
+                return Err(wrong(format!(
+                    "generation {generation} of {} was not reported: {answer}",
+                    app.name
+                )));
             }
             sleep(POLL);
         }

@@ -4,6 +4,7 @@
 
 mod applies;
 mod crowd;
+mod disk;
 mod hub;
 mod memory;
 mod offline;
@@ -58,7 +59,12 @@ fn note(text: &str) {
 #[allow(clippy::print_stdout)]
 pub fn run(options: &Options) -> Result<(), DemoError> {
     let (dir, bin, examples) = (options.dir.clone(), options.bin.clone(), options.examples.clone());
-    let mut fleet = Fleet::new(demo::Options { dir, bin, examples, keep: false })?;
+    let mut fleet = Fleet::new(demo::Options {
+        dir,
+        bin,
+        examples,
+        keep: false,
+    })?;
     let mut table = Table::default();
     let done = all(&mut fleet, options, &mut table);
     fleet.stop_all();
@@ -70,6 +76,7 @@ fn all(fleet: &mut Fleet, options: &Options, table: &mut Table) -> Result<(), De
     fleet.set_up()?;
     let links = configure(fleet)?;
     let hub = Hub::new(fleet);
+    table.part("disk", |t| disk::measure(fleet.dir(), t));
     table.part("memory", |t| memory_of_few(fleet, &hub, t));
     for node in ["plc-1", "plc-2", DIRECT] {
         fleet.start(node)?;
@@ -77,8 +84,12 @@ fn all(fleet: &mut Fleet, options: &Options, table: &mut Table) -> Result<(), De
     hub.wait_nodes(6)?;
     let direct = App::at("direct", "plant-9/plc-9", 1);
     let through = App::at("through", "plant-7/line-2/plc-1", 1);
-    table.part("applies, hub directly over the agent", |t| applies::measure(&hub, &direct, options.applies, "direct", t));
-    table.part("applies, two gateways", |t| applies::measure(&hub, &through, options.applies, "two gateways", t));
+    table.part("applies, hub directly over the agent", |t| {
+        applies::measure(&hub, &direct, options.applies, "direct", t)
+    });
+    table.part("applies, two gateways", |t| {
+        applies::measure(&hub, &through, options.applies, "two gateways", t)
+    });
     for app in [&direct, &through] {
         hub.delete(app)?;
     }
@@ -95,7 +106,10 @@ fn configure(fleet: &Fleet) -> Result<Vec<uplink::Counted>, DemoError> {
     let file = |node: &str| fleet.dir().join(format!("{node}.toml"));
     let read = |node: &str| fs::read_to_string(file(node)).map_err(wrong);
     let write = |node: &str, text: String| fs::write(file(node), text).map_err(wrong);
-    let roomy = |text: String| text.replace("\"64MiB\"", "\"1GiB\"").replace("cpu_millis = 500", "cpu_millis = 8000");
+    let roomy = |text: String| {
+        text.replace("\"64MiB\"", "\"1GiB\"")
+            .replace("cpu_millis = 500", "cpu_millis = 8000")
+    };
     let trust = fleet.dir().join("trust").display().to_string();
     fleet.cnova(&["trust", "issue", DIRECT, "--site", "plant-9/plc-9", "--dir", &trust])?;
     let line = format!("127.0.0.1:{}", fleet.port("line-gw"));
@@ -110,7 +124,10 @@ fn configure(fleet: &Fleet) -> Result<Vec<uplink::Counted>, DemoError> {
     let mut links = Vec::new();
     for (node, what) in [("plc-2", "no workload"), ("plc-3", "one workload")] {
         let counted = uplink::Counted::start(what, fleet.port("line-gw"))?;
-        write(node, roomy(read(node)?).replace(&line, &format!("127.0.0.1:{}", counted.port)))?;
+        write(
+            node,
+            roomy(read(node)?).replace(&line, &format!("127.0.0.1:{}", counted.port)),
+        )?;
         links.push(counted);
     }
     Ok(links)
@@ -123,14 +140,22 @@ fn memory_of_few(fleet: &mut Fleet, hub: &Hub, table: &mut Table) -> Result<(), 
     }
     hub.wait_nodes(1)?;
     sleep(SETTLE);
-    table.add("gateway PSS, no children", pss(fleet.pid("area-gw")), "the only gateway process, 10 s after its start");
+    table.add(
+        "gateway PSS, no children",
+        pss(fleet.pid("area-gw")),
+        "the only gateway process, 10 s after its start",
+    );
     table.add("hub PSS, one gateway", pss(fleet.pid("hub-1")), "10 s after its start");
     for node in ["line-gw", "plc-3"] {
         fleet.start(node)?;
     }
     hub.wait_nodes(3)?;
     sleep(SETTLE);
-    table.add("agent PSS, idle", pss(fleet.pid("plc-3")), "the only agent process, connected, 10 s after its start");
+    table.add(
+        "agent PSS, idle",
+        pss(fleet.pid("plc-3")),
+        "the only agent process, connected, 10 s after its start",
+    );
     hub.upload(fleet)?;
     let app = App::at("quiet", "plant-7/line-2/plc-3", 1);
     let generation = hub.apply(&app, 0)?;
@@ -139,7 +164,11 @@ fn memory_of_few(fleet: &mut Fleet, hub: &Hub, table: &mut Table) -> Result<(), 
     let (pid, _) = fleet.instance("plc-3").ok_or_else(|| wrong("no workload on plc-3"))?;
     let how = "10 s after the workload began to run";
     table.add("agent PSS, one workload", pss(fleet.pid("plc-3")), how);
-    table.add("Wasm runtime process PSS, with its workload", pss(pid), "the only runtime process; vibration-watch");
+    table.add(
+        "Wasm runtime process PSS, with its workload",
+        pss(pid),
+        "the only runtime process; vibration-watch",
+    );
     table.add("hub PSS, after one compile", pss(fleet.pid("hub-1")), how);
     Ok(())
 }

@@ -47,7 +47,11 @@ pub(super) fn measure(fleet: &mut Fleet, hub: &Hub, table: &mut Table) -> Result
             percentile(&all, 100)
         );
         let what = format!("agent start -> {name} of {WORKLOADS} cached workloads running, offline");
-        table.add(&what, value, &format!("{how} to the state file of the {name} new instance"));
+        table.add(
+            &what,
+            value,
+            &format!("{how} to the state file of the {name} new instance"),
+        );
     }
     Ok(())
 }
@@ -71,7 +75,9 @@ fn power_cut(fleet: &mut Fleet) -> Result<(), DemoError> {
 }
 
 fn rewrite(path: &Path) -> Result<(), DemoError> {
-    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let Ok(text) = fs::read_to_string(path) else {
+        return Ok(());
+    };
     let mut value: Value = serde_json::from_str(&text).map_err(wrong)?;
     value["boot_id"] = OTHER_BOOT.into();
     fs::write(path, value.to_string()).map_err(wrong)
@@ -94,14 +100,21 @@ fn start(fleet: &mut Fleet) -> Result<(f64, f64), DemoError> {
         }
         sleep(Duration::from_micros(500));
     }
-    Err(wrong(format!("{} of {WORKLOADS} workloads are running after {} s", running(&run), PATIENCE.as_secs())))
+    Err(wrong(format!(
+        "{} of {WORKLOADS} workloads are running after {} s",
+        running(&run),
+        PATIENCE.as_secs()
+    )))
 }
 
 /// Instances whose state file is of this boot.
 fn running(run: &Path) -> usize {
     let Ok(entries) = fs::read_dir(run) else { return 0 };
     let of_this_boot = |e: &std::io::Result<fs::DirEntry>| {
-        let text = e.as_ref().ok().and_then(|e| fs::read_to_string(e.path().join("state.json")).ok());
+        let text = e
+            .as_ref()
+            .ok()
+            .and_then(|e| fs::read_to_string(e.path().join("state.json")).ok());
         text.is_some_and(|t| !t.contains(OTHER_BOOT))
     };
     entries.filter(of_this_boot).count()

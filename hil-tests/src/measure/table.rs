@@ -26,7 +26,10 @@ impl Table {
     pub(super) fn markdown(&self) -> String {
         let mut text = "| name | value | how |\n|---|---|---|\n".to_owned();
         for (name, value, how) in &self.rows {
-            text.push_str(&format!("| {name} | {value} | {} |\n", how.replace('|', "/").replace('\n', " ")));
+            text.push_str(&format!(
+                "| {name} | {value} | {} |\n",
+                how.replace('|', "/").replace('\n', " ")
+            ));
         }
         text
     }

@@ -11,6 +11,9 @@ use super::table::Table;
 use super::wrong;
 use crate::demo::DemoError;
 
+/// What `UplinkConfig::new` sets, and the daemons do not change.
+const KEEP_ALIVE_SECONDS: u64 = 60;
+
 /// A proxy and what went through it: TCP payload, TLS records included.
 pub(super) struct Counted {
     what: &'static str,
@@ -26,7 +29,10 @@ impl Counted {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(wrong)?;
         listener.set_nonblocking(true).map_err(wrong)?;
         let port = listener.local_addr().map_err(wrong)?.port();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(wrong)?;
         let counters = (up.clone(), down.clone());
         std::thread::spawn(move || runtime.block_on(serve(listener, parent, counters)));
         Ok(Self { what, port, up, down })
@@ -34,11 +40,15 @@ impl Counted {
 }
 
 async fn serve(listener: std::net::TcpListener, parent: u16, (up, down): (Arc<AtomicU64>, Arc<AtomicU64>)) {
-    let Ok(listener) = TcpListener::from_std(listener) else { return };
+    let Ok(listener) = TcpListener::from_std(listener) else {
+        return;
+    };
     while let Ok((child, _)) = listener.accept().await {
         let (up, down) = (up.clone(), down.clone());
         tokio::spawn(async move {
-            let Ok(parent) = TcpStream::connect(("127.0.0.1", parent)).await else { return };
+            let Ok(parent) = TcpStream::connect(("127.0.0.1", parent)).await else {
+                return;
+            };
             let _ = (child.set_nodelay(true), parent.set_nodelay(true));
             let ((child_read, child_write), (parent_read, parent_write)) = (child.into_split(), parent.into_split());
             // When one direction ends, so does the other.
@@ -73,15 +83,9 @@ pub(super) fn measure(links: &[Counted], seconds: u64, table: &mut Table) -> Res
         let value = format!("{:.0} B/h up, {:.0} B/h down = {rate:.4} kbit/s", hour(up), hour(down));
         let how = format!(
             "{up} B up and {down} B down in {seconds} s through a proxy, TLS records counted, TCP/IP headers not; MQTT \
-             keep-alive every {} s",
-            cnova_keep_alive()
+             keep-alive every {KEEP_ALIVE_SECONDS} s"
         );
         table.add(&format!("idle uplink of an agent, {}", link.what), value, &how);
     }
     Ok(())
-}
-
-/// What `UplinkConfig::new` sets, and the daemons do not change.
-fn cnova_keep_alive() -> u64 {
-    60
 }

@@ -14,6 +14,8 @@ use cnova_shared::wire::v1;
 pub struct Oracle {
     /// Every twin that the hub's signer signed: exact bytes.
     pub twin_bytes: BTreeSet<Vec<u8>>,
+    /// Twins that have left the hub: what a forger may have seen.
+    pub seen_twins: BTreeSet<Vec<u8>>,
     /// Every twin that the hub's signer signed: contents.
     pub twins: BTreeMap<(NodeId, Version), v1::Twin>,
     /// Everything that nodes signed themselves and that gateways may carry.

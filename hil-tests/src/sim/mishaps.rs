@@ -66,13 +66,13 @@ impl World {
 
     /// Somebody on the way, a gateway even, sends what it likes.
     fn forge(&mut self, agent: &NodeId) {
-        if self.now >= FAULTY_MS || self.oracle.twin_bytes.is_empty() {
+        if self.now >= FAULTY_MS || self.oracle.seen_twins.is_empty() {
             return;
         }
-        let all: Vec<&Vec<u8>> = self.oracle.twin_bytes.iter().collect();
+        let all: Vec<&Vec<u8>> = self.oracle.seen_twins.iter().collect();
         let old = all[self.rng.usize(0..all.len())].clone();
         let bytes = match self.rng.u32(0..3) {
-            // Any twin ever signed, for this node or another, old or new.
+            // Any twin that ever left the hub, for this node or another, old or new.
             0 => old,
             1 => {
                 let mut changed = old;

@@ -329,7 +329,12 @@ impl World {
                 let bytes = self.hub_seals(Kind::Ack, &child, &ack);
                 self.send_down(&id(HUB), &child, Kind::Ack, bytes);
             }
-            hub::Action::Forward { child, kind, bytes } => self.send_down(&id(HUB), &child, kind, bytes),
+            hub::Action::Forward { child, kind, bytes } => {
+                if kind == Kind::Twin {
+                    self.oracle.seen_twins.insert(bytes.clone());
+                }
+                self.send_down(&id(HUB), &child, kind, bytes);
+            }
             hub::Action::ServeChunk { child, digest, offset, length } => {
                 let compiled = self.hub.stored.compiled.values().find(|a| a.digest == digest).map(|a| a.size);
                 let total = compiled.or(self.hub.stored.artifacts.get(&digest).copied()).unwrap_or(300_000);

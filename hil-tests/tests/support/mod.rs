@@ -20,15 +20,15 @@ const PROGRAMS: [&str; 6] = ["cnova", "cnova-hub", "cnova-aot", "cnova-gateway",
 /// Below the ports that the system gives to outgoing connections: none of them takes the port of a daemon that is down.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-pub const HUB: &str = "hub-1";
-pub const GATEWAY: &str = "line-gw";
-pub const AGENT: &str = "plc-1";
-pub const APP: &str = "watch";
-pub const WORKLOAD: &str = "watch/sleeper";
+pub(crate) const HUB: &str = "hub-1";
+pub(crate) const GATEWAY: &str = "line-gw";
+pub(crate) const AGENT: &str = "plc-1";
+pub(crate) const APP: &str = "watch";
+pub(crate) const WORKLOAD: &str = "watch/sleeper";
 
 /// Which daemons there are, and what carries their messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// Hub, gateway and agent, with the endpoints that are built in.
     Embedded,
     /// Hub, gateway and agent; a mosquitto under the hub and one under the gateway.
@@ -38,13 +38,13 @@ pub enum Shape {
 }
 
 /// What a program said.
-pub struct Said {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
-pub struct Line {
+pub(crate) struct Line {
     dir: TempDir,
     bin: PathBuf,
     shape: Shape,
@@ -94,7 +94,7 @@ fn bounded(command: &mut Command) -> Said {
 
 impl Line {
     /// Root of trust, certificates, a token and configurations; nothing is started.
-    pub fn new(shape: Shape) -> Self {
+    pub(crate) fn new(shape: Shape) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("logs")).unwrap();
         let ports = ["api", HUB, GATEWAY].map(|name| (name.to_owned(), free_port())).into();
@@ -114,11 +114,11 @@ impl Line {
         line
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
@@ -126,7 +126,7 @@ impl Line {
     }
 
     /// A node's configuration, with a state folder of that name.
-    pub fn configuration(&self, node: &str, state: &str) -> String {
+    pub(crate) fn configuration(&self, node: &str, state: &str) -> String {
         let dir = self.dir.path().display();
         let port = |name: &str| self.ports[name];
         let identity = format!(
@@ -170,7 +170,7 @@ impl Line {
     }
 
     /// Starts a daemon with the configuration of that name.
-    pub fn start(&mut self, name: &str) {
+    pub(crate) fn start(&mut self, name: &str) {
         let program = match name {
             HUB => "cnova-hub",
             GATEWAY => "cnova-gateway",
@@ -182,7 +182,7 @@ impl Line {
     }
 
     /// Everything of this shape; mosquittos first.
-    pub fn start_all(&mut self) {
+    pub(crate) fn start_all(&mut self) {
         if self.shape == Shape::Mosquitto {
             self.start_mosquitto(HUB);
             self.start_mosquitto(GATEWAY);
@@ -197,7 +197,7 @@ impl Line {
     }
 
     /// Whether there is a mosquitto; says so loudly when there is none.
-    pub fn has_mosquitto() -> bool {
+    pub(crate) fn has_mosquitto() -> bool {
         let there = Path::new(MOSQUITTO).is_file();
         if !there {
             eprintln!("SKIPPED: {MOSQUITTO} is not there (apt install mosquitto): nothing was tested over it");
@@ -206,12 +206,12 @@ impl Line {
     }
 
     /// The name in `running` and of the log of the mosquitto that serves a node's children.
-    pub fn mosquitto_of(node: &str) -> String {
+    pub(crate) fn mosquitto_of(node: &str) -> String {
         format!("mosquitto-{node}")
     }
 
     /// Starts the mosquitto that serves a node's children, configured as the node prints.
-    pub fn start_mosquitto(&mut self, node: &str) {
+    pub(crate) fn start_mosquitto(&mut self, node: &str) {
         let name = Self::mosquitto_of(node);
         let folder = self.path(&name);
         let print = |of: &str, args: &[&str]| {
@@ -242,19 +242,19 @@ impl Line {
     }
 
     /// Whether the daemon still runs.
-    pub fn runs(&mut self, name: &str) -> bool {
+    pub(crate) fn runs(&mut self, name: &str) -> bool {
         self.running.get_mut(name).is_some_and(|c| matches!(c.try_wait(), Ok(None)))
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self, name: &str) {
+    pub(crate) fn kill(&mut self, name: &str) {
         let mut child = self.running.remove(name).unwrap_or_else(|| panic!("{name} does not run"));
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// SIGTERM, and the end of it.
-    pub fn stop(&mut self, name: &str) {
+    pub(crate) fn stop(&mut self, name: &str) {
         let mut child = self.running.remove(name).unwrap_or_else(|| panic!("{name} does not run"));
         signal(child.id(), Signal::TERM);
         let until = Instant::now() + POLITE;
@@ -268,7 +268,7 @@ impl Line {
     }
 
     /// Processes of runtimes whose state folder is in this line's.
-    pub fn workload_pids(&self) -> Vec<u32> {
+    pub(crate) fn workload_pids(&self) -> Vec<u32> {
         let state = self.path("state").display().to_string();
         let of_line = |entry: std::io::Result<fs::DirEntry>| {
             let entry = entry.ok()?;
@@ -281,18 +281,18 @@ impl Line {
     }
 
     /// The process that the hub shows for the workload, which is the only one of the line.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         let pid = self.workload()["pid"].as_u64().and_then(|p| u32::try_from(p).ok()).unwrap();
         assert_eq!(self.workload_pids(), [pid]);
         pid
     }
 
-    pub fn log(&self, name: &str) -> String {
+    pub(crate) fn log(&self, name: &str) -> String {
         fs::read_to_string(self.path(&format!("logs/{name}.log"))).unwrap_or_default()
     }
 
     /// Runs `cnova`, whatever comes of it.
-    pub fn try_cnova(&self, args: &[&str]) -> Said {
+    pub(crate) fn try_cnova(&self, args: &[&str]) -> Said {
         bounded(
             Command::new(self.bin.join("cnova"))
                 .args(args)
@@ -304,7 +304,7 @@ impl Line {
     }
 
     /// Runs `cnova`, which must work.
-    pub fn cnova(&self, args: &[&str]) -> String {
+    pub(crate) fn cnova(&self, args: &[&str]) -> String {
         let said = self.try_cnova(args);
         assert_eq!(said.code, Some(0), "cnova {}: {}{}", args.join(" "), said.out, said.err);
         said.out
@@ -316,29 +316,31 @@ impl Line {
     }
 
     /// `cnova get nodes`; nothing when the hub does not answer.
-    pub fn nodes(&self) -> Vec<Value> {
+    pub(crate) fn nodes(&self) -> Vec<Value> {
         self.rows("nodes")
     }
 
-    pub fn node(&self, node: &str) -> Value {
+    pub(crate) fn node(&self, node: &str) -> Value {
         self.nodes().into_iter().find(|n| n["node"] == node).unwrap_or_default()
     }
 
     /// The workload on the agent; null when the hub does not know of it.
-    pub fn workload(&self) -> Value {
+    pub(crate) fn workload(&self) -> Value {
         self.rows("workloads").into_iter().find(|w| w["node"] == AGENT).unwrap_or_default()
     }
 
     /// Every node is connected and in sync, and the workload runs in this generation.
-    pub fn has_converged(&self, generation: u64) -> bool {
+    pub(crate) fn has_converged(&self, generation: u64) -> bool {
+        // A mosquitto tells a gateway nothing about who is connected to it.
+        let is_up = |n: &Value| n["link"] == "connected" || self.shape == Shape::Mosquitto && n["link"] == "unknown";
         let w = self.workload();
         w["state"] == "running"
             && w["generation"] == generation
             && w["desired"] == generation
-            && self.nodes().iter().all(|n| n["link"] == "connected" && n["in_sync"] == true)
+            && self.nodes().iter().all(|n| is_up(n) && n["in_sync"] == true)
     }
 
-    pub fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub(crate) fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let until = Instant::now() + PATIENCE;
         while !done(self) {
             let (nodes, workload) = (self.nodes(), self.workload());
@@ -348,20 +350,20 @@ impl Line {
     }
 
     /// Writes a version of the application and returns the manifest's path.
-    pub fn version(&self, version: u32) -> String {
+    pub(crate) fn version(&self, version: u32) -> String {
         let wasm = wat::parse_str(include_str!("guest.wat").replace('#', &version.to_string())).unwrap();
         self.write(&format!("v{version}/guest.wasm"), wasm);
         self.write(&format!("v{version}/{APP}.yaml"), include_str!("watch.yaml")).display().to_string()
     }
 
     /// Applies a version and waits until it is reported; it and nothing else runs then.
-    pub fn apply(&self, version: u32) {
+    pub(crate) fn apply(&self, version: u32) {
         let manifest = self.version(version);
         self.cnova(&["apply", &manifest, "--wait=60"]);
         self.wait_for_version(version);
     }
 
-    pub fn wait_for_version(&self, version: u32) {
+    pub(crate) fn wait_for_version(&self, version: u32) {
         self.wait(&format!("version {version} runs"), |l| l.has_converged(version.into()));
         let line = format!("version {version} is awake");
         self.wait(&format!("{line:?} in the log"), |l| {
@@ -370,7 +372,7 @@ impl Line {
     }
 
     /// Deletes the application and waits until nothing of it is left.
-    pub fn delete(&self) {
+    pub(crate) fn delete(&self) {
         self.cnova(&["delete", APP, "--yes"]);
         self.wait("no workload process is left", |l| l.workload_pids().is_empty());
         self.wait("the hub shows no workload", |l| {

@@ -58,7 +58,12 @@ impl Identity {
 }
 
 pub fn claims(iss: &str, aud: &str) -> Claims {
-    Claims { iss: node(iss), aud: node(aud), iat: EPOCH_S, exp: None }
+    Claims {
+        iss: node(iss),
+        aud: node(aud),
+        iat: EPOCH_S,
+        exp: None,
+    }
 }
 
 /// PKCS #8 version 1 of an Ed25519 seed (RFC 8410 section 7).
@@ -96,8 +101,16 @@ pub fn identity(name: &str, n: u8) -> Identity {
     let urn = format!("{}plant-7/{name}", cnova_shared::certificate::SITE_URN);
     p.subject_alt_names.push(SanType::URI(urn.try_into().unwrap()));
     p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-    let der = p.signed_by(&key_pair(n), &Issuer::new(ca_params(), key_pair(1))).unwrap().der().to_vec();
-    Identity { node: node(name), key: soft(n), chain: vec![der] }
+    let der = p
+        .signed_by(&key_pair(n), &Issuer::new(ca_params(), key_pair(1)))
+        .unwrap()
+        .der()
+        .to_vec();
+    Identity {
+        node: node(name),
+        key: soft(n),
+        chain: vec![der],
+    }
 }
 
 /// What the trust bundle says: one root, one hub key, one authority.
@@ -109,7 +122,11 @@ pub fn contents(authority: Vec<u8>) -> Bundle {
         issued_at: EPOCH_S,
         roots: vec![root_key().public_key().clone()],
         threshold: 1,
-        keys: vec![SigningKey { key, roles: vec![Role::Twin], not_after: KEY_ENDS_S }],
+        keys: vec![SigningKey {
+            key,
+            roles: vec![Role::Twin],
+            not_after: KEY_ENDS_S,
+        }],
         authorities: vec![serde_bytes::ByteBuf::from(authority)],
     }
 }
@@ -124,7 +141,10 @@ pub fn workload(id: &str, artifact: &str) -> v1::Workload {
         id: workload_id(id),
         app_generation: 1,
         runtime: "wasm".into(),
-        artifact: v1::Artifact { digest: Digest::of(artifact.as_bytes()), size: 1000 },
+        artifact: v1::Artifact {
+            digest: Digest::of(artifact.as_bytes()),
+            size: 1000,
+        },
         source: Digest::of(b"source"),
         files: Vec::new(),
         args: Vec::new(),
@@ -147,7 +167,13 @@ pub fn workload(id: &str, artifact: &str) -> v1::Workload {
 }
 
 pub fn twin(name: &str, generation: u64, workloads: Vec<v1::Workload>) -> v1::Twin {
-    v1::Twin { v: v1::VERSION, node: node(name), epoch: 1, generation, workloads }
+    v1::Twin {
+        v: v1::VERSION,
+        node: node(name),
+        epoch: 1,
+        generation,
+        workloads,
+    }
 }
 
 /// A twin as the hub signs it.
