@@ -84,13 +84,40 @@ fn ended(what: &str, done: Result<(), demo::DemoError>) -> ExitCode {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Sim { from, seeds, trace } => simulate(from, seeds, trace),
-        Command::Demo { dir, bin, examples, keep } => {
-            let options = demo::Options { dir: absolute(dir), bin: absolute(bin), examples, keep };
+        Command::Demo {
+            dir,
+            bin,
+            examples,
+            keep,
+        } => {
+            let options = demo::Options {
+                dir: absolute(dir),
+                bin: absolute(bin),
+                examples,
+                keep,
+            };
             ended("demo", demo::run(options))
         }
-        Command::Measure { dir, bin, examples, applies, nodes, idle_seconds } => {
+        Command::Measure {
+            dir,
+            bin,
+            examples,
+            applies,
+            nodes,
+            idle_seconds,
+        } => {
             let (dir, bin) = (absolute(dir), absolute(bin));
-            ended("measurement", measure::run(&measure::Options { dir, bin, examples, applies, nodes, idle_seconds }))
+            ended(
+                "measurement",
+                measure::run(&measure::Options {
+                    dir,
+                    bin,
+                    examples,
+                    applies,
+                    nodes,
+                    idle_seconds,
+                }),
+            )
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The line as it is installed: real processes that are driven through `cnova`, and what may happen to them.
 
+#![allow(clippy::unwrap_used, clippy::too_many_lines)]
+
 mod support;
 
 use std::fs;
@@ -69,7 +71,9 @@ fn a_twin_survives_everything_above_it() {
     assert_eq!(line.workload_pids(), [pid]);
     line.start(GATEWAY);
     line.start(HUB);
-    line.wait("the hub knows of the adoption", |l| l.has_converged(1) && l.workload()["adopted"] == true);
+    line.wait("the hub knows of the adoption", |l| {
+        l.has_converged(1) && l.workload()["adopted"] == true
+    });
     assert_eq!(line.pid(), pid);
 
     // The agent's ledger is garbage.
@@ -97,7 +101,7 @@ fn a_twin_survives_everything_above_it() {
     line.delete();
 }
 
-const GARBAGE: [u8; 65_536] = [0xa5; 65_536];
+static GARBAGE: [u8; 65_536] = [0xa5; 65_536];
 
 fn ruin(line: &Line, node: &str, file: &str) {
     let state = line.path("state").join(node);
@@ -111,7 +115,9 @@ fn ruin(line: &Line, node: &str, file: &str) {
 
 /// Whether the garbage is beside the file.
 fn is_kept(line: &Line, node: &str, file: &str) -> bool {
-    let mut all = fs::read_dir(line.path("state").join(node)).unwrap().map(|e| e.unwrap().path());
+    let mut all = fs::read_dir(line.path("state").join(node))
+        .unwrap()
+        .map(|e| e.unwrap().path());
     all.any(|path| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         name.starts_with(file) && name != file && path.is_file() && fs::read(path).unwrap() == GARBAGE
@@ -120,7 +126,9 @@ fn is_kept(line: &Line, node: &str, file: &str) -> bool {
 
 fn has_alarm(line: &Line, node: &str, code: &str) -> bool {
     let node = line.node(node);
-    node["alarms"].as_array().is_some_and(|all| all.iter().any(|a| a["c"] == code))
+    node["alarms"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(|a| a["c"] == code))
 }
 
 #[test]
@@ -129,7 +137,10 @@ fn bad_manifests_through_the_cli() {
     line.start_all();
     line.version(1);
     let good = fs::read_to_string(line.path("v1/watch.yaml")).unwrap();
-    let two = good.replace("workloads:\n", "workloads:\n  - {name: sleeper, runtime: wasm, artifact: {file: guest.wasm}}\n");
+    let two = good.replace(
+        "workloads:\n",
+        "workloads:\n  - {name: sleeper, runtime: wasm, artifact: {file: guest.wasm}}\n",
+    );
     let big = format!("{good}# {}\n", "x".repeat(10 << 20));
     line.write("v1/text.wasm", "this is not Wasm");
     let cases: [(&str, String, &[&str]); 7] = [
@@ -137,38 +148,73 @@ fn bad_manifests_through_the_cli() {
         (
             "wrong types",
             good.replace("name: watch", "name: [1]").replace("16MiB", "[]"),
-            &["bad.yaml:4:", "/metadata/name", "bad.yaml:9:", "/workloads/0/resources/memory"],
+            &[
+                "bad.yaml:4:",
+                "/metadata/name",
+                "bad.yaml:9:",
+                "/workloads/0/resources/memory",
+            ],
         ),
         (
             "unknown field",
             good.replace("memory:", "memry:"),
-            &["bad.yaml:9:", "/workloads/0/resources/memry", "unknown field", "did you mean \"memory\"?"],
+            &[
+                "bad.yaml:9:",
+                "/workloads/0/resources/memry",
+                "unknown field",
+                "did you mean \"memory\"?",
+            ],
         ),
-        ("duplicate names", two, &["bad.yaml:7:", "/workloads/1/name", "sleeper", "already used in line 6"]),
+        (
+            "duplicate names",
+            two,
+            &["bad.yaml:7:", "/workloads/1/name", "sleeper", "already used in line 6"],
+        ),
         ("10 MB", big, &["bad.yaml", "a manifest has at most"]),
-        ("no such file", good.replace("guest.wasm", "gone.wasm"), &["bad.yaml", "/workloads/0/artifact", "gone.wasm"]),
-        ("not Wasm", good.replace("guest.wasm", "text.wasm"), &["bad.yaml", "text.wasm", "not a WebAssembly binary"]),
+        (
+            "no such file",
+            good.replace("guest.wasm", "gone.wasm"),
+            &["bad.yaml", "/workloads/0/artifact", "gone.wasm"],
+        ),
+        (
+            "not Wasm",
+            good.replace("guest.wasm", "text.wasm"),
+            &["bad.yaml", "text.wasm", "not a WebAssembly binary"],
+        ),
     ];
     let mut wrong = Vec::new();
     for (what, manifest, wanted) in cases {
         let path = line.write("v1/bad.yaml", manifest).display().to_string();
         let Said { code, out, err } = line.try_cnova(&["apply", &path]);
-        let missing: Vec<_> = wanted.iter().filter(|w| !err.contains(**w)).collect();
+        let missing: Vec<_> = wanted.iter().filter(|w| !format!("{out}{err}").contains(**w)).collect();
         eprintln!("{what}: exit code {code:?}\n{out}{err}");
         if code != Some(1) || !missing.is_empty() {
             wrong.push(format!("{what}: exit code {code:?}, without {missing:?}:\n{out}{err}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(line.cnova(&["get", "applications", "-o", "json"]).trim(), "[]", "something was applied");
+    assert_eq!(
+        line.cnova(&["get", "applications", "-o", "json"]).trim(),
+        "[]",
+        "something was applied"
+    );
     line.apply(1);
 
     line.kill(HUB);
     let good = line.path("v1/watch.yaml").display().to_string();
-    for args in [&["apply", &good][..], &["get", "nodes"], &["delete", APP, "--yes"], &["logs", "watch/sleeper"]] {
+    for args in [
+        &["apply", &good][..],
+        &["get", "nodes"],
+        &["delete", APP, "--yes"],
+        &["logs", "watch/sleeper"],
+    ] {
         let Said { code, err, .. } = line.try_cnova(args);
         assert_eq!(code, Some(3), "cnova {}: {err}", args.join(" "));
-        assert!(err.contains("127.0.0.1"), "cnova {} does not say where: {err}", args.join(" "));
+        assert!(
+            err.contains("127.0.0.1"),
+            "cnova {} does not say where: {err}",
+            args.join(" ")
+        );
     }
 }
 
@@ -183,31 +229,40 @@ fn two_agents_with_one_identity() {
     // In the same state folder it does not even start.
     line.write(&format!("{TWIN}.toml"), line.configuration(AGENT, AGENT));
     line.start(TWIN);
-    line.wait("the second agent is refused", |l| l.log(TWIN).contains("another agent uses"));
+    line.wait("the second agent is refused", |l| {
+        l.log(TWIN).contains("another agent uses")
+    });
     line.stop(TWIN);
     assert_eq!(line.workload_pids(), [pid]);
 
     // From a copy of the disk, as it were.
     line.write(&format!("{TWIN}.toml"), line.configuration(AGENT, TWIN));
     line.start(TWIN);
+    let says = |l: &Line, text: &str| [AGENT, TWIN, GATEWAY].iter().any(|name| l.log(name).contains(text));
     line.wait("an error about the identity is in a log", |l| {
-        [AGENT, TWIN, GATEWAY].iter().any(|name| l.log(name).contains("two agents use identity plc-1"))
+        says(l, "another connection with this identity")
     });
-    for name in [AGENT, TWIN, GATEWAY, HUB] {
-        let text = line.log(name);
-        text.lines().filter(|l| l.contains("identity")).for_each(|l| eprintln!("{name}: {l}"));
-    }
-    eprintln!("workloads: {:?}, the first one is {pid}", line.workload_pids());
-    assert!(line.workload_pids().contains(&pid), "the first one's workload was stopped");
+    // After a few rounds one of them, either, is refused for a while.
+    line.wait("one of them is refused", |l| {
+        says(l, "QuotaExceeded") || says(l, "two agents use identity")
+    });
+    line.wait("the other one works", |l| l.has_converged(1));
+    assert!(
+        line.workload_pids().contains(&pid),
+        "the first one's workload was stopped"
+    );
     assert!(line.runs(AGENT) && line.runs(GATEWAY) && line.runs(HUB));
     line.cnova(&["get", "nodes"]);
 
-    // Without the second one all is as it was.
+    // Without the second one, and with a gateway that holds nothing against the first, all is as it was.
     line.stop(TWIN);
-    line.wait("the first agent works", |l| l.has_converged(1));
-    assert!(line.workload_pids().contains(&pid));
+    line.kill(GATEWAY);
+    line.start(GATEWAY);
     line.kill(AGENT);
     line.start(AGENT);
-    line.wait("it adopts its workload", |l| l.has_converged(1) && l.workload()["adopted"] == true);
-    assert_eq!(line.workload()["pid"], pid);
+    line.wait("the first agent adopts its workload", |l| {
+        let w = l.workload();
+        l.has_converged(1) && w["adopted"] == true && w["pid"] == pid
+    });
+    assert!(line.workload_pids().contains(&pid));
 }

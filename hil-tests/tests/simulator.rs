@@ -36,5 +36,8 @@ fn a_planted_bug_is_found() {
     let found = (0..200).find_map(|seed| sim::run(seed).err());
     planted::take_older_twins(false);
     let violation = found.expect("agents that take older twins were not noticed in 200 seeds");
-    assert!(violation.what.contains("went back"), "found something else: {violation}");
+    assert!(
+        violation.what.contains("went back"),
+        "found something else: {violation}"
+    );
 }

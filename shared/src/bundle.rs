@@ -100,7 +100,11 @@ struct Signed {
 fn open(bytes: &[u8], extra_roots: &[PublicKey]) -> Result<Signed, BundleError> {
     let bad = |s: String| BundleError::Malformed(s);
     if bytes.len() > limits::BUNDLE_BYTES {
-        return Err(bad(format!("{} bytes, at most {} are taken", bytes.len(), limits::BUNDLE_BYTES)));
+        return Err(bad(format!(
+            "{} bytes, at most {} are taken",
+            bytes.len(),
+            limits::BUNDLE_BYTES
+        )));
     }
     let sign = CoseSign::from_tagged_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if sign.clone().to_tagged_vec().map_err(|e| bad(e.to_string()))? != bytes {
@@ -113,9 +117,16 @@ fn open(bytes: &[u8], extra_roots: &[PublicKey]) -> Result<Signed, BundleError> 
     // bundle is only decoded when an old root signed it, or when it is the one the image was flashed with.
     let mut valid = verify_with(&sign, extra_roots);
     if !extra_roots.is_empty() && valid.is_empty() {
-        return Err(BundleError::TooFewSignatures { whose: "old", valid: 0, threshold: 1 });
+        return Err(BundleError::TooFewSignatures {
+            whose: "old",
+            valid: 0,
+            threshold: 1,
+        });
     }
-    let payload = sign.payload.as_deref().ok_or_else(|| bad("it carries no payload".into()))?;
+    let payload = sign
+        .payload
+        .as_deref()
+        .ok_or_else(|| bad("it carries no payload".into()))?;
     let bundle: Bundle = crate::wire::decode(payload).map_err(|e| bad(e.to_string()))?;
     check_shape(&bundle)?;
     valid.extend(verify_with(&sign, &bundle.roots));
@@ -151,7 +162,9 @@ fn verify_with(sign: &CoseSign, keys: &[PublicKey]) -> BTreeSet<KeyId> {
                 && header.alg == Some(RegisteredLabelWithPrivate::Assigned(alg))
                 && signature.unprotected == Header::default();
             let held = named
-                && sign.verify_signature(which, AAD, |s, m| if key.verifies(m, s) { Ok(()) } else { Err(()) }).is_ok();
+                && sign
+                    .verify_signature(which, AAD, |s, m| if key.verifies(m, s) { Ok(()) } else { Err(()) })
+                    .is_ok();
             if held {
                 valid.insert(id);
             }
@@ -160,10 +173,24 @@ fn verify_with(sign: &CoseSign, keys: &[PublicKey]) -> BTreeSet<KeyId> {
     valid
 }
 
-fn require(valid: &BTreeSet<KeyId>, roots: &[PublicKey], threshold: u32, whose: &'static str) -> Result<(), BundleError> {
-    let count = roots.iter().map(PublicKey::id).collect::<BTreeSet<_>>().intersection(valid).count();
+fn require(
+    valid: &BTreeSet<KeyId>,
+    roots: &[PublicKey],
+    threshold: u32,
+    whose: &'static str,
+) -> Result<(), BundleError> {
+    let count = roots
+        .iter()
+        .map(PublicKey::id)
+        .collect::<BTreeSet<_>>()
+        .intersection(valid)
+        .count();
     if count < threshold as usize {
-        return Err(BundleError::TooFewSignatures { whose, valid: count, threshold });
+        return Err(BundleError::TooFewSignatures {
+            whose,
+            valid: count,
+            threshold,
+        });
     }
     Ok(())
 }
@@ -176,7 +203,10 @@ impl TrustBundle {
     pub fn flashed(bytes: &[u8]) -> Result<Self, BundleError> {
         let signed = open(bytes, &[])?;
         require(&signed.valid, &signed.bundle.roots, signed.bundle.threshold, "new")?;
-        Ok(Self { bundle: signed.bundle, bytes: bytes.to_vec() })
+        Ok(Self {
+            bundle: signed.bundle,
+            bytes: bytes.to_vec(),
+        })
     }
 
     /// Opens a newer bundle: a threshold of the old roots and of the new roots signed it, and its version is higher.
@@ -191,14 +221,18 @@ impl TrustBundle {
         if offered <= held {
             return Err(BundleError::NotNewer { offered, held });
         }
-        Ok(Self { bundle: signed.bundle, bytes: bytes.to_vec() })
+        Ok(Self {
+            bundle: signed.bundle,
+            bytes: bytes.to_vec(),
+        })
     }
 
     /// The key with this id, when it may sign for `role` at `now_s`.
     #[must_use]
     pub fn key(&self, id: KeyId, role: Role, now_s: u64) -> Option<&PublicKey> {
         let mut keys = self.bundle.keys.iter();
-        keys.find(|k| k.key.id() == id && k.roles.contains(&role) && now_s < k.not_after).map(|k| &k.key)
+        keys.find(|k| k.key.id() == id && k.roles.contains(&role) && now_s < k.not_after)
+            .map(|k| &k.key)
     }
 
     /// The key with this id whatever the time: what was accepted before its key ran out is still genuine.
@@ -235,7 +269,11 @@ pub fn sign(bundle: &Bundle, signers: &[&dyn Signer]) -> Result<Vec<u8>, BundleE
     let bad = |s: String| BundleError::Malformed(s);
     let payload = crate::wire::encode(bundle).map_err(|e| bad(e.to_string()))?;
     let mut builder = CoseSignBuilder::new()
-        .protected(HeaderBuilder::new().content_type(crate::envelope::CONTENT_TYPE.into()).build())
+        .protected(
+            HeaderBuilder::new()
+                .content_type(crate::envelope::CONTENT_TYPE.into())
+                .build(),
+        )
         .payload(payload);
     for signer in signers {
         let key = signer.public_key();

@@ -52,7 +52,10 @@ pub fn read(der: &[u8]) -> Result<NodeCertificate, CertificateError> {
         return Err(bad("bytes follow it"));
     }
     let mut names = cert.subject().iter_common_name();
-    let cn = names.next().and_then(|a| a.as_str().ok()).ok_or_else(|| bad("its subject has no CN"))?;
+    let cn = names
+        .next()
+        .and_then(|a| a.as_str().ok())
+        .ok_or_else(|| bad("its subject has no CN"))?;
     if names.next().is_some() {
         return Err(bad("its subject has more than one CN"));
     }
@@ -66,7 +69,12 @@ pub fn read(der: &[u8]) -> Result<NodeCertificate, CertificateError> {
     };
     let not_after_s = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
     let site = read_site(&cert)?;
-    Ok(NodeCertificate { node, key: PublicKey { algorithm, bytes: raw }, site, not_after_s })
+    Ok(NodeCertificate {
+        node,
+        key: PublicKey { algorithm, bytes: raw },
+        site,
+        not_after_s,
+    })
 }
 
 /// The prefix of the URI name that carries a site path.
@@ -74,26 +82,32 @@ pub const SITE_URN: &str = "urn:cnova:site:";
 
 fn read_site(cert: &X509Certificate<'_>) -> Result<Option<SitePath>, CertificateError> {
     let bad = |e: String| CertificateError::Malformed(e);
-    let Some(san) = cert.subject_alternative_name().map_err(|e| bad(e.to_string()))? else { return Ok(None) };
+    let Some(san) = cert.subject_alternative_name().map_err(|e| bad(e.to_string()))? else {
+        return Ok(None);
+    };
     let mut sites = san.value.general_names.iter().filter_map(|n| match n {
         GeneralName::URI(uri) => uri.strip_prefix(SITE_URN),
         _ => None,
     });
-    sites.next().map(|s| SitePath::new(s).map_err(|e| bad(e.to_string()))).transpose()
+    sites
+        .next()
+        .map(|s| SitePath::new(s).map_err(|e| bad(e.to_string())))
+        .transpose()
 }
 
 /// Checks a chain (leaf first) against the tree's authorities at `now_s` and reads the leaf.
 ///
 /// # Errors
 /// [`CertificateError`] with the reason, for the log and the report.
-pub fn verify(
-    chain: &[Vec<u8>],
-    authorities: &[Vec<u8>],
-    now_s: u64,
-) -> Result<NodeCertificate, CertificateError> {
-    let leaf = chain.first().ok_or_else(|| CertificateError::Malformed("the chain is empty".into()))?;
+pub fn verify(chain: &[Vec<u8>], authorities: &[Vec<u8>], now_s: u64) -> Result<NodeCertificate, CertificateError> {
+    let leaf = chain
+        .first()
+        .ok_or_else(|| CertificateError::Malformed("the chain is empty".into()))?;
     let node = read(leaf)?;
-    let fail = |reason: String| CertificateError::NotTrusted { cn: node.node.to_string(), reason };
+    let fail = |reason: String| CertificateError::NotTrusted {
+        cn: node.node.to_string(),
+        reason,
+    };
     let roots: Vec<CertificateDer<'_>> = authorities.iter().map(|a| CertificateDer::from(a.as_slice())).collect();
     let anchors: Vec<TrustAnchor<'_>> = roots
         .iter()

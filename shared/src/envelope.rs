@@ -18,6 +18,7 @@ use crate::ids::{Digest, NodeId};
 use crate::keys::{Algorithm, KeyId, PublicKey, SignError, Signer};
 use crate::limits;
 use crate::topics::Kind;
+use crate::wire::v1::{VERSION, Versioned};
 
 /// The content type of every payload of this version.
 pub const CONTENT_TYPE: &str = "application/cnova-v1+cbor";
@@ -95,6 +96,19 @@ pub enum EnvelopeError {
         exp: u64,
         /// The reader's time.
         now: u64,
+    },
+    /// The signature held, but the payload is of a version that this node does not read.
+    #[error(
+        "signed by {iss}, but its {kind} is of version {version}, and this node reads {}: update the node",
+        crate::wire::v1::VERSION
+    )]
+    UnknownVersion {
+        /// The author.
+        iss: NodeId,
+        /// What it claims to be.
+        kind: &'static str,
+        /// Its version.
+        version: u32,
     },
     /// The signature held, but the payload is not what its kind should be.
     #[error("signed by {iss}, but its payload is not a valid {kind}: {detail}")]
@@ -176,14 +190,27 @@ impl VerifiedBytes {
     /// Decodes the payload.
     ///
     /// # Errors
-    /// [`EnvelopeError::BadPayload`] when it is not a `T`.
-    pub fn decode<T: DeserializeOwned>(self) -> Result<Verified<T>, EnvelopeError> {
-        let value = crate::wire::decode(&self.payload).map_err(|e| EnvelopeError::BadPayload {
+    /// [`EnvelopeError::BadPayload`] when it is not a `T`, [`EnvelopeError::UnknownVersion`] when it is a later one.
+    pub fn decode<T: DeserializeOwned + Versioned>(self) -> Result<Verified<T>, EnvelopeError> {
+        let value: T = crate::wire::decode(&self.payload).map_err(|e| EnvelopeError::BadPayload {
             iss: self.claims.iss.clone(),
             kind: self.kind.as_str(),
             detail: limits::clip_to(&e.to_string(), 300),
         })?;
-        Ok(Verified { digest: Digest::of(&self.payload), claims: self.claims, value, bytes: self.bytes })
+        let version = value.version();
+        if version != VERSION {
+            return Err(EnvelopeError::UnknownVersion {
+                iss: self.claims.iss,
+                kind: self.kind.as_str(),
+                version,
+            });
+        }
+        Ok(Verified {
+            digest: Digest::of(&self.payload),
+            claims: self.claims,
+            value,
+            bytes: self.bytes,
+        })
     }
 }
 
@@ -192,16 +219,22 @@ fn claim_text(map: &[(Value, Value)], label: i64) -> Option<&str> {
 }
 
 fn claim(map: &[(Value, Value)], label: i64) -> Option<&Value> {
-    map.iter().find(|(k, _)| k.as_integer() == Some(label.into())).map(|(_, v)| v)
+    map.iter()
+        .find(|(k, _)| k.as_integer() == Some(label.into()))
+        .map(|(_, v)| v)
 }
 
 fn claim_u64(map: &[(Value, Value)], label: i64) -> Option<u64> {
-    claim(map, label).and_then(Value::as_integer).and_then(|i| u64::try_from(i).ok())
+    claim(map, label)
+        .and_then(Value::as_integer)
+        .and_then(|i| u64::try_from(i).ok())
 }
 
 fn read_claims(header: &Header) -> Result<Claims, EnvelopeError> {
     let value = rest(header, LABEL_CWT_CLAIMS).ok_or_else(|| malformed("it has no CWT claims"))?;
-    let map = value.as_map().ok_or_else(|| malformed("its CWT claims are not a map"))?;
+    let map = value
+        .as_map()
+        .ok_or_else(|| malformed("its CWT claims are not a map"))?;
     let node = |label, name| {
         let text = claim_text(map, label).ok_or_else(|| malformed(format!("it has no {name}")))?;
         NodeId::new(text).map_err(|e| malformed(e.to_string()))
@@ -219,7 +252,11 @@ fn read_claims(header: &Header) -> Result<Claims, EnvelopeError> {
 }
 
 fn rest(header: &Header, label: i64) -> Option<&Value> {
-    header.rest.iter().find(|(l, _)| *l == Label::Int(label)).map(|(_, v)| v)
+    header
+        .rest
+        .iter()
+        .find(|(l, _)| *l == Label::Int(label))
+        .map(|(_, v)| v)
 }
 
 fn read_x5chain(header: &Header) -> Result<Vec<Vec<u8>>, EnvelopeError> {
@@ -264,9 +301,22 @@ impl<'a> Untrusted<'a> {
             Some(RegisteredLabelWithPrivate::Assigned(iana::Algorithm::ES256)) => Algorithm::Es256,
             other => return Err(malformed(format!("its algorithm {other:?} is not EdDSA or ES256"))),
         };
-        let kid = KeyId(header.key_id.as_slice().try_into().map_err(|_| malformed("its kid has not 8 bytes"))?);
+        let kid = KeyId(
+            header
+                .key_id
+                .as_slice()
+                .try_into()
+                .map_err(|_| malformed("its kid has not 8 bytes"))?,
+        );
         let (claims, x5chain) = (read_claims(header)?, read_x5chain(header)?);
-        Ok(Self { bytes, claims, kid, algorithm, x5chain, sign1 })
+        Ok(Self {
+            bytes,
+            claims,
+            kid,
+            algorithm,
+            x5chain,
+            sign1,
+        })
     }
 
     /// Checks the signature with `key`, as a message of `kind`.
@@ -275,17 +325,30 @@ impl<'a> Untrusted<'a> {
     /// [`EnvelopeError::UnknownKey`] when `key` is not the one named, [`EnvelopeError::BadSignature`] otherwise.
     pub fn verify(self, kind: Kind, key: &PublicKey) -> Result<VerifiedBytes, EnvelopeError> {
         if key.id() != self.kid || key.algorithm != self.algorithm {
-            return Err(EnvelopeError::UnknownKey { iss: self.claims.iss, kid: self.kid });
+            return Err(EnvelopeError::UnknownKey {
+                iss: self.claims.iss,
+                kid: self.kid,
+            });
         }
         let held = self.sign1.verify_signature(aad(kind).as_bytes(), |signature, message| {
-            if key.verifies(message, signature) { Ok(()) } else { Err(()) }
+            if key.verifies(message, signature) {
+                Ok(())
+            } else {
+                Err(())
+            }
         });
         match (held, self.sign1.payload) {
-            (Ok(()), Some(payload)) => {
-                Ok(VerifiedBytes { claims: self.claims, kind, payload, bytes: self.bytes.to_vec() })
-            }
+            (Ok(()), Some(payload)) => Ok(VerifiedBytes {
+                claims: self.claims,
+                kind,
+                payload,
+                bytes: self.bytes.to_vec(),
+            }),
             (Ok(()), None) => Err(malformed("it carries no payload")),
-            (Err(()), _) => Err(EnvelopeError::BadSignature { iss: self.claims.iss, kid: self.kid }),
+            (Err(()), _) => Err(EnvelopeError::BadSignature {
+                iss: self.claims.iss,
+                kid: self.kid,
+            }),
         }
     }
 }
@@ -303,7 +366,10 @@ impl VerifiedBytes {
     /// [`EnvelopeError::WrongAudience`] or [`EnvelopeError::Expired`].
     pub fn meant_for(self, me: &NodeId, now_s: u64) -> Result<Self, EnvelopeError> {
         if self.claims.aud != *me {
-            return Err(EnvelopeError::WrongAudience { aud: self.claims.aud, me: me.clone() });
+            return Err(EnvelopeError::WrongAudience {
+                aud: self.claims.aud,
+                me: me.clone(),
+            });
         }
         match self.claims.exp {
             Some(exp) if exp <= now_s => Err(EnvelopeError::Expired { exp, now: now_s }),
@@ -343,7 +409,10 @@ pub fn seal<T: Serialize>(
     x5chain: &[Vec<u8>],
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, SealError> {
-    let fail = |detail: String| SealError::Encode { kind: kind.as_str(), detail };
+    let fail = |detail: String| SealError::Encode {
+        kind: kind.as_str(),
+        detail,
+    };
     let payload = crate::wire::encode(value).map_err(|e| fail(e.to_string()))?;
     seal_payload(kind, claims, payload, x5chain, signer)
 }
@@ -359,7 +428,10 @@ pub fn seal_payload(
     x5chain: &[Vec<u8>],
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, SealError> {
-    let fail = |detail: String| SealError::Encode { kind: kind.as_str(), detail };
+    let fail = |detail: String| SealError::Encode {
+        kind: kind.as_str(),
+        detail,
+    };
     let key = signer.public_key();
     let algorithm = match key.algorithm {
         Algorithm::Ed25519 => iana::Algorithm::EdDSA,
@@ -392,7 +464,11 @@ pub fn seal_payload(
         .try_create_signature(aad(kind).as_bytes(), |message| signer.sign(message))?
         .build();
     let bytes = sign1.to_tagged_vec().map_err(|e| fail(e.to_string()))?;
-    let max = if kind == Kind::Twin { limits::TWIN_BYTES } else { limits::MESSAGE_BYTES };
+    let max = if kind == Kind::Twin {
+        limits::TWIN_BYTES
+    } else {
+        limits::MESSAGE_BYTES
+    };
     if bytes.len() > max {
         return Err(fail(format!("{} bytes, at most {max} are sent", bytes.len())));
     }

@@ -194,9 +194,24 @@ mod tests {
 
     #[test]
     fn receiver_takes_each_thing_once_and_notices_gaps() {
-        let held = Position { incarnation: 5, seq: 10 };
-        assert_eq!(admit(held, 5, 10, 12), Admit::Fresh(Position { incarnation: 5, seq: 12 }));
-        assert_eq!(admit(held, 5, 8, 12), Admit::Fresh(Position { incarnation: 5, seq: 12 }));
+        let held = Position {
+            incarnation: 5,
+            seq: 10,
+        };
+        assert_eq!(
+            admit(held, 5, 10, 12),
+            Admit::Fresh(Position {
+                incarnation: 5,
+                seq: 12
+            })
+        );
+        assert_eq!(
+            admit(held, 5, 8, 12),
+            Admit::Fresh(Position {
+                incarnation: 5,
+                seq: 12
+            })
+        );
         assert_eq!(admit(held, 5, 8, 10), Admit::Duplicate);
         assert_eq!(admit(held, 5, 11, 12), Admit::Gap);
         assert_eq!(admit(held, 4, 0, 99), Admit::Duplicate);
@@ -216,12 +231,21 @@ mod tests {
         s.on_timeout(due);
         assert_eq!(s.ready(3), Some(0));
         s.sent(3, due);
-        assert_eq!(s.on_ack(Position { incarnation: 1, seq: 3 }, false, due), AckEffect::Advanced(3));
+        assert_eq!(
+            s.on_ack(Position { incarnation: 1, seq: 3 }, false, due),
+            AckEffect::Advanced(3)
+        );
         assert_eq!((s.ready(3), s.timeout()), (None, None));
         let late = Position { incarnation: 1, seq: 2 };
         assert_eq!(s.on_ack(late, false, due), AckEffect::Nothing, "overtaken on its way");
-        assert_eq!(s.on_ack(Position { incarnation: 0, seq: 0 }, false, due), AckEffect::Regressed);
+        assert_eq!(
+            s.on_ack(Position { incarnation: 0, seq: 0 }, false, due),
+            AckEffect::Regressed
+        );
         assert_eq!((s.ready(3), s.incarnation()), (Some(0), 2));
-        assert_eq!(s.on_ack(Position { incarnation: 7, seq: 2 }, true, due), AckEffect::Outlived { take: 8 });
+        assert_eq!(
+            s.on_ack(Position { incarnation: 7, seq: 2 }, true, due),
+            AckEffect::Outlived { take: 8 }
+        );
     }
 }

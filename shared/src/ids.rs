@@ -21,7 +21,11 @@ pub struct InvalidName {
 }
 
 fn invalid(kind: &'static str, value: &str, rule: &'static str) -> InvalidName {
-    InvalidName { kind, value: limits::clip_to(value, 80), rule }
+    InvalidName {
+        kind,
+        value: limits::clip_to(value, 80),
+        rule,
+    }
 }
 
 /// Lower-case letters, digits and `extra`, beginning and ending with a letter or digit.
@@ -142,7 +146,10 @@ impl FromStr for WorkloadId {
         let (a, n) = value
             .split_once('/')
             .ok_or_else(|| invalid("workload", value, "an application and a workload name, joined by '/'"))?;
-        Ok(Self { application: Name::new(a)?, name: Name::new(n)? })
+        Ok(Self {
+            application: Name::new(a)?,
+            name: Name::new(n)?,
+        })
     }
 }
 
@@ -208,7 +215,11 @@ impl FromStr for Digest {
 // Thirty-two bytes on the wire, not text: a twin with a hundred workloads carries hundreds of them.
 impl Serialize for Digest {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        if s.is_human_readable() { s.collect_str(self) } else { s.serialize_bytes(&self.0) }
+        if s.is_human_readable() {
+            s.collect_str(self)
+        } else {
+            s.serialize_bytes(&self.0)
+        }
     }
 }
 
@@ -247,7 +258,19 @@ mod tests {
         for good in ["plc-1", "a", "0.gw", &"a".repeat(63)] {
             assert!(NodeId::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "A", "a/b", "a+b", "a#", "$share", "a b", &"a".repeat(64), "ä"] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a/b",
+            "a+b",
+            "a#",
+            "$share",
+            "a b",
+            &"a".repeat(64),
+            "ä",
+        ] {
             assert!(NodeId::new(bad).is_err(), "{bad}");
         }
         assert!(SitePath::new("plant-7/line-2/plc-14").is_ok());

@@ -66,7 +66,9 @@ impl PublicKey {
             Algorithm::Ed25519 => &signature::ED25519,
             Algorithm::Es256 => &signature::ECDSA_P256_SHA256_FIXED,
         };
-        UnparsedPublicKey::new(algorithm, &self.bytes).verify(message, signature).is_ok()
+        UnparsedPublicKey::new(algorithm, &self.bytes)
+            .verify(message, signature)
+            .is_ok()
     }
 }
 
@@ -120,14 +122,26 @@ impl SoftKey {
     /// [`BadPrivateKey`] when it is neither Ed25519 nor P-256.
     pub fn from_pkcs8(der: &[u8]) -> Result<Self, BadPrivateKey> {
         if let Ok(pair) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der) {
-            let public = PublicKey { algorithm: Algorithm::Ed25519, bytes: pair.public_key().as_ref().to_vec() };
-            return Ok(Self { pair: Pair::Ed25519(pair), public });
+            let public = PublicKey {
+                algorithm: Algorithm::Ed25519,
+                bytes: pair.public_key().as_ref().to_vec(),
+            };
+            return Ok(Self {
+                pair: Pair::Ed25519(pair),
+                public,
+            });
         }
         let rng = ring::rand::SystemRandom::new();
         let pair = EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, der, &rng)
             .map_err(|_| BadPrivateKey)?;
-        let public = PublicKey { algorithm: Algorithm::Es256, bytes: pair.public_key().as_ref().to_vec() };
-        Ok(Self { pair: Pair::Es256(pair, rng), public })
+        let public = PublicKey {
+            algorithm: Algorithm::Es256,
+            bytes: pair.public_key().as_ref().to_vec(),
+        };
+        Ok(Self {
+            pair: Pair::Es256(pair, rng),
+            public,
+        })
     }
 
     /// An Ed25519 key from its 32-byte seed; the simulator makes its keys from one number with it.
@@ -138,8 +152,14 @@ impl SoftKey {
     pub fn ed25519_from_seed(seed: &[u8; 32]) -> Self {
         #[allow(clippy::expect_used)]
         let pair = Ed25519KeyPair::from_seed_unchecked(seed).expect("every 32 bytes are an Ed25519 seed");
-        let public = PublicKey { algorithm: Algorithm::Ed25519, bytes: pair.public_key().as_ref().to_vec() };
-        Self { pair: Pair::Ed25519(pair), public }
+        let public = PublicKey {
+            algorithm: Algorithm::Ed25519,
+            bytes: pair.public_key().as_ref().to_vec(),
+        };
+        Self {
+            pair: Pair::Ed25519(pair),
+            public,
+        }
     }
 }
 
@@ -154,7 +174,10 @@ impl Signer for SoftKey {
             Pair::Es256(pair, rng) => pair
                 .sign(rng, message)
                 .map(|s| s.as_ref().to_vec())
-                .map_err(|_| SignError { key: self.public.id(), reason: "no randomness from the system".into() }),
+                .map_err(|_| SignError {
+                    key: self.public.id(),
+                    reason: "no randomness from the system".into(),
+                }),
         }
     }
 }

@@ -40,7 +40,15 @@ impl Parent {
     /// A link that is not connected yet.
     #[must_use]
     pub fn new(id: NodeId) -> Self {
-        Self { id, key: None, connected: false, welcomed: false, hello_at: None, greeted_at: 0, backoff: Backoff::default() }
+        Self {
+            id,
+            key: None,
+            connected: false,
+            welcomed: false,
+            hello_at: None,
+            greeted_at: 0,
+            backoff: Backoff::default(),
+        }
     }
 
     /// Whether the transport is up.
@@ -123,7 +131,10 @@ impl Parent {
             self.key = Some(introduced.key);
             return Ok(verified);
         }
-        let unknown = EnvelopeError::UnknownKey { iss: self.id.clone(), kid: untrusted.kid };
+        let unknown = EnvelopeError::UnknownKey {
+            iss: self.id.clone(),
+            kid: untrusted.kid,
+        };
         let key = self.key.as_ref().ok_or(unknown)?;
         Ok(untrusted.verify(kind, key)?.meant_for(me, now_s)?)
     }
@@ -140,7 +151,10 @@ impl Parent {
         now_s: u64,
     ) -> Result<VerifiedBytes, ParentError> {
         let untrusted = Untrusted::read(bytes)?;
-        let unknown = EnvelopeError::UnknownKey { iss: untrusted.claims.iss.clone(), kid: untrusted.kid };
+        let unknown = EnvelopeError::UnknownKey {
+            iss: untrusted.claims.iss.clone(),
+            kid: untrusted.kid,
+        };
         let key = trust.key(untrusted.kid, Role::Twin, now_s).ok_or(unknown)?;
         Ok(untrusted.verify(kind, key)?.meant_for(me, now_s)?)
     }

@@ -7,7 +7,6 @@ use crate::limits;
 use crate::wire::v1::{Body, Entry, Report, VERSION};
 use serde::{Deserialize, Serialize};
 
-
 /// A change to the stream that must be on disk before anything that depends on it is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum StreamOp {
@@ -102,7 +101,12 @@ impl Reporter {
         if self.entries.get(key).is_some_and(|e| e.body == body) {
             return;
         }
-        let entry = Entry { seq: self.next_seq, key: key.to_owned(), at_ms, body };
+        let entry = Entry {
+            seq: self.next_seq,
+            key: key.to_owned(),
+            at_ms,
+            body,
+        };
         self.next_seq += 1;
         if let Some(old) = self.entries.insert(key.to_owned(), entry.clone()) {
             self.by_seq.remove(&old.seq);
@@ -123,7 +127,11 @@ impl Reporter {
 
     /// The link is up or down.
     pub fn set_connected(&mut self, up: bool) {
-        if up { self.sender.connected() } else { self.sender.disconnected() }
+        if up {
+            self.sender.connected()
+        } else {
+            self.sender.disconnected()
+        }
     }
 
     /// The parent acknowledged; `welcome` when it answered a hello.
@@ -133,7 +141,10 @@ impl Reporter {
             AckEffect::Advanced(seq) => self.drop_tombstones(seq, ops),
             AckEffect::Regressed | AckEffect::Outlived { .. } => {}
         }
-        ops.push(StreamOp::Acked(Position { incarnation: self.sender.incarnation(), seq: self.sender.acked() }));
+        ops.push(StreamOp::Acked(Position {
+            incarnation: self.sender.incarnation(),
+            seq: self.sender.acked(),
+        }));
     }
 
     /// A workload that is gone, or an alarm that is over, need not be mentioned once the parent knows.
@@ -165,7 +176,14 @@ impl Reporter {
         let to = entries.last().map_or(newest, |e| e.seq);
         self.sender.sent(to, mono_ms);
         let all_keys = (from == 0).then(|| self.entries.keys().cloned().collect());
-        Some(Report { v: VERSION, incarnation: self.sender.incarnation(), from, to, entries, all_keys })
+        Some(Report {
+            v: VERSION,
+            incarnation: self.sender.incarnation(),
+            from,
+            to,
+            entries,
+            all_keys,
+        })
     }
 
     /// When something is to be sent again.

@@ -27,7 +27,9 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next_ms: crate::limits::RESEND_MIN_MS }
+        Self {
+            next_ms: crate::limits::RESEND_MIN_MS,
+        }
     }
 }
 

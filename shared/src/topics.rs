@@ -119,7 +119,12 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(parse_topic(&topic(&node, kind)), Some((node.clone(), kind)));
         }
-        for bad in ["cnova/v1/plc-1/up/twin", "cnova/v1/+/up/hello", "cnova/v2/plc-1/up/hello", "cnova/v1/a/up/hello/x"] {
+        for bad in [
+            "cnova/v1/plc-1/up/twin",
+            "cnova/v1/+/up/hello",
+            "cnova/v2/plc-1/up/hello",
+            "cnova/v1/a/up/hello/x",
+        ] {
             assert_eq!(parse_topic(bad), None, "{bad}");
         }
     }

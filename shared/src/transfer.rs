@@ -106,11 +106,21 @@ impl Fetches {
             .iter_mut()
             .take(limits::FETCHES_AT_ONCE)
             .find(|(_, f)| !f.checking && f.asked_until.is_none_or(|t| t <= mono_ms))?;
-        let left = fetch.total.map_or(limits::CHUNK_BYTES, |t| t.saturating_sub(fetch.offset));
+        let left = fetch
+            .total
+            .map_or(limits::CHUNK_BYTES, |t| t.saturating_sub(fetch.offset));
         fetch.asked_until = Some(mono_ms + fetch.backoff.next_pause());
         // A partial file of the full size was cut off before its digest was checked; ask for its last byte again.
-        let (offset, length) = if left == 0 { (fetch.offset - 1, 1) } else { (fetch.offset, left) };
-        Some(Want { digest: *digest, offset, length: length.min(limits::CHUNK_BYTES) })
+        let (offset, length) = if left == 0 {
+            (fetch.offset - 1, 1)
+        } else {
+            (fetch.offset, left)
+        };
+        Some(Want {
+            digest: *digest,
+            offset,
+            length: length.min(limits::CHUNK_BYTES),
+        })
     }
 
     /// When [`Fetches::poll`] has something to say again.
@@ -129,7 +139,9 @@ impl Fetches {
         len: usize,
         missing: Option<&str>,
     ) -> ChunkEffect {
-        let Some(fetch) = self.active.get_mut(digest) else { return ChunkEffect::Ignore };
+        let Some(fetch) = self.active.get_mut(digest) else {
+            return ChunkEffect::Ignore;
+        };
         if let Some(why) = missing {
             fetch.problem = Some(limits::clip_to(why, 300));
             return ChunkEffect::Missing(why.to_owned());
@@ -152,7 +164,10 @@ impl Fetches {
         fetch.problem = None;
         fetch.backoff.reset();
         fetch.checking = end == total;
-        ChunkEffect::Append { offset, complete: fetch.checking }
+        ChunkEffect::Append {
+            offset,
+            complete: fetch.checking,
+        }
     }
 
     /// The digest matched: done.

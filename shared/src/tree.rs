@@ -81,10 +81,19 @@ impl StoredTree {
             TreeOp::PutTwin { node, bytes } => {
                 self.twins.insert(node, bytes);
             }
-            TreeOp::Reported { node, epoch, generation, digest } => {
+            TreeOp::Reported {
+                node,
+                epoch,
+                generation,
+                digest,
+            } => {
                 self.reported.insert(node, (epoch, generation, digest));
             }
-            TreeOp::Received { child, stream, position } => {
+            TreeOp::Received {
+                child,
+                stream,
+                position,
+            } => {
                 self.received.insert((child, stream), position);
             }
         }
@@ -219,23 +228,43 @@ impl Tree {
         };
         for (node, (via, hello)) in stored.descendants {
             // This node wrote these bytes after it had verified them; they only name a key and a route.
-            let read = Untrusted::read(&hello).ok().and_then(|u| certificate::read(u.x5chain.first()?).ok());
+            let read = Untrusted::read(&hello)
+                .ok()
+                .and_then(|u| certificate::read(u.x5chain.first()?).ok());
             match read {
                 Some(certificate) if certificate.node == node => {
                     let said = stored.reported.get(&node);
                     let has = said.map(|(epoch, generation, digest)| {
-                        (Version { epoch: *epoch, generation: *generation }, *digest)
+                        (
+                            Version {
+                                epoch: *epoch,
+                                generation: *generation,
+                            },
+                            *digest,
+                        )
                     });
-                    tree.descendants.insert(node, Descendant { via, certificate, hello, has });
+                    tree.descendants.insert(
+                        node,
+                        Descendant {
+                            via,
+                            certificate,
+                            hello,
+                            has,
+                        },
+                    );
                 }
-                _ => tree.note(format!("the stored hello of {node} cannot be read; it will say hello again")),
+                _ => tree.note(format!(
+                    "the stored hello of {node} cannot be read; it will say hello again"
+                )),
             }
         }
         for (node, bytes) in stored.twins {
             match reopen(&bytes) {
                 Ok(twin) if twin.twin().node == node => tree.hold(&twin),
                 Ok(_) => tree.note(format!("the stored twin of {node} names another node; it is left out")),
-                Err(e) => tree.note(format!("the stored twin of {node} does not verify and is left out: {e}")),
+                Err(e) => tree.note(format!(
+                    "the stored twin of {node} does not verify and is left out: {e}"
+                )),
             }
         }
         tree
@@ -327,11 +356,17 @@ impl Tree {
                 return false;
             }
         } else if self.twins.len() >= limits::DESCENDANTS {
-            self.note(format!("twin for {node} not kept: {} nodes already", limits::DESCENDANTS));
+            self.note(format!(
+                "twin for {node} not kept: {} nodes already",
+                limits::DESCENDANTS
+            ));
             return false;
         }
         self.hold(twin);
-        self.events.push_back(TreeEvent::Persist(TreeOp::PutTwin { node, bytes: twin.bytes().to_vec() }));
+        self.events.push_back(TreeEvent::Persist(TreeOp::PutTwin {
+            node,
+            bytes: twin.bytes().to_vec(),
+        }));
         true
     }
 
@@ -352,25 +387,40 @@ impl Tree {
         }
     }
 
-    fn on_hello(
-        &mut self,
-        child: &NodeId,
-        author: &NodeId,
-        bytes: &[u8],
-        clock: &Clock<'_>,
-    ) -> Result<(), String> {
+    fn on_hello(&mut self, child: &NodeId, author: &NodeId, bytes: &[u8], clock: &Clock<'_>) -> Result<(), String> {
         let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
-        let certificate = certificate::verify(&untrusted.x5chain, clock.authorities, clock.now_s).map_err(|e| e.to_string())?;
+        let certificate =
+            certificate::verify(&untrusted.x5chain, clock.authorities, clock.now_s).map_err(|e| e.to_string())?;
         if untrusted.claims.iss != certificate.node || certificate.node != *author {
-            return Err(format!("{} signed it with the certificate of {}", untrusted.claims.iss, certificate.node));
+            return Err(format!(
+                "{} signed it with the certificate of {}",
+                untrusted.claims.iss, certificate.node
+            ));
         }
-        let verified = untrusted.verify(Kind::Hello, &certificate.key).map_err(|e| e.to_string())?;
+        let verified = untrusted
+            .verify(Kind::Hello, &certificate.key)
+            .map_err(|e| e.to_string())?;
         let hello = verified.decode::<v1::Hello>().map_err(|e| e.to_string())?.into_value();
         self.check_hello(author, &hello, certificate.site.as_ref())?;
-        let has = (Version { epoch: hello.epoch, generation: hello.generation }, hello.digest);
-        let known = Descendant { via: child.clone(), certificate, hello: bytes.to_vec(), has: Some(has) };
+        let has = (
+            Version {
+                epoch: hello.epoch,
+                generation: hello.generation,
+            },
+            hello.digest,
+        );
+        let known = Descendant {
+            via: child.clone(),
+            certificate,
+            hello: bytes.to_vec(),
+            has: Some(has),
+        };
         self.descendants.insert(author.clone(), known);
-        let put = TreeOp::PutDescendant { node: author.clone(), via: child.clone(), hello: bytes.to_vec() };
+        let put = TreeOp::PutDescendant {
+            node: author.clone(),
+            via: child.clone(),
+            hello: bytes.to_vec(),
+        };
         self.events.push_back(TreeEvent::Persist(put));
         self.persist_reported(author, has);
         if child == author {
@@ -382,13 +432,23 @@ impl Tree {
             twin.resend_at = 0;
         }
         let (raw, author) = (bytes.to_vec(), author.clone());
-        self.events.push_back(TreeEvent::Heard { author, said: Said::Hello(hello), kind: Kind::Hello, raw });
+        self.events.push_back(TreeEvent::Heard {
+            author,
+            said: Said::Hello(hello),
+            kind: Kind::Hello,
+            raw,
+        });
         Ok(())
     }
 
     fn persist_reported(&mut self, node: &NodeId, (version, digest): (Version, Option<Digest>)) {
         let Version { epoch, generation } = version;
-        let op = TreeOp::Reported { node: node.clone(), epoch, generation, digest };
+        let op = TreeOp::Reported {
+            node: node.clone(),
+            epoch,
+            generation,
+            digest,
+        };
         self.events.push_back(TreeEvent::Persist(op));
     }
 
@@ -397,7 +457,10 @@ impl Tree {
             return Err(format!("it is of version {}, this node reads {}", hello.v, v1::VERSION));
         }
         if let Some(site) = site.filter(|s| **s != hello.site) {
-            return Err(format!("it says its site is {}, its certificate says {site}", hello.site));
+            return Err(format!(
+                "it says its site is {}, its certificate says {site}",
+                hello.site
+            ));
         }
         if !self.descendants.contains_key(author) && self.descendants.len() >= limits::DESCENDANTS {
             return Err(format!("{} descendants are the most", limits::DESCENDANTS));
@@ -418,21 +481,41 @@ impl Tree {
     fn ack(&mut self, child: &NodeId, stream: Stream, hello: Option<String>) {
         let held = self.received.get(&(child.clone(), stream)).copied().unwrap_or_default();
         let introduce = hello.is_some();
-        let ack = v1::Ack { v: v1::VERSION, stream, incarnation: held.incarnation, seq: held.seq, hello };
-        self.events.push_back(TreeEvent::Ack { child: child.clone(), ack, introduce });
+        let ack = v1::Ack {
+            v: v1::VERSION,
+            stream,
+            incarnation: held.incarnation,
+            seq: held.seq,
+            hello,
+        };
+        self.events.push_back(TreeEvent::Ack {
+            child: child.clone(),
+            ack,
+            introduce,
+        });
     }
 
-    fn open<T: serde::de::DeserializeOwned>(&self, author: &NodeId, kind: Kind, bytes: &[u8]) -> Result<T, String> {
+    fn open<T: serde::de::DeserializeOwned + v1::Versioned>(
+        &self,
+        author: &NodeId,
+        kind: Kind,
+        bytes: &[u8],
+    ) -> Result<T, String> {
         let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
         if untrusted.claims.iss != *author {
             return Err(format!("{} is named as its author", untrusted.claims.iss));
         }
-        let known = self.descendants.get(author).ok_or("it has not said hello since this node began anew")?;
+        let known = self
+            .descendants
+            .get(author)
+            .ok_or("it has not said hello since this node began anew")?;
         let for_me = [self.me.as_str(), HUB_AUDIENCE];
         if !for_me.contains(&untrusted.claims.aud.as_str()) {
             return Err(format!("it is for {}", untrusted.claims.aud));
         }
-        let verified = untrusted.verify(kind, &known.certificate.key).map_err(|e| e.to_string())?;
+        let verified = untrusted
+            .verify(kind, &known.certificate.key)
+            .map_err(|e| e.to_string())?;
         Ok(verified.decode::<T>().map_err(|e| e.to_string())?.into_value())
     }
 
@@ -444,7 +527,11 @@ impl Tree {
             Admit::Fresh(position) => {
                 self.received.insert(key, position);
                 if self.gather.get(child).is_none_or(|g| g.due.is_none()) {
-                    let op = TreeOp::Received { child: child.clone(), stream, position };
+                    let op = TreeOp::Received {
+                        child: child.clone(),
+                        stream,
+                        position,
+                    };
                     self.events.push_back(TreeEvent::Persist(op));
                 }
                 true
@@ -464,23 +551,45 @@ impl Tree {
 
     fn on_report(&mut self, author: &NodeId, report: v1::Report, bytes: &[u8]) {
         for entry in &report.entries {
-            if let (Body::Twin { epoch, generation, digest, .. }, Some(d)) =
-                (&entry.body, self.descendants.get_mut(author))
+            if let (
+                Body::Twin {
+                    epoch,
+                    generation,
+                    digest,
+                    ..
+                },
+                Some(d),
+            ) = (&entry.body, self.descendants.get_mut(author))
             {
-                let has = (Version { epoch: *epoch, generation: *generation }, Some(*digest));
+                let has = (
+                    Version {
+                        epoch: *epoch,
+                        generation: *generation,
+                    },
+                    Some(*digest),
+                );
                 if d.has.replace(has) != Some(has) {
                     self.persist_reported(author, has);
                 }
             }
         }
         let (raw, author) = (bytes.to_vec(), author.clone());
-        self.events.push_back(TreeEvent::Heard { author, said: Said::Report(report), kind: Kind::Report, raw });
+        self.events.push_back(TreeEvent::Heard {
+            author,
+            said: Said::Report(report),
+            kind: Kind::Report,
+            raw,
+        });
     }
 
     fn on_relay(&mut self, child: &NodeId, bytes: &[u8], clock: &Clock<'_>) -> Result<(), String> {
         let relay = self.open::<v1::Relay>(child, Kind::Relay, bytes)?;
         if relay.items.len() > limits::RELAY_ITEMS {
-            return Err(format!("{} messages in it, at most {}", relay.items.len(), limits::RELAY_ITEMS));
+            return Err(format!(
+                "{} messages in it, at most {}",
+                relay.items.len(),
+                limits::RELAY_ITEMS
+            ));
         }
         if self.advance(child, Stream::Relay, relay.incarnation, relay.from, relay.to) {
             for item in &relay.items {
@@ -494,13 +603,7 @@ impl Tree {
         Ok(())
     }
 
-    fn on_carried(
-        &mut self,
-        child: &NodeId,
-        kind: &str,
-        bytes: &[u8],
-        clock: &Clock<'_>,
-    ) -> Result<(), String> {
+    fn on_carried(&mut self, child: &NodeId, kind: &str, bytes: &[u8], clock: &Clock<'_>) -> Result<(), String> {
         let (claims, _) = crate::envelope::peek(bytes).map_err(|e| e.to_string())?;
         let author = claims.iss;
         if author == self.me || self.connected.contains(&author) && author != *child {
@@ -521,16 +624,28 @@ impl Tree {
     fn on_reply(&mut self, author: &NodeId, bytes: &[u8]) -> Result<(), String> {
         let reply = self.open::<v1::Reply>(author, Kind::Reply, bytes)?;
         let (author, raw) = (author.clone(), bytes.to_vec());
-        self.events.push_back(TreeEvent::Heard { author, said: Said::Reply(reply), kind: Kind::Reply, raw });
+        self.events.push_back(TreeEvent::Heard {
+            author,
+            said: Said::Reply(reply),
+            kind: Kind::Reply,
+            raw,
+        });
         Ok(())
     }
 
     fn on_chunk_request(&mut self, child: &NodeId, bytes: &[u8]) -> Result<(), String> {
         let request = self.open::<v1::ChunkRequest>(child, Kind::ChunkRequest, bytes)?;
         if request.length == 0 || request.length > limits::CHUNK_BYTES {
-            return Err(format!("{} bytes asked for, 1 to {} can be had", request.length, limits::CHUNK_BYTES));
+            return Err(format!(
+                "{} bytes asked for, 1 to {} can be had",
+                request.length,
+                limits::CHUNK_BYTES
+            ));
         }
-        self.events.push_back(TreeEvent::ChunkWanted { child: child.clone(), request });
+        self.events.push_back(TreeEvent::ChunkWanted {
+            child: child.clone(),
+            request,
+        });
         Ok(())
     }
 
@@ -543,7 +658,10 @@ impl Tree {
     }
 
     fn gather_later(&mut self, child: &NodeId, mono_ms: u64) {
-        let fresh = Gather { due: None, pause_ms: limits::RESEND_MIN_MS * 4 };
+        let fresh = Gather {
+            due: None,
+            pause_ms: limits::RESEND_MIN_MS * 4,
+        };
         let gather = self.gather.entry(child.clone()).or_insert(fresh);
         if gather.due.is_none() {
             gather.due = Some(mono_ms + gather.pause_ms);
@@ -553,7 +671,11 @@ impl Tree {
             for stream in [Stream::Report, Stream::Relay] {
                 if self.received.contains_key(&(child.clone(), stream)) {
                     let position = Position::default();
-                    let op = TreeOp::Received { child: child.clone(), stream, position };
+                    let op = TreeOp::Received {
+                        child: child.clone(),
+                        stream,
+                        position,
+                    };
                     self.events.push_back(TreeEvent::Persist(op));
                 }
             }
@@ -588,7 +710,11 @@ impl Tree {
     fn forget(&mut self, child: &NodeId, stream: Stream) {
         let position = Position::default();
         self.received.insert((child.clone(), stream), position);
-        let op = TreeOp::Received { child: child.clone(), stream, position };
+        let op = TreeOp::Received {
+            child: child.clone(),
+            stream,
+            position,
+        };
         self.events.push_back(TreeEvent::Persist(op));
         if self.connected.contains(child) {
             self.ack(child, stream, None);
@@ -623,7 +749,11 @@ impl Tree {
             let d = self.descendants.get(node)?;
             (is_due(d, twin) && self.connected.contains(&d.via)).then_some(twin.resend_at)
         });
-        let gather = self.gather.iter().filter(|(c, _)| self.connected.contains(*c)).filter_map(|(_, g)| g.due);
+        let gather = self
+            .gather
+            .iter()
+            .filter(|(c, _)| self.connected.contains(*c))
+            .filter_map(|(_, g)| g.due);
         due.chain(gather).min()
     }
 }

@@ -55,6 +55,7 @@ impl TwinError {
                 EnvelopeError::WrongAudience { .. } => "wrong-node",
                 EnvelopeError::Expired { .. } => "expired",
                 EnvelopeError::BadPayload { .. } => "malformed",
+                EnvelopeError::UnknownVersion { .. } => "unknown-version",
             },
             TwinError::UnknownVersion(_) => "unknown-version",
             TwinError::Invalid(_) => "invalid",
@@ -68,6 +69,7 @@ pub struct VerifiedTwin {
     twin: v1::Twin,
     digest: Digest,
     iat: u64,
+    exp: Option<u64>,
     bytes: Vec<u8>,
 }
 
@@ -80,10 +82,11 @@ impl VerifiedTwin {
         let opened = Self::open_with(bytes, |kid| trust.key(kid, Role::Twin, now_s));
         match opened {
             Err(TwinError::Envelope(EnvelopeError::UnknownKey { iss, kid }))
-                if trust.key_at_any_time(kid, Role::Twin).is_some() =>
+                if trust.key(kid, Role::Twin, now_s).is_none() && trust.key_at_any_time(kid, Role::Twin).is_some() =>
             {
                 Err(EnvelopeError::KeyExpired { iss, kid }.into())
             }
+            Ok(Self { exp: Some(exp), .. }) if exp <= now_s => Err(EnvelopeError::Expired { exp, now: now_s }.into()),
             other => other,
         }
     }
@@ -101,11 +104,19 @@ impl VerifiedTwin {
         key: impl FnOnce(crate::keys::KeyId) -> Option<&'k PublicKey>,
     ) -> Result<Self, TwinError> {
         if bytes.len() > limits::TWIN_BYTES {
-            return Err(EnvelopeError::TooLarge { len: bytes.len(), max: limits::TWIN_BYTES }.into());
+            return Err(EnvelopeError::TooLarge {
+                len: bytes.len(),
+                max: limits::TWIN_BYTES,
+            }
+            .into());
         }
         let untrusted = Untrusted::read(bytes)?;
         let Some(key) = key(untrusted.kid) else {
-            return Err(EnvelopeError::UnknownKey { iss: untrusted.claims.iss, kid: untrusted.kid }.into());
+            return Err(EnvelopeError::UnknownKey {
+                iss: untrusted.claims.iss,
+                kid: untrusted.kid,
+            }
+            .into());
         };
         let verified = untrusted.verify(Kind::Twin, key)?;
         Self::decode(verified)
@@ -117,6 +128,7 @@ impl VerifiedTwin {
         Ok(Self {
             digest: twin.digest(),
             iat: twin.claims().iat,
+            exp: twin.claims().exp,
             bytes: twin.bytes().to_vec(),
             twin: twin.into_value(),
         })
@@ -130,7 +142,10 @@ impl VerifiedTwin {
     /// Its place in the order of twins.
     #[must_use]
     pub fn version(&self) -> Version {
-        Version { epoch: self.twin.epoch, generation: self.twin.generation }
+        Version {
+            epoch: self.twin.epoch,
+            generation: self.twin.generation,
+        }
     }
     /// SHA-256 of its payload.
     #[must_use]
@@ -165,7 +180,11 @@ pub fn check(twin: &v1::Twin, aud: &NodeId) -> Result<(), TwinError> {
         return bad("epoch and generation begin at 1".into());
     }
     if twin.workloads.len() > limits::WORKLOADS_PER_TWIN {
-        return bad(format!("{} workloads, at most {}", twin.workloads.len(), limits::WORKLOADS_PER_TWIN));
+        return bad(format!(
+            "{} workloads, at most {}",
+            twin.workloads.len(),
+            limits::WORKLOADS_PER_TWIN
+        ));
     }
     let mut seen = BTreeSet::new();
     for w in &twin.workloads {
@@ -175,13 +194,21 @@ pub fn check(twin: &v1::Twin, aud: &NodeId) -> Result<(), TwinError> {
         let artifacts = std::iter::once(&w.artifact).chain(w.files.iter().map(|f| &f.artifact));
         for a in artifacts {
             if a.size == 0 || a.size > limits::ARTIFACT_BYTES {
-                return bad(format!("workload {}: artifact {} of {} bytes", w.id, a.digest.short(), a.size));
+                return bad(format!(
+                    "workload {}: artifact {} of {} bytes",
+                    w.id,
+                    a.digest.short(),
+                    a.size
+                ));
             }
         }
         for f in &w.files {
             let clean = f.path.starts_with('/') && !f.path.split('/').skip(1).any(|s| matches!(s, "" | "." | ".."));
             if !clean {
-                return bad(format!("workload {}: file path {:?} is not absolute and plain", w.id, f.path));
+                return bad(format!(
+                    "workload {}: file path {:?} is not absolute and plain",
+                    w.id, f.path
+                ));
             }
         }
     }

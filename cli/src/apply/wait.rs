@@ -96,8 +96,16 @@ pub(super) fn follow(
 
 /// The line that a twin walks: stages of the same millisecond are shown in its order.
 fn order(stage: &str) -> usize {
-    const LINE: [&str; 8] =
-        ["admitted", "placed", "signed", "relayed", "verified", "committed", "running", "reported"];
+    const LINE: [&str; 8] = [
+        "admitted",
+        "placed",
+        "signed",
+        "relayed",
+        "verified",
+        "committed",
+        "running",
+        "reported",
+    ];
     LINE.iter().position(|s| *s == stage).unwrap_or(LINE.len())
 }
 

@@ -62,8 +62,11 @@ impl Agent {
         found: Vec<Observed>,
         now: Now,
     ) -> Self {
-        let machines =
-            stored.instances.into_iter().map(|r| (r.id.clone(), Machine::from_row(r, now.mono_ms))).collect();
+        let machines = stored
+            .instances
+            .into_iter()
+            .map(|r| (r.id.clone(), Machine::from_row(r, now.mono_ms)))
+            .collect();
         let mut agent = Self {
             twin: None,
             machines,
@@ -122,7 +125,10 @@ impl Agent {
         match VerifiedTwin::reopen(&bytes, &self.config.trust) {
             Ok(twin) if twin.twin().node == self.config.node => self.twin = Some(twin),
             Ok(twin) => {
-                let detail = format!("the stored twin is for {}; it is set aside and asked for again", twin.twin().node);
+                let detail = format!(
+                    "the stored twin is for {}; it is set aside and asked for again",
+                    twin.twin().node
+                );
                 self.alarm("stored-twin", detail, now);
             }
             Err(e) => {
@@ -136,7 +142,10 @@ impl Agent {
     fn take_live(&mut self, found: Vec<Observed>) -> Vec<(WorkloadId, bool, String)> {
         let mut ended = Vec::new();
         for o in found {
-            let machine = self.machines.entry(o.id.clone()).or_insert_with(|| Machine::new(o.id.clone()));
+            let machine = self
+                .machines
+                .entry(o.id.clone())
+                .or_insert_with(|| Machine::new(o.id.clone()));
             match o.state {
                 ObservedState::Alive { pid } if o.attempt >= machine.row().attempt => {
                     machine.found(o.attempt, o.spec, pid);
@@ -144,7 +153,11 @@ impl Agent {
                 }
                 ObservedState::Alive { .. } => {
                     // An older instance than the newest known: it was being replaced when the agent died.
-                    self.effects.push_back(Action::Stop { id: o.id, attempt: o.attempt, grace_ms: 0 });
+                    self.effects.push_back(Action::Stop {
+                        id: o.id,
+                        attempt: o.attempt,
+                        grace_ms: 0,
+                    });
                 }
                 ObservedState::Exited { ok, detail } if o.attempt == machine.row().attempt => {
                     if machine.row().phase == crate::ledger::Phase::Active {
@@ -178,7 +191,10 @@ impl Agent {
     /// The state of every workload, for people on the node.
     #[must_use]
     pub fn workloads(&self) -> Vec<v1::WorkloadReport> {
-        self.machines.values().filter_map(|m| m.report(self.missing(m), self.fits(m))).collect()
+        self.machines
+            .values()
+            .filter_map(|m| m.report(self.missing(m), self.fits(m)))
+            .collect()
     }
 
     /// Wall time in seconds, at least the newest time that was verified.
@@ -211,7 +227,10 @@ impl Agent {
             }
             Event::Runtime { id, attempt, event } => self.on_runtime(&id, attempt, event, now),
             Event::TwinCommitted => {
-                self.committed = Some(Committed { at_ms: now.wall_ms, say_by: now.mono_ms + COMMITTED_SAID_WITHIN_MS });
+                self.committed = Some(Committed {
+                    at_ms: now.wall_ms,
+                    say_by: now.mono_ms + COMMITTED_SAID_WITHIN_MS,
+                });
             }
             Event::Tick => {}
         }
@@ -231,7 +250,12 @@ impl Agent {
         let report = self.reporter.timeout().filter(|_| link);
         let machines = self.machines.values().filter_map(Machine::timeout);
         let committed = self.committed.as_ref().map(|c| c.say_by);
-        machines.chain(self.parent.timeout()).chain(fetch).chain(report).chain(committed).min()
+        machines
+            .chain(self.parent.timeout())
+            .chain(fetch)
+            .chain(report)
+            .chain(committed)
+            .min()
     }
 
     fn on_message(&mut self, kind: Kind, bytes: &[u8], now: Now) {
@@ -240,12 +264,18 @@ impl Agent {
             Kind::Ack => self.on_ack(bytes, now),
             Kind::Chunk => self.on_chunk(bytes, now),
             Kind::Command => self.on_command(bytes, now),
-            other => self.stage(Stage::Note(format!("a {} came, which this version does not know", other.as_str()))),
+            other => self.stage(Stage::Note(format!(
+                "a {} came, which this version does not know",
+                other.as_str()
+            ))),
         }
     }
 
     fn on_twin(&mut self, bytes: &[u8], now: Now) {
-        let held = self.twin.as_ref().map(|t| Held { version: t.version(), digest: t.digest() });
+        let held = self.twin.as_ref().map(|t| Held {
+            version: t.version(),
+            digest: t.digest(),
+        });
         match intake::judge(bytes, &self.config.node, &self.config.trust, held, self.now_s(now)) {
             Verdict::Held => {
                 // Whoever repeats it does not know that it is here.
@@ -254,7 +284,12 @@ impl Agent {
             }
             Verdict::Refuse(r) => {
                 let (epoch, generation) = (r.version.epoch, r.version.generation);
-                let body = Body::Refused { code: r.code.into(), detail: limits::clip(&r.detail), epoch, generation };
+                let body = Body::Refused {
+                    code: r.code.into(),
+                    detail: limits::clip(&r.detail),
+                    epoch,
+                    generation,
+                };
                 self.reporter.refuse(now.wall_ms, body, &mut self.stream_ops);
                 self.stage(Stage::Refused(format!("{}: {}", r.code, r.detail)));
             }
@@ -263,7 +298,13 @@ impl Agent {
                 self.ops.push(Op::PutTwin(twin.bytes().to_vec()));
                 let Version { epoch, generation } = twin.version();
                 let (digest, verified_ms) = (twin.digest(), now.wall_ms);
-                let body = Body::Twin { epoch, generation, digest, verified_ms, committed_ms: 0 };
+                let body = Body::Twin {
+                    epoch,
+                    generation,
+                    digest,
+                    verified_ms,
+                    committed_ms: 0,
+                };
                 self.say("twin", now, body);
                 self.stage(Stage::Accepted(twin.version()));
                 self.twin = Some(*twin);
@@ -273,13 +314,19 @@ impl Agent {
     }
 
     fn on_ack(&mut self, bytes: &[u8], now: Now) {
-        let Some(ack) = self.open_from_parent::<v1::Ack>(Kind::Ack, bytes, now) else { return };
+        let Some(ack) = self.open_from_parent::<v1::Ack>(Kind::Ack, bytes, now) else {
+            return;
+        };
         if ack.stream != v1::Stream::Report {
             return;
         }
-        let position = Position { incarnation: ack.incarnation, seq: ack.seq };
+        let position = Position {
+            incarnation: ack.incarnation,
+            seq: ack.seq,
+        };
         let welcome = ack.hello.as_ref() == Some(&self.config.boot);
-        self.reporter.on_ack(position, welcome, now.mono_ms, &mut self.stream_ops);
+        self.reporter
+            .on_ack(position, welcome, now.mono_ms, &mut self.stream_ops);
         if welcome && self.parent.welcomed() {
             self.reporter.set_connected(true);
             self.stage(Stage::Welcomed);
@@ -287,21 +334,40 @@ impl Agent {
     }
 
     fn on_chunk(&mut self, bytes: &[u8], now: Now) {
-        let Some(c) = self.open_from_parent::<v1::Chunk>(Kind::Chunk, bytes, now) else { return };
-        match self.fetches.on_chunk(&c.digest, c.offset, c.total, c.data.len(), c.missing.as_deref()) {
+        let Some(c) = self.open_from_parent::<v1::Chunk>(Kind::Chunk, bytes, now) else {
+            return;
+        };
+        match self
+            .fetches
+            .on_chunk(&c.digest, c.offset, c.total, c.data.len(), c.missing.as_deref())
+        {
             ChunkEffect::Ignore => {}
             ChunkEffect::Missing(why) => {
-                self.stage(Stage::Note(format!("artifact {} cannot be had yet: {why}", c.digest.short())));
+                self.stage(Stage::Note(format!(
+                    "artifact {} cannot be had yet: {why}",
+                    c.digest.short()
+                )));
             }
             ChunkEffect::Append { offset, complete } => {
                 let digest = c.digest;
-                self.effects.push_back(Action::AppendChunk { digest, offset, data: c.data, complete });
+                self.effects.push_back(Action::AppendChunk {
+                    digest,
+                    offset,
+                    data: c.data,
+                    complete,
+                });
             }
         }
     }
 
     fn on_command(&mut self, bytes: &[u8], now: Now) {
-        let opened = Parent::open_hub(Kind::Command, bytes, &self.config.node, &self.config.trust, self.now_s(now));
+        let opened = Parent::open_hub(
+            Kind::Command,
+            bytes,
+            &self.config.node,
+            &self.config.trust,
+            self.now_s(now),
+        );
         let command = match opened.and_then(|v| Ok(v.decode::<v1::Command>()?)) {
             Ok(command) => command,
             Err(e) => return self.stage(Stage::Note(format!("a command was not taken: {e}"))),
@@ -316,12 +382,23 @@ impl Agent {
             v1::Operation::Unknown => None,
         };
         let attempt = about.and_then(|id| self.machines.get(id)).map(|m| m.row().attempt);
-        self.effects.push_back(Action::Answer { id: command.id, op: command.op, attempt });
+        self.effects.push_back(Action::Answer {
+            id: command.id,
+            op: command.op,
+            attempt,
+        });
     }
 
-    fn open_from_parent<T: serde::de::DeserializeOwned>(&mut self, kind: Kind, bytes: &[u8], now: Now) -> Option<T> {
+    fn open_from_parent<T: serde::de::DeserializeOwned + v1::Versioned>(
+        &mut self,
+        kind: Kind,
+        bytes: &[u8],
+        now: Now,
+    ) -> Option<T> {
         let now_s = self.now_s(now);
-        let opened = self.parent.open(kind, bytes, &self.config.node, &self.config.trust, now_s);
+        let opened = self
+            .parent
+            .open(kind, bytes, &self.config.node, &self.config.trust, now_s);
         let decoded = opened.and_then(|v| v.decode::<T>().map_err(ParentError::from));
         match decoded {
             // A gateway's clock may be decades off: only what the hub signed moves the time floor.
@@ -345,7 +422,10 @@ impl Agent {
     }
 
     fn on_runtime(&mut self, id: &WorkloadId, attempt: u32, event: RuntimeEvent, now: Now) {
-        let current = self.machines.get_mut(id).filter(|m| m.row().attempt == attempt && m.is_live());
+        let current = self
+            .machines
+            .get_mut(id)
+            .filter(|m| m.row().attempt == attempt && m.is_live());
         let Some(machine) = current else { return };
         match event {
             RuntimeEvent::Started { pid } => machine.started(pid, now.mono_ms),
@@ -369,18 +449,34 @@ impl Agent {
         let mut gone: BTreeSet<WorkloadId> = self.machines.keys().cloned().collect();
         for w in &twin.twin().workloads {
             gone.remove(&w.id);
-            let machine = self.machines.entry(w.id.clone()).or_insert_with(|| Machine::new(w.id.clone()));
+            let machine = self
+                .machines
+                .entry(w.id.clone())
+                .or_insert_with(|| Machine::new(w.id.clone()));
             let spec = spec_digest(w);
             let same = |d: &&Desired| d.spec == spec && d.workload.app_generation == w.app_generation;
             let told = self.reporter.entry(&entry_key(&w.id)).and_then(|e| match &e.body {
                 Body::Workload(r) if r.app_generation == w.app_generation && spec == machine.row().spec => {
-                    Some(Version { epoch: r.epoch, generation: r.generation })
+                    Some(Version {
+                        epoch: r.epoch,
+                        generation: r.generation,
+                    })
                 }
                 _ => None,
             });
-            let asked_by = machine.desired().filter(same).map(|d| d.asked_by).or(told).unwrap_or(version);
+            let asked_by = machine
+                .desired()
+                .filter(same)
+                .map(|d| d.asked_by)
+                .or(told)
+                .unwrap_or(version);
             let decision = decisions.get(&w.id).cloned().unwrap_or(Decision::Run);
-            machine.set_desired(Some(Desired { workload: w.clone(), spec, asked_by, decision }));
+            machine.set_desired(Some(Desired {
+                workload: w.clone(),
+                spec,
+                asked_by,
+                decision,
+            }));
         }
         for id in gone {
             if let Some(machine) = self.machines.get_mut(&id) {
@@ -392,12 +488,22 @@ impl Agent {
 
     fn want_artifacts(&mut self, _now: Now) {
         let Some(twin) = &self.twin else { return };
-        let needed: BTreeMap<Digest, u64> =
-            twin.twin().workloads.iter().flat_map(artifacts_of).map(|a| (a.digest, a.size)).collect();
+        let needed: BTreeMap<Digest, u64> = twin
+            .twin()
+            .workloads
+            .iter()
+            .flat_map(artifacts_of)
+            .map(|a| (a.digest, a.size))
+            .collect();
         self.fetches.retain(|d| needed.contains_key(d));
         for (digest, size) in &needed {
             if !self.artifacts.contains(digest) {
-                let have = self.partial.get(digest).copied().filter(|have| have <= size).unwrap_or(0);
+                let have = self
+                    .partial
+                    .get(digest)
+                    .copied()
+                    .filter(|have| have <= size)
+                    .unwrap_or(0);
                 self.fetches.want(*digest, Some(*size), have);
             }
         }
@@ -415,7 +521,11 @@ impl Agent {
     /// Whether a workload fits beside everything that may still be running.
     fn fits(&self, machine: &Machine) -> bool {
         let Some(d) = machine.desired() else { return true };
-        let (memory, cpu) = self.machines.values().map(Machine::live_cost).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let (memory, cpu) = self
+            .machines
+            .values()
+            .map(Machine::live_cost)
+            .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         let have = &self.config.capabilities;
         memory + d.workload.memory_bytes <= have.memory_bytes && cpu + d.workload.cpu_millis <= have.cpu_millis
     }
@@ -454,9 +564,24 @@ impl Agent {
         if !self.committed.as_ref().is_some_and(due) {
             return;
         }
-        let (Some(c), Some(entry)) = (self.committed.take(), self.reporter.entry("twin")) else { return };
-        if let Body::Twin { epoch, generation, digest, verified_ms, committed_ms: 0 } = entry.body {
-            let body = Body::Twin { epoch, generation, digest, verified_ms, committed_ms: c.at_ms };
+        let (Some(c), Some(entry)) = (self.committed.take(), self.reporter.entry("twin")) else {
+            return;
+        };
+        if let Body::Twin {
+            epoch,
+            generation,
+            digest,
+            verified_ms,
+            committed_ms: 0,
+        } = entry.body
+        {
+            let body = Body::Twin {
+                epoch,
+                generation,
+                digest,
+                verified_ms,
+                committed_ms: c.at_ms,
+            };
             self.say("twin", now, body);
         }
     }
@@ -496,16 +621,24 @@ impl Agent {
                 if let Some(m) = self.machines.get_mut(id) {
                     m.stopping();
                 }
-                self.effects.push_back(Action::Stop { id: id.clone(), attempt, grace_ms });
+                self.effects.push_back(Action::Stop {
+                    id: id.clone(),
+                    attempt,
+                    grace_ms,
+                });
             }
             Step::Start => self.start(id),
         }
     }
 
     fn start(&mut self, id: &WorkloadId) {
-        let Some(machine) = self.machines.get_mut(id) else { return };
+        let Some(machine) = self.machines.get_mut(id) else {
+            return;
+        };
         machine.starting();
-        let (row, Some(desired)) = (machine.row().clone(), machine.desired()) else { return };
+        let (row, Some(desired)) = (machine.row().clone(), machine.desired()) else {
+            return;
+        };
         let launch = Launch {
             workload: desired.workload.clone(),
             version: desired.asked_by,
@@ -520,11 +653,21 @@ impl Agent {
     /// Artifacts of the twin in force stay; what no workload needs any more goes.
     fn collect_garbage(&mut self) {
         let Some(twin) = &self.twin else { return };
-        let keep: BTreeSet<Digest> = twin.twin().workloads.iter().flat_map(artifacts_of).map(|a| a.digest).collect();
-        let settled = self.machines.values().all(|m| !m.is_live() || m.desired().is_some_and(|d| d.spec == m.row().spec));
+        let keep: BTreeSet<Digest> = twin
+            .twin()
+            .workloads
+            .iter()
+            .flat_map(artifacts_of)
+            .map(|a| a.digest)
+            .collect();
+        let settled = self
+            .machines
+            .values()
+            .all(|m| !m.is_live() || m.desired().is_some_and(|d| d.spec == m.row().spec));
         if settled && self.artifacts.iter().any(|d| !keep.contains(d)) {
             self.artifacts.retain(|d| keep.contains(d));
-            self.effects.push_back(Action::KeepArtifacts(keep.into_iter().collect()));
+            self.effects
+                .push_back(Action::KeepArtifacts(keep.into_iter().collect()));
         }
     }
 
@@ -578,7 +721,14 @@ impl Agent {
 
     fn alarm(&mut self, code: &str, detail: String, now: Now) {
         self.stage(Stage::Note(format!("{code}: {detail}")));
-        self.say(&format!("alarm/{code}"), now, Body::Alarm(v1::Alarm { code: code.into(), detail }));
+        self.say(
+            &format!("alarm/{code}"),
+            now,
+            Body::Alarm(v1::Alarm {
+                code: code.into(),
+                detail,
+            }),
+        );
     }
 
     fn stage(&mut self, stage: Stage) {

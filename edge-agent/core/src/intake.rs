@@ -45,10 +45,15 @@ pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>,
     };
     let version = twin.version();
     if twin.twin().node != *me {
-        let e = EnvelopeError::WrongAudience { aud: twin.twin().node.clone(), me: me.clone() };
+        let e = EnvelopeError::WrongAudience {
+            aud: twin.twin().node.clone(),
+            me: me.clone(),
+        };
         return refuse(&TwinError::Envelope(e), version);
     }
-    let Some(held) = held else { return Verdict::Take(Box::new(twin)) };
+    let Some(held) = held else {
+        return Verdict::Take(Box::new(twin));
+    };
     if version > held.version {
         return Verdict::Take(Box::new(twin));
     }
@@ -58,7 +63,11 @@ pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>,
     }
     if version < held.version {
         let detail = format!("generation {version} is older than {}, which is in force", held.version);
-        return Verdict::Refuse(Refusal { code: "old-generation", detail, version });
+        return Verdict::Refuse(Refusal {
+            code: "old-generation",
+            detail,
+            version,
+        });
     }
     if twin.digest() == held.digest {
         return Verdict::Held;
@@ -68,11 +77,19 @@ pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>,
         held.digest.short(),
         twin.digest().short()
     );
-    Verdict::Refuse(Refusal { code: "same-generation", detail, version })
+    Verdict::Refuse(Refusal {
+        code: "same-generation",
+        detail,
+        version,
+    })
 }
 
 fn refuse(e: &TwinError, version: Version) -> Verdict {
-    Verdict::Refuse(Refusal { code: e.code(), detail: e.to_string(), version })
+    Verdict::Refuse(Refusal {
+        code: e.code(),
+        detail: e.to_string(),
+        version,
+    })
 }
 
 /// Bugs that the simulator must find. They exist in test builds only and are off unless a test turns one on.

@@ -38,7 +38,11 @@ pub fn schedule(workloads: &[Workload], node: &Capabilities) -> BTreeMap<Workloa
 fn decide(w: &Workload, node: &Capabilities, memory: u64, cpu: u64) -> Decision {
     if !node.runtimes.iter().any(|r| r.name == w.runtime) {
         let have: Vec<&str> = node.runtimes.iter().map(|r| r.name.as_str()).collect();
-        return Decision::Wait(format!("runtime {} is not installed here (installed: {})", w.runtime, have.join(", ")));
+        return Decision::Wait(format!(
+            "runtime {} is not installed here (installed: {})",
+            w.runtime,
+            have.join(", ")
+        ));
     }
     if w.memory_bytes > memory {
         return Decision::Wait(format!(

@@ -31,7 +31,11 @@ enum Observed {
     /// Told to start.
     Starting,
     /// A process runs.
-    Running { pid: u32, adopted: bool, since_ms: Option<u64> },
+    Running {
+        pid: u32,
+        adopted: bool,
+        since_ms: Option<u64>,
+    },
     /// Told to stop.
     Stopping { why: String },
     /// Ended; started again at this monotonic time.
@@ -94,20 +98,45 @@ impl Machine {
     /// A workload that has never run here.
     #[must_use]
     pub fn new(id: WorkloadId) -> Self {
-        let row = InstanceRow { id, attempt: 0, spec: Digest([0; 32]), failures: 0, phase: Phase::Finished };
-        Self { row, desired: None, observed: Observed::Idle { why: String::new() }, live: None }
+        let row = InstanceRow {
+            id,
+            attempt: 0,
+            spec: Digest([0; 32]),
+            failures: 0,
+            phase: Phase::Finished,
+        };
+        Self {
+            row,
+            desired: None,
+            observed: Observed::Idle { why: String::new() },
+            live: None,
+        }
     }
 
     /// A workload as the ledger remembers it, with no process until [`Machine::found`] says otherwise.
     #[must_use]
     pub fn from_row(row: InstanceRow, mono_ms: u64) -> Self {
         let observed = match row.phase {
-            Phase::Active => Observed::Idle { why: "the node was restarted".into() },
-            Phase::Backoff => Observed::Backoff { until: mono_ms, why: "it failed before the agent restarted".into() },
-            Phase::Finished => Observed::Finished { why: "it ended before the agent restarted".into() },
-            Phase::CrashLoop => Observed::CrashLoop { why: "it failed too often before the agent restarted".into() },
+            Phase::Active => Observed::Idle {
+                why: "the node was restarted".into(),
+            },
+            Phase::Backoff => Observed::Backoff {
+                until: mono_ms,
+                why: "it failed before the agent restarted".into(),
+            },
+            Phase::Finished => Observed::Finished {
+                why: "it ended before the agent restarted".into(),
+            },
+            Phase::CrashLoop => Observed::CrashLoop {
+                why: "it failed too often before the agent restarted".into(),
+            },
         };
-        Self { row, desired: None, observed, live: None }
+        Self {
+            row,
+            desired: None,
+            observed,
+            live: None,
+        }
     }
 
     /// A live process of this workload was found at boot.
@@ -115,8 +144,16 @@ impl Machine {
         self.row.attempt = self.row.attempt.max(attempt);
         self.row.spec = spec;
         self.row.phase = Phase::Active;
-        self.observed = Observed::Running { pid, adopted: true, since_ms: None };
-        self.live = Some(Live { memory_bytes: 0, cpu_millis: 0, grace_ms: ORPHAN_GRACE_MS });
+        self.observed = Observed::Running {
+            pid,
+            adopted: true,
+            since_ms: None,
+        };
+        self.live = Some(Live {
+            memory_bytes: 0,
+            cpu_millis: 0,
+            grace_ms: ORPHAN_GRACE_MS,
+        });
     }
 
     /// The ledger's row.
@@ -134,7 +171,10 @@ impl Machine {
     /// Whether a process may exist.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        matches!(self.observed, Observed::Starting | Observed::Running { .. } | Observed::Stopping { .. })
+        matches!(
+            self.observed,
+            Observed::Starting | Observed::Running { .. } | Observed::Stopping { .. }
+        )
     }
 
     /// Memory and CPU that a process of it may be using.
@@ -180,7 +220,11 @@ impl Machine {
             Observed::Stopping { .. } => Step::None,
             Observed::Starting | Observed::Running { .. } => {
                 let replaced = d.spec != self.row.spec && artifacts_here;
-                if d.decision != Decision::Run || replaced { self.stop() } else { Step::None }
+                if d.decision != Decision::Run || replaced {
+                    self.stop()
+                } else {
+                    Step::None
+                }
             }
             Observed::Finished { .. } | Observed::CrashLoop { .. } => Step::None,
             Observed::Backoff { .. } => Step::None,
@@ -193,7 +237,10 @@ impl Machine {
 
     fn stop(&self) -> Step {
         let grace_ms = self.live.map_or(ORPHAN_GRACE_MS, |l| l.grace_ms);
-        Step::Stop { attempt: self.row.attempt, grace_ms }
+        Step::Stop {
+            attempt: self.row.attempt,
+            grace_ms,
+        }
     }
 
     /// The next attempt is about to be started; the row must be on disk before it is.
@@ -213,7 +260,10 @@ impl Machine {
     pub fn stopping(&mut self) {
         let why = match &self.desired {
             None => "it is not in the twin any more".to_owned(),
-            Some(Desired { decision: Decision::Wait(why), .. }) => why.clone(),
+            Some(Desired {
+                decision: Decision::Wait(why),
+                ..
+            }) => why.clone(),
             Some(_) => "a new version replaces it".to_owned(),
         };
         self.observed = Observed::Stopping { why };
@@ -222,14 +272,20 @@ impl Machine {
     /// The runtime says that it runs.
     pub fn started(&mut self, pid: u32, mono_ms: u64) {
         if self.observed == Observed::Starting {
-            self.observed = Observed::Running { pid, adopted: false, since_ms: Some(mono_ms) };
+            self.observed = Observed::Running {
+                pid,
+                adopted: false,
+                since_ms: Some(mono_ms),
+            };
         }
     }
 
     /// The runtime says that it ended.
     pub fn exited(&mut self, ok: bool, detail: &str, mono_ms: u64) {
         let ran_ms = match &self.observed {
-            Observed::Running { since_ms: Some(since), .. } => mono_ms.saturating_sub(*since),
+            Observed::Running {
+                since_ms: Some(since), ..
+            } => mono_ms.saturating_sub(*since),
             Observed::Stopping { why } => {
                 self.observed = Observed::Idle { why: why.clone() };
                 self.live = None;
@@ -263,14 +319,23 @@ impl Machine {
         self.row.failures += u32::from(!ok);
         if self.row.failures >= restart.crash_loop_after.max(1) {
             self.row.phase = Phase::CrashLoop;
-            let why = format!("{} failures in a row, the last: {why}; it is started again when its twin changes", self.row.failures);
+            let why = format!(
+                "{} failures in a row, the last: {why}; it is started again when its twin changes",
+                self.row.failures
+            );
             self.observed = Observed::CrashLoop { why };
             return;
         }
         let doublings = self.row.failures.saturating_sub(1).min(20);
-        let pause = restart.backoff_min_ms.saturating_mul(1 << doublings).min(restart.backoff_max_ms);
+        let pause = restart
+            .backoff_min_ms
+            .saturating_mul(1 << doublings)
+            .min(restart.backoff_max_ms);
         self.row.phase = Phase::Backoff;
-        self.observed = Observed::Backoff { until: mono_ms + pause, why };
+        self.observed = Observed::Backoff {
+            until: mono_ms + pause,
+            why,
+        };
     }
 
     /// A pause that is over makes the workload one that may start, if its artifacts are here and there is room.
@@ -312,9 +377,12 @@ impl Machine {
             Observed::Idle { why } => match (&d.decision, missing) {
                 (Decision::Wait(reason), _) => (W::Waiting, reason.clone(), 0, false),
                 (Decision::Run, Some(m)) => (W::Fetching, m, 0, false),
-                (Decision::Run, None) if !fits_now => {
-                    (W::Waiting, "it waits until a workload that is being stopped has made room".into(), 0, false)
-                }
+                (Decision::Run, None) if !fits_now => (
+                    W::Waiting,
+                    "it waits until a workload that is being stopped has made room".into(),
+                    0,
+                    false,
+                ),
                 (Decision::Run, None) => (W::Waiting, why.clone(), 0, false),
             },
         };
@@ -335,5 +403,9 @@ impl Machine {
 }
 
 fn live_of(w: &Workload) -> Live {
-    Live { memory_bytes: w.memory_bytes, cpu_millis: w.cpu_millis, grace_ms: w.stop_grace_ms }
+    Live {
+        memory_bytes: w.memory_bytes,
+        cpu_millis: w.cpu_millis,
+        grace_ms: w.stop_grace_ms,
+    }
 }

@@ -27,12 +27,20 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn new(whole: BTreeMap<Digest, u64>, partial: BTreeMap<Digest, u64>) -> Self {
-        Self { whole, partial, ..Self::default() }
+        Self {
+            whole,
+            partial,
+            ..Self::default()
+        }
     }
 
     /// A child asks: serve it, or let it wait and fetch.
     pub(crate) fn wanted(&mut self, child: NodeId, r: &v1::ChunkRequest) -> Option<Action> {
-        let waiter = Waiter { child, offset: r.offset, length: r.length };
+        let waiter = Waiter {
+            child,
+            offset: r.offset,
+            length: r.length,
+        };
         if let Some(size) = self.whole.get(&r.digest) {
             return Some(serve(r.digest, &waiter, *size));
         }
@@ -61,14 +69,28 @@ impl Cache {
 
     /// A chunk came from above.
     pub(crate) fn on_chunk(&mut self, c: v1::Chunk) -> Vec<Action> {
-        match self.fetches.on_chunk(&c.digest, c.offset, c.total, c.data.len(), c.missing.as_deref()) {
+        match self
+            .fetches
+            .on_chunk(&c.digest, c.offset, c.total, c.data.len(), c.missing.as_deref())
+        {
             ChunkEffect::Ignore => Vec::new(),
             ChunkEffect::Append { offset, complete } => {
-                vec![Action::AppendChunk { digest: c.digest, offset, data: c.data, complete }]
+                vec![Action::AppendChunk {
+                    digest: c.digest,
+                    offset,
+                    data: c.data,
+                    complete,
+                }]
             }
             ChunkEffect::Missing(_) => {
                 let waiters = self.waiters.remove(&c.digest).unwrap_or_default();
-                waiters.into_iter().map(|w| Action::RefuseChunk { child: w.child, chunk: c.clone() }).collect()
+                waiters
+                    .into_iter()
+                    .map(|w| Action::RefuseChunk {
+                        child: w.child,
+                        chunk: c.clone(),
+                    })
+                    .collect()
             }
         }
     }
@@ -93,9 +115,24 @@ impl Cache {
 fn serve(digest: Digest, w: &Waiter, size: u64) -> Action {
     if w.offset >= size {
         let missing = Some(format!("it has {size} bytes, byte {} was asked for", w.offset));
-        let chunk = v1::Chunk { v: v1::VERSION, digest, offset: w.offset, total: size, data: Vec::new(), missing };
-        return Action::RefuseChunk { child: w.child.clone(), chunk };
+        let chunk = v1::Chunk {
+            v: v1::VERSION,
+            digest,
+            offset: w.offset,
+            total: size,
+            data: Vec::new(),
+            missing,
+        };
+        return Action::RefuseChunk {
+            child: w.child.clone(),
+            chunk,
+        };
     }
     let length = w.length.min(size - w.offset);
-    Action::ServeChunk { child: w.child.clone(), digest, offset: w.offset, length }
+    Action::ServeChunk {
+        child: w.child.clone(),
+        digest,
+        offset: w.offset,
+        length,
+    }
 }

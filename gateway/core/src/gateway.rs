@@ -48,7 +48,9 @@ impl Gateway {
     ) -> Self {
         let trust = config.trust.clone();
         let mut gateway = Self {
-            tree: Tree::new(config.node.clone(), stored.tree, |bytes| VerifiedTwin::reopen(bytes, &trust)),
+            tree: Tree::new(config.node.clone(), stored.tree, |bytes| {
+                VerifiedTwin::reopen(bytes, &trust)
+            }),
             spool: Spool::new(stored.spool),
             cache: Cache::new(artifacts, partial),
             reporter: Reporter::new(stored.stream),
@@ -67,7 +69,13 @@ impl Gateway {
             gateway.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now);
         }
         // An alarm of an earlier start that this start did not raise is over.
-        let stands = |key: &String| gateway.config.alarms.iter().any(|a| *key == format!("alarm/{}", a.code));
+        let stands = |key: &String| {
+            gateway
+                .config
+                .alarms
+                .iter()
+                .any(|a| *key == format!("alarm/{}", a.code))
+        };
         let over: Vec<String> = gateway.reporter.alarms().into_iter().filter(|k| !stands(k)).collect();
         for key in over {
             gateway.say(&key, Body::Over, now);
@@ -125,7 +133,11 @@ impl Gateway {
             Event::FromChild { child, kind, bytes } => {
                 let authorities = self.config.trust.authorities();
                 let now_s = self.now_s(now);
-                let clock = Clock { authorities: &authorities, now_s, mono_ms: now.mono_ms };
+                let clock = Clock {
+                    authorities: &authorities,
+                    now_s,
+                    mono_ms: now.mono_ms,
+                };
                 self.tree.on_message(&child, kind, &bytes, &clock);
             }
             Event::ArtifactStored { digest, size } => {
@@ -150,13 +162,31 @@ impl Gateway {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
         let up = self.parent.is_connected();
-        let above = [self.cache.timeout(), self.reporter.timeout(), self.spool.timeout(), self.parent.timeout()];
-        above.into_iter().flatten().filter(|_| up).chain(self.tree.timeout()).min()
+        let above = [
+            self.cache.timeout(),
+            self.reporter.timeout(),
+            self.spool.timeout(),
+            self.parent.timeout(),
+        ];
+        above
+            .into_iter()
+            .flatten()
+            .filter(|_| up)
+            .chain(self.tree.timeout())
+            .min()
     }
 
     fn link(&mut self, child: &NodeId, up: bool, reason: String, now: Now) {
         let reason = cnova_shared::limits::clip_to(&reason, 200);
-        self.say(&format!("link/{child}"), Body::Link { child: child.clone(), up, reason }, now);
+        self.say(
+            &format!("link/{child}"),
+            Body::Link {
+                child: child.clone(),
+                up,
+                reason,
+            },
+            now,
+        );
     }
 
     fn on_parent(&mut self, kind: Kind, bytes: &[u8], now: Now) {
@@ -172,10 +202,19 @@ impl Gateway {
         }
     }
 
-    fn open<T: serde::de::DeserializeOwned>(&mut self, kind: Kind, bytes: &[u8], now: Now) -> Result<T, String> {
+    fn open<T: serde::de::DeserializeOwned + v1::Versioned>(
+        &mut self,
+        kind: Kind,
+        bytes: &[u8],
+        now: Now,
+    ) -> Result<T, String> {
         let now_s = self.now_s(now);
-        let opened = self.parent.open(kind, bytes, &self.config.node, &self.config.trust, now_s);
-        let message = opened.and_then(|v| v.decode::<T>().map_err(ParentError::from)).map_err(|e| e.to_string())?;
+        let opened = self
+            .parent
+            .open(kind, bytes, &self.config.node, &self.config.trust, now_s);
+        let message = opened
+            .and_then(|v| v.decode::<T>().map_err(ParentError::from))
+            .map_err(|e| e.to_string())?;
         // The parent's clock may be decades off: only twins, which the hub signed, move the time floor.
         Ok(message.into_value())
     }
@@ -192,7 +231,10 @@ impl Gateway {
 
     fn on_ack(&mut self, bytes: &[u8], now: Now) -> Result<(), String> {
         let ack = self.open::<v1::Ack>(Kind::Ack, bytes, now)?;
-        let position = Position { incarnation: ack.incarnation, seq: ack.seq };
+        let position = Position {
+            incarnation: ack.incarnation,
+            seq: ack.seq,
+        };
         let welcome = ack.hello.as_ref() == Some(&self.config.boot);
         if welcome {
             // One answer of the two may be lost; the hello is repeated until both streams were answered.
@@ -203,7 +245,8 @@ impl Gateway {
         }
         match ack.stream {
             Stream::Report => {
-                self.reporter.on_ack(position, welcome, now.mono_ms, &mut self.stream_ops);
+                self.reporter
+                    .on_ack(position, welcome, now.mono_ms, &mut self.stream_ops);
                 if welcome {
                     self.reporter.set_connected(true);
                 }
@@ -254,17 +297,29 @@ impl Gateway {
     /// Commands are handed on at once or not at all; the node checks the hub's signature and the expiry itself.
     fn on_command(&mut self, bytes: &[u8]) -> Result<(), String> {
         let node = Untrusted::read(bytes).map_err(|e| e.to_string())?.claims.aud;
-        let via = self.tree.via(&node).ok_or_else(|| format!("{node} does not hang here"))?;
+        let via = self
+            .tree
+            .via(&node)
+            .ok_or_else(|| format!("{node} does not hang here"))?;
         if !self.tree.is_connected(via) {
             return Err(format!("{via}, on the way to {node}, is not connected"));
         }
-        let action = Action::Forward { child: via.clone(), kind: Kind::Command, bytes: bytes.to_vec() };
+        let action = Action::Forward {
+            child: via.clone(),
+            kind: Kind::Command,
+            bytes: bytes.to_vec(),
+        };
         self.effects.push_back(action);
         Ok(())
     }
 
     fn spool(&mut self, node: NodeId, kind: Kind, keys: BTreeSet<String>, bytes: Vec<u8>) {
-        let item = Item { node, kind: kind.as_str().to_owned(), keys, bytes };
+        let item = Item {
+            node,
+            kind: kind.as_str().to_owned(),
+            keys,
+            bytes,
+        };
         self.spool.push(item, &mut self.spool_ops);
     }
 
@@ -272,7 +327,12 @@ impl Gateway {
         while let Some(event) = self.tree.poll_event() {
             match event {
                 TreeEvent::Persist(op) => self.ops.push(Op::Tree(op)),
-                TreeEvent::Heard { author, said, kind, raw } => {
+                TreeEvent::Heard {
+                    author,
+                    said,
+                    kind,
+                    raw,
+                } => {
                     let keys = self.keys_of(&said);
                     self.spool(author, kind, keys, raw);
                 }
@@ -283,9 +343,19 @@ impl Gateway {
                     let action = self.cache.wanted(child, &request);
                     self.effects.extend(action);
                 }
-                TreeEvent::Forward { child, kind, node, first, bytes } => {
+                TreeEvent::Forward {
+                    child,
+                    kind,
+                    node,
+                    first,
+                    bytes,
+                } => {
                     if let Some(Version { epoch, generation }) = first {
-                        let body = Body::Relayed { node: node.clone(), epoch, generation };
+                        let body = Body::Relayed {
+                            node: node.clone(),
+                            epoch,
+                            generation,
+                        };
                         self.say(&format!("relayed/{node}"), body, now);
                     }
                     self.effects.push_back(Action::Forward { child, kind, bytes });

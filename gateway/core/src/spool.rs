@@ -79,7 +79,11 @@ impl Spool {
     /// A spool with what the store held.
     #[must_use]
     pub fn new(stored: StoredSpool) -> Self {
-        let newest = stored.items.last_key_value().map_or(0, |(s, _)| *s).max(stored.acked.seq);
+        let newest = stored
+            .items
+            .last_key_value()
+            .map_or(0, |(s, _)| *s)
+            .max(stored.acked.seq);
         let mut spool = Self {
             items: BTreeMap::new(),
             current: BTreeMap::new(),
@@ -128,7 +132,10 @@ impl Spool {
     pub fn push(&mut self, item: Item, ops: &mut Vec<SpoolOp>) {
         let seq = self.next_seq;
         self.next_seq += 1;
-        ops.push(SpoolOp::Put { seq, item: item.clone() });
+        ops.push(SpoolOp::Put {
+            seq,
+            item: item.clone(),
+        });
         self.insert(seq, item, ops);
     }
 
@@ -136,7 +143,9 @@ impl Spool {
         let mut drop = Vec::new();
         let of_node = self.per_node.entry(item.node.clone()).or_default();
         for old in of_node.iter() {
-            let Some(current) = self.current.get_mut(old) else { continue };
+            let Some(current) = self.current.get_mut(old) else {
+                continue;
+            };
             current.retain(|k| !item.keys.contains(k));
             if current.is_empty() {
                 drop.push(*old);
@@ -171,7 +180,11 @@ impl Spool {
 
     /// The link is up or down.
     pub fn set_connected(&mut self, up: bool) {
-        if up { self.sender.connected() } else { self.sender.disconnected() }
+        if up {
+            self.sender.connected()
+        } else {
+            self.sender.disconnected()
+        }
     }
 
     /// The parent acknowledged. What it has is dropped; true when it has less than it once said, so that everything
@@ -189,7 +202,10 @@ impl Spool {
             }
             AckEffect::Regressed | AckEffect::Outlived { .. } => {}
         }
-        ops.push(SpoolOp::Acked(Position { incarnation: self.sender.incarnation(), seq: self.sender.acked() }));
+        ops.push(SpoolOp::Acked(Position {
+            incarnation: self.sender.incarnation(),
+            seq: self.sender.acked(),
+        }));
         matches!(effect, AckEffect::Regressed | AckEffect::Outlived { .. })
     }
 
@@ -204,10 +220,19 @@ impl Spool {
                 break;
             }
             to = *seq;
-            items.push(RelayItem { kind: item.kind.clone(), body: ByteBuf::from(item.bytes.clone()) });
+            items.push(RelayItem {
+                kind: item.kind.clone(),
+                body: ByteBuf::from(item.bytes.clone()),
+            });
         }
         self.sender.sent(to, mono_ms);
-        Some(Relay { v: VERSION, incarnation: self.sender.incarnation(), from, to, items })
+        Some(Relay {
+            v: VERSION,
+            incarnation: self.sender.incarnation(),
+            from,
+            to,
+            items,
+        })
     }
 
     /// When something is to be sent again.
@@ -276,7 +301,15 @@ mod tests {
         spool.push(item("a", &["x"], 1), &mut ops);
         spool.set_connected(true);
         let relay = spool.poll(0).unwrap();
-        assert!(!spool.on_ack(Position { incarnation: relay.incarnation, seq: relay.to }, false, 1, &mut ops));
+        assert!(!spool.on_ack(
+            Position {
+                incarnation: relay.incarnation,
+                seq: relay.to
+            },
+            false,
+            1,
+            &mut ops
+        ));
         assert!(spool.is_empty());
         let mut stored = StoredSpool::default();
         ops.iter().for_each(|op| stored.apply(op));
@@ -285,6 +318,9 @@ mod tests {
         again.set_connected(true);
         let relay = again.poll(0).unwrap();
         assert_eq!((relay.from, relay.to), (1, 2));
-        assert!(again.on_ack(Position::default(), true, 1, &mut ops), "a parent that knows nothing lost its store");
+        assert!(
+            again.on_ack(Position::default(), true, 1, &mut ops),
+            "a parent that knows nothing lost its store"
+        );
     }
 }

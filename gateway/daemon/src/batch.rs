@@ -35,9 +35,10 @@ impl Batch {
     /// Takes the hellos out. A hello depends on nothing that is still to be written, so a gateway whose store refuses
     /// every write can still say so.
     pub fn take_hellos(&mut self) -> Vec<Action> {
-        let (hellos, rest) = self.0.drain(..).partition(|a| {
-            matches!(a, Action::SendUp(UpMessage::Hello(_)))
-        });
+        let (hellos, rest) = self
+            .0
+            .drain(..)
+            .partition(|a| matches!(a, Action::SendUp(UpMessage::Hello(_))));
         self.0 = rest;
         hellos.into()
     }
@@ -60,7 +61,10 @@ mod tests {
         ] {
             batch.push(action);
         }
-        assert_eq!(batch.pop(), Some(Action::Persist(vec![Op::TimeFloor(1), Op::TimeFloor(2)])));
+        assert_eq!(
+            batch.pop(),
+            Some(Action::Persist(vec![Op::TimeFloor(1), Op::TimeFloor(2)]))
+        );
         assert_eq!(batch.pop(), Some(Action::Note("a".into())));
         assert_eq!(batch.pop(), Some(Action::Persist(vec![Op::TimeFloor(3)])));
         assert_eq!(batch.pop(), None);

@@ -96,8 +96,18 @@ impl Cache {
                 written.append(&append);
             }
         };
-        thread::Builder::new().name("cache".into()).spawn(work).map_err(CacheError::Thread)?;
-        Ok((Self { shelf, appends, serving: Arc::default() }, receiver))
+        thread::Builder::new()
+            .name("cache".into())
+            .spawn(work)
+            .map_err(CacheError::Thread)?;
+        Ok((
+            Self {
+                shelf,
+                appends,
+                serving: Arc::default(),
+            },
+            receiver,
+        ))
     }
 
     /// What is there.
@@ -107,13 +117,28 @@ impl Cache {
     pub fn inventory(&self) -> Result<Inventory, ArtifactError> {
         let (whole, partial) = self.shelf.artifacts.scan()?;
         let size = |d: &Digest| fs::metadata(self.shelf.artifacts.path(d)).map_or(0, |m| m.len());
-        Ok((whole.into_iter().map(|d| (d, size(&d))).filter(|(_, s)| *s > 0).collect(), partial))
+        Ok((
+            whole
+                .into_iter()
+                .map(|d| (d, size(&d)))
+                .filter(|(_, s)| *s > 0)
+                .collect(),
+            partial,
+        ))
     }
 
     /// Has a piece written; waits for room in the queue.
     pub async fn append(&self, digest: Digest, offset: u64, data: Vec<u8>, complete: bool) {
         // The thread ends only with this handle.
-        let _ = self.appends.send(Append { digest, offset, data, complete }).await;
+        let _ = self
+            .appends
+            .send(Append {
+                digest,
+                offset,
+                data,
+                complete,
+            })
+            .await;
     }
 
     /// Has a piece read, signed and sent to a child, or word that it is not there.
@@ -156,10 +181,16 @@ impl Shelf {
     }
 
     fn finish(&self, digest: Digest) -> Event {
-        let size = self.artifacts.finish(&digest).map_err(|e| e.to_string()).and_then(|()| {
-            let path = self.artifacts.path(&digest);
-            fs::metadata(&path).map(|m| m.len()).map_err(|e| format!("cannot look at {}: {e}", path.display()))
-        });
+        let size = self
+            .artifacts
+            .finish(&digest)
+            .map_err(|e| e.to_string())
+            .and_then(|()| {
+                let path = self.artifacts.path(&digest);
+                fs::metadata(&path)
+                    .map(|m| m.len())
+                    .map_err(|e| format!("cannot look at {}: {e}", path.display()))
+            });
         match size {
             Ok(size) => {
                 lock(&self.checked).insert(digest);
@@ -174,7 +205,9 @@ impl Shelf {
         loop {
             match self.artifacts.append(&append.digest, append.offset, &append.data) {
                 Err(AppendError::Artifact(error @ ArtifactError::NoRoom { .. })) => {
-                    let Some(victim) = self.make_room(&append.digest)? else { return Err(error.into()) };
+                    let Some(victim) = self.make_room(&append.digest)? else {
+                        return Err(error.into());
+                    };
                     tracing::info!(digest = %victim, "removed from the cache to make room");
                     self.gone(victim, "it was removed from the cache to make room");
                 }
@@ -189,7 +222,10 @@ impl Shelf {
         // What was not asked for in this run goes first, in the order in which it came.
         let age = |d: &&Digest| {
             let came = fs::metadata(self.artifacts.path(d)).and_then(|m| m.modified());
-            (lock(&self.used).1.get(d).copied().unwrap_or(0), came.unwrap_or(SystemTime::UNIX_EPOCH))
+            (
+                lock(&self.used).1.get(d).copied().unwrap_or(0),
+                came.unwrap_or(SystemTime::UNIX_EPOCH),
+            )
         };
         if let Some(victim) = whole.iter().min_by_key(age).copied() {
             self.artifacts.remove(&victim)?;
@@ -206,11 +242,13 @@ impl Shelf {
 
     /// The piece; or why not, and then the core is told that the artifact is not there.
     fn read(&self, piece: &Piece) -> v1::Chunk {
-        let Piece { digest, offset, length, .. } = piece;
+        let Piece {
+            digest, offset, length, ..
+        } = piece;
         self.touch(*digest);
-        let read = self.check(digest).and_then(|()| {
-            self.artifacts.read(digest, *offset, *length).map_err(|e| e.to_string())
-        });
+        let read = self
+            .check(digest)
+            .and_then(|()| self.artifacts.read(digest, *offset, *length).map_err(|e| e.to_string()));
         let (data, total, missing) = match read {
             Ok((data, total)) if !data.is_empty() => (data, total, None),
             Ok((_, total)) => (Vec::new(), total, Some(format!("it has {total} bytes"))),
@@ -220,7 +258,14 @@ impl Shelf {
                 (Vec::new(), 0, Some(limits::clip_to(&why, 300)))
             }
         };
-        v1::Chunk { v: v1::VERSION, digest: *digest, offset: *offset, total, data, missing }
+        v1::Chunk {
+            v: v1::VERSION,
+            digest: *digest,
+            offset: *offset,
+            total,
+            data,
+            missing,
+        }
     }
 
     /// Checks each artifact once in a run before its first piece is given away.
@@ -238,7 +283,10 @@ impl Shelf {
 
     fn gone(&self, digest: Digest, detail: &str) {
         self.forget(&digest);
-        let _ = self.events.send(Event::ArtifactFailed { digest, detail: detail.to_owned() });
+        let _ = self.events.send(Event::ArtifactFailed {
+            digest,
+            detail: detail.to_owned(),
+        });
     }
 
     fn forget(&self, digest: &Digest) {
@@ -273,7 +321,11 @@ mod tests {
     fn rig() -> Rig {
         let folder = tempfile::tempdir().unwrap();
         let (cache, events) = Cache::open(folder.path(), MAX_BYTES).unwrap();
-        Rig { cache, events, _folder: folder }
+        Rig {
+            cache,
+            events,
+            _folder: folder,
+        }
     }
 
     impl Rig {
@@ -281,7 +333,9 @@ mod tests {
             let data = vec![fill; len];
             let digest = Digest::of(&data);
             self.cache.append(digest, 0, data[..len / 2].to_vec(), false).await;
-            self.cache.append(digest, len as u64 / 2, data[len / 2..].to_vec(), true).await;
+            self.cache
+                .append(digest, len as u64 / 2, data[len / 2..].to_vec(), true)
+                .await;
             digest
         }
 
@@ -295,7 +349,12 @@ mod tests {
 
         fn read(&self, digest: Digest) -> v1::Chunk {
             let child = NodeId::new("a").unwrap();
-            self.cache.shelf.read(&Piece { child, digest, offset: 0, length: 10 })
+            self.cache.shelf.read(&Piece {
+                child,
+                digest,
+                offset: 0,
+                length: 10,
+            })
         }
     }
 
@@ -310,7 +369,10 @@ mod tests {
         let three = rig.store(3, 500).await;
         assert_eq!(rig.event().await.0, two, "one was asked for, two was not");
         assert_eq!(rig.event().await, (three, Ok(500)));
-        assert_eq!(rig.cache.inventory().unwrap().0, BTreeMap::from([(one, 400), (three, 500)]));
+        assert_eq!(
+            rig.cache.inventory().unwrap().0,
+            BTreeMap::from([(one, 400), (three, 500)])
+        );
         assert!(rig.read(two).missing.is_some());
         assert!(rig.event().await.1.is_err(), "and the core is told");
     }

@@ -26,14 +26,20 @@ impl Clock {
     /// A clock that begins now.
     #[must_use]
     pub fn new(floor: Arc<FloorClock>) -> Self {
-        Self { start: Instant::now(), floor }
+        Self {
+            start: Instant::now(),
+            floor,
+        }
     }
 
     /// Both clocks.
     #[must_use]
     pub fn now(&self) -> Now {
         let mono_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now { mono_ms, wall_ms: wall_ms().max(self.floor.now_s().saturating_mul(1000)) }
+        Now {
+            mono_ms,
+            wall_ms: wall_ms().max(self.floor.now_s().saturating_mul(1000)),
+        }
     }
 
     /// When it is `mono_ms`.

@@ -73,7 +73,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_store_bytes: STORE_BYTES, max_cache_bytes: CACHE_BYTES }
+        Self {
+            max_store_bytes: STORE_BYTES,
+            max_cache_bytes: CACHE_BYTES,
+        }
     }
 }
 
@@ -141,7 +144,10 @@ impl Config {
     /// [`ConfigError`]: the first thing that is not understood, with its line, or every value that breaks a rule.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file: File = config::load_toml(path)?;
-        check(file).map_err(|problems| ConfigError::Values { path: path.to_owned(), problems })
+        check(file).map_err(|problems| ConfigError::Values {
+            path: path.to_owned(),
+            problems,
+        })
     }
 }
 
@@ -151,14 +157,19 @@ fn check(file: File) -> Result<Config, Vec<String>> {
         problems.push(format!("parent.node: {} cannot be its own parent", file.parent.node));
     }
     if !file.state_dir.is_absolute() {
-        problems.push(format!("state_dir: {} is not an absolute path", file.state_dir.display()));
+        problems.push(format!(
+            "state_dir: {} is not an absolute path",
+            file.state_dir.display()
+        ));
     }
     if file.labels.len() > LABELS_MAX {
         problems.push(format!("labels: {} of them, at most {LABELS_MAX}", file.labels.len()));
     }
     let long = |(k, v): &(&String, &String)| k.is_empty() || k.len().max(v.len()) > LABEL_LEN_MAX;
     for (key, _) in file.labels.iter().filter(long) {
-        problems.push(format!("labels.{key}: a key has 1 to {LABEL_LEN_MAX} bytes, a value at most {LABEL_LEN_MAX}"));
+        problems.push(format!(
+            "labels.{key}: a key has 1 to {LABEL_LEN_MAX} bytes, a value at most {LABEL_LEN_MAX}"
+        ));
     }
     if file.limits.max_store_bytes < STORE_BYTES_MIN {
         let given = file.limits.max_store_bytes;
@@ -225,24 +236,40 @@ address = "0.0.0.0:8883"
         let config = load(GOOD).unwrap();
         assert_eq!(config.node.unwrap().as_str(), "gw-1");
         assert_eq!(config.children, Children::Listen("0.0.0.0:8883".parse().unwrap()));
-        assert_eq!(config.limits, Limits { max_store_bytes: STORE_BYTES, max_cache_bytes: CACHE_BYTES });
+        assert_eq!(
+            config.limits,
+            Limits {
+                max_store_bytes: STORE_BYTES,
+                max_cache_bytes: CACHE_BYTES
+            }
+        );
         assert_eq!(config.log, LogFormat::Text);
     }
 
     #[test]
     fn every_value_that_breaks_a_rule_is_named_at_once() {
-        let text = GOOD.replace("node = \"hub\"", "node = \"gw-1\"").replace("/var/lib/cnova/gateway", "state")
+        let text = GOOD
+            .replace("node = \"hub\"", "node = \"gw-1\"")
+            .replace("/var/lib/cnova/gateway", "state")
             + "[external_broker]\nhost = \"b\"\nport = 1\n[limits]\nmax_store_bytes = 1\n";
-        let ConfigError::Values { problems, .. } = load(&text).unwrap_err() else { panic!("values") };
+        let ConfigError::Values { problems, .. } = load(&text).unwrap_err() else {
+            panic!("values")
+        };
         assert_eq!(problems.len(), 4, "{problems:?}");
-        for (name, problem) in ["parent.node", "state_dir", "limits.max", "either"].iter().zip(&problems) {
+        for (name, problem) in ["parent.node", "state_dir", "limits.max", "either"]
+            .iter()
+            .zip(&problems)
+        {
             assert!(problem.starts_with(name), "{problem}");
         }
     }
 
     #[test]
     fn what_is_not_understood_is_an_error_with_its_line() {
-        for (wrong, line) in [(GOOD.replace("state_dir", "statedir"), 3), (GOOD.replace("gw-1", "GW"), 1)] {
+        for (wrong, line) in [
+            (GOOD.replace("state_dir", "statedir"), 3),
+            (GOOD.replace("gw-1", "GW"), 1),
+        ] {
             let error = load(&wrong).unwrap_err().to_string();
             assert!(error.contains(&format!("gateway.toml:{line}:")), "{error}");
         }

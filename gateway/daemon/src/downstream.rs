@@ -30,13 +30,20 @@ pub async fn start(
                 key: identity.tls_key(),
                 client_ca: identity.tls_authorities(),
             };
-            let config = EndpointConfig { listen: *address, tls, limits: Limits::default() };
+            let config = EndpointConfig {
+                listen: *address,
+                tls,
+                limits: Limits::default(),
+            };
             let (endpoint, events) = Endpoint::start(config).await?;
             Ok((AnyEndpoint::Embedded(endpoint), events))
         }
         Children::Broker(broker) => {
             // Children expect their parent's name in the certificate that they are shown: the broker's is ours.
-            let server_name = broker.server_name.clone().unwrap_or_else(|| identity.node().to_string());
+            let server_name = broker
+                .server_name
+                .clone()
+                .unwrap_or_else(|| identity.node().to_string());
             let tls = ClientTlsMaterial {
                 cert_chain: identity.tls_chain(),
                 key: identity.tls_key(),
@@ -44,7 +51,13 @@ pub async fn start(
                 server_name,
             };
             let (host, port, client_id) = (broker.host.clone(), broker.port, identity.node().to_string());
-            let (endpoint, events) = ExternalEndpoint::start(ExternalConfig { host, port, tls, client_id }).await?;
+            let (endpoint, events) = ExternalEndpoint::start(ExternalConfig {
+                host,
+                port,
+                tls,
+                client_id,
+            })
+            .await?;
             Ok((AnyEndpoint::External(endpoint), events))
         }
     }
@@ -117,7 +130,9 @@ impl Roll {
 }
 
 fn name(node: &str) -> Option<NodeId> {
-    NodeId::new(node).map_err(|error| tracing::warn!(%error, "a child with an impossible name")).ok()
+    NodeId::new(node)
+        .map_err(|error| tracing::warn!(%error, "a child with an impossible name"))
+        .ok()
 }
 
 #[cfg(test)]
@@ -138,10 +153,24 @@ mod tests {
         let mut roll = Roll::default();
         let of = |node: &str| node.to_owned();
         roll.take(EndpointEvent::Connected { node: of("a") }).unwrap();
-        roll.take(EndpointEvent::Message { node: of("b"), kind: of("hello"), payload: vec![1].into() }).unwrap();
-        assert!(roll.take(EndpointEvent::Connected { node: of("c-") }).unwrap().is_none(), "not a node id");
+        roll.take(EndpointEvent::Message {
+            node: of("b"),
+            kind: of("hello"),
+            payload: vec![1].into(),
+        })
+        .unwrap();
+        assert!(
+            roll.take(EndpointEvent::Connected { node: of("c-") })
+                .unwrap()
+                .is_none(),
+            "not a node id"
+        );
         assert_eq!(names(&roll), ["a", "b"]);
-        roll.take(EndpointEvent::Disconnected { node: of("a"), reason: of("gone") }).unwrap();
+        roll.take(EndpointEvent::Disconnected {
+            node: of("a"),
+            reason: of("gone"),
+        })
+        .unwrap();
         roll.take(EndpointEvent::BrokerDown { reason: of("gone") }).unwrap();
         assert_eq!(names(&roll), ["b"]);
         assert!(roll.take(EndpointEvent::Stalled { reason: of("canary") }).is_err());

@@ -217,14 +217,31 @@ impl EventLoop {
                 Err(error) => tracing::error!(%child, %error, "acknowledgement not signed"),
             },
             Action::Forward { child, kind, bytes } => self.publish(&child, kind, bytes),
-            Action::ServeChunk { child, digest, offset, length } => {
-                let piece = Piece { child, digest, offset, length };
-                self.parts.cache.serve(piece, self.parts.sealer.clone(), self.parts.publisher.clone(), now_s);
+            Action::ServeChunk {
+                child,
+                digest,
+                offset,
+                length,
+            } => {
+                let piece = Piece {
+                    child,
+                    digest,
+                    offset,
+                    length,
+                };
+                self.parts
+                    .cache
+                    .serve(piece, self.parts.sealer.clone(), self.parts.publisher.clone(), now_s);
             }
             Action::RefuseChunk { child, chunk } => {
                 send_chunk(&child, &chunk, &self.parts.sealer, &self.parts.publisher, now_s);
             }
-            Action::AppendChunk { digest, offset, data, complete } => {
+            Action::AppendChunk {
+                digest,
+                offset,
+                data,
+                complete,
+            } => {
                 self.parts.cache.append(digest, offset, data, complete).await;
             }
             Action::Note(text) => self.notes.log(&text),
@@ -234,7 +251,11 @@ impl EventLoop {
 
     fn publish(&self, child: &NodeId, kind: Kind, bytes: Vec<u8>) {
         let size = bytes.len();
-        match self.parts.publisher.publish(child.as_str(), kind.as_str(), Bytes::from(bytes)) {
+        match self
+            .parts
+            .publisher
+            .publish(child.as_str(), kind.as_str(), Bytes::from(bytes))
+        {
             Ok(()) if kind == Kind::Twin => tracing::info!(%child, bytes = size, "twin relayed"),
             Ok(()) => tracing::debug!(%child, kind = kind.as_str(), bytes = size, "to a child"),
             // Said again by the core, or asked for again by the child.
@@ -246,7 +267,9 @@ impl EventLoop {
     /// once ran ahead may be set right.
     fn now_s(&self) -> u64 {
         let now = self.clock.now();
-        let Some(core) = &self.core else { return now.wall_ms / 1000 };
+        let Some(core) = &self.core else {
+            return now.wall_ms / 1000;
+        };
         self.parts.floor.raise(core.now_s(Now::default()));
         core.now_s(now)
     }
@@ -267,7 +290,10 @@ impl EventLoop {
         self.retry_later();
         let detail = format!("{error}; the gateway takes nothing new until it can write. Free space or check the disk");
         self.parts.config.alarms.retain(|a| a.code != "store");
-        self.parts.config.alarms.push(Alarm { code: "store".into(), detail });
+        self.parts.config.alarms.push(Alarm {
+            code: "store".into(),
+            detail,
+        });
         None
     }
 
@@ -283,7 +309,11 @@ impl EventLoop {
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = revived {
-            tracing::error!(error, retry_in_s = self.retry_pause.as_secs(), "the store cannot be read either");
+            tracing::error!(
+                error,
+                retry_in_s = self.retry_pause.as_secs(),
+                "the store cannot be read either"
+            );
             return self.retry_later();
         }
         // The parent hears of the alarm even if the store refuses again.

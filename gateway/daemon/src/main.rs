@@ -189,7 +189,9 @@ fn check(path: &Path) -> Result<(), Failure> {
 
 fn print_mosquitto(path: &Path, part: MosquittoPart) -> Result<(), Failure> {
     let (config, who) = read(path)?;
-    let Children::Broker(broker) = &config.children else { return Err(Failure::NoBroker(path.to_owned())) };
+    let Children::Broker(broker) = &config.children else {
+        return Err(Failure::NoBroker(path.to_owned()));
+    };
     let at = |name: &str| Path::new(MOSQUITTO_DIR).join(name);
     print(&match part {
         MosquittoPart::Conf => mosquitto_config(&MosquittoSettings {
@@ -211,8 +213,15 @@ fn print_mosquitto(path: &Path, part: MosquittoPart) -> Result<(), Failure> {
 fn pem(der: &[u8]) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|l| std::str::from_utf8(l).ok()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .filter_map(|l| std::str::from_utf8(l).ok())
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 fn print(text: &str) -> Result<(), Failure> {
@@ -221,7 +230,9 @@ fn print(text: &str) -> Result<(), Failure> {
 
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     match format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),

@@ -27,12 +27,23 @@ impl Notes {
     fn is_shown(&mut self, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.duration_since(since) >= PERIOD) {
             if self.hidden > 0 {
-                tracing::warn!(notes = self.hidden, "more notes were not shown; they are logged at the level debug");
+                tracing::warn!(
+                    notes = self.hidden,
+                    "more notes were not shown; they are logged at the level debug"
+                );
             }
-            *self = Self { since: Some(now), logged: 0, hidden: 0 };
+            *self = Self {
+                since: Some(now),
+                logged: 0,
+                hidden: 0,
+            };
         }
         let is_shown = self.logged < PER_PERIOD;
-        if is_shown { self.logged += 1 } else { self.hidden += 1 }
+        if is_shown {
+            self.logged += 1
+        } else {
+            self.hidden += 1
+        }
         is_shown
     }
 }

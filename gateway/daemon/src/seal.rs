@@ -23,7 +23,11 @@ impl Sealer {
     /// # Errors
     /// Never in practice: [`HUB_AUDIENCE`] is a node id.
     pub fn new(identity: Arc<Identity>, parent: NodeId) -> Result<Self, InvalidName> {
-        Ok(Self { identity, parent, hub: NodeId::new(HUB_AUDIENCE)? })
+        Ok(Self {
+            identity,
+            parent,
+            hub: NodeId::new(HUB_AUDIENCE)?,
+        })
     }
 
     /// Signs what goes up: for the hub what every gateway on the way carries unchanged, for the parent the rest.
@@ -32,17 +36,24 @@ impl Sealer {
     /// [`SealError`] when it is too large or the key did not sign.
     pub fn up(&self, message: &UpMessage, now_s: u64) -> Result<(Kind, Vec<u8>), SealError> {
         let sealed = match message {
-            UpMessage::Hello(hello) => {
-                (Kind::Hello, self.identity.seal(Kind::Hello, &self.hub, now_s, None, hello, true)?)
-            }
-            UpMessage::Report(report) => {
-                (Kind::Report, self.identity.seal(Kind::Report, &self.hub, now_s, None, report, false)?)
-            }
-            UpMessage::Relay(relay) => {
-                (Kind::Relay, self.identity.seal(Kind::Relay, &self.parent, now_s, None, relay, false)?)
-            }
+            UpMessage::Hello(hello) => (
+                Kind::Hello,
+                self.identity.seal(Kind::Hello, &self.hub, now_s, None, hello, true)?,
+            ),
+            UpMessage::Report(report) => (
+                Kind::Report,
+                self.identity
+                    .seal(Kind::Report, &self.hub, now_s, None, report, false)?,
+            ),
+            UpMessage::Relay(relay) => (
+                Kind::Relay,
+                self.identity
+                    .seal(Kind::Relay, &self.parent, now_s, None, relay, false)?,
+            ),
             UpMessage::ChunkRequest(request) => {
-                let bytes = self.identity.seal(Kind::ChunkRequest, &self.parent, now_s, None, request, false)?;
+                let bytes = self
+                    .identity
+                    .seal(Kind::ChunkRequest, &self.parent, now_s, None, request, false)?;
                 (Kind::ChunkRequest, bytes)
             }
         };

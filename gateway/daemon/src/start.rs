@@ -122,7 +122,10 @@ pub fn who(config: &Config) -> Result<Who, WhoError> {
         (Some(site), _) | (None, Some(site)) => site,
         (None, None) => return Err(WhoError::NoSite),
     };
-    Ok(Who { identity: Arc::new(identity), site })
+    Ok(Who {
+        identity: Arc::new(identity),
+        site,
+    })
 }
 
 /// A gateway, running as soon as its loop does.
@@ -164,9 +167,26 @@ pub async fn start(config: &Config, who: Who) -> Result<Started, StartError> {
         alarms: alarm.into_iter().collect(),
     };
     let publisher = endpoint.publisher();
-    let parts = Parts { config: core_config, sealer, floor, store, cache, upstream, publisher };
+    let parts = Parts {
+        config: core_config,
+        sealer,
+        floor,
+        store,
+        cache,
+        upstream,
+        publisher,
+    };
     let event_loop = EventLoop::new(parts, stored)?;
-    Ok(Started { event_loop, sources: Sources { up, down, cache: cache_events }, endpoint, lock })
+    Ok(Started {
+        event_loop,
+        sources: Sources {
+            up,
+            down,
+            cache: cache_events,
+        },
+        endpoint,
+        lock,
+    })
 }
 
 /// Makes the state folder and takes its lock.
@@ -175,9 +195,18 @@ fn prepare(folder: &Path) -> Result<File, StartError> {
         let path = path.to_owned();
         move |source| StartError::StateDir { action, path, source }
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail("create", folder))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(fail("create", folder))?;
     let path = folder.join(LOCK);
-    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(fail("write", &path))?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(fail("write", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StartError::Locked { path }),

@@ -89,7 +89,11 @@ impl Store {
             ),
         });
         let owner = Owner::spawn(connection).map_err(StoreError::Thread)?;
-        Ok(Found { store: Self { owner }, stored, alarm })
+        Ok(Found {
+            store: Self { owner },
+            stored,
+            alarm,
+        })
     }
 
     /// Makes changes, all or none; they are on the disk when this returns.
@@ -97,7 +101,9 @@ impl Store {
     /// # Errors
     /// [`CallError`]; nothing was changed.
     pub async fn persist(&self, ops: Vec<Op>) -> Result<(), CallError> {
-        self.owner.write(move |transaction| ops.iter().try_for_each(|op| rows::apply(transaction, op))).await
+        self.owner
+            .write(move |transaction| ops.iter().try_for_each(|op| rows::apply(transaction, op)))
+            .await
     }
 
     /// Reads everything.
@@ -116,7 +122,9 @@ impl Store {
 }
 
 fn open_at(path: &Path, max_bytes: u64) -> Result<(Connection, Option<SetAside>), OpenError> {
-    let Opened { connection, set_aside, .. } = open(path, &schema::SCHEMA, OnCorrupt::SetAside, max_bytes)?;
+    let Opened {
+        connection, set_aside, ..
+    } = open(path, &schema::SCHEMA, OnCorrupt::SetAside, max_bytes)?;
     Ok((connection, set_aside))
 }
 
@@ -139,7 +147,11 @@ fn set_aside(folder: &Path, path: &Path, reason: String) -> Result<SetAside, Sto
     };
     // The log first: a database without its log is older, a log without its database is nothing.
     for suffix in ["-wal", "-shm", ""] {
-        let fail = |source| StoreError::SetAside { path: path.to_owned(), reason: reason.clone(), source };
+        let fail = |source| StoreError::SetAside {
+            path: path.to_owned(),
+            reason: reason.clone(),
+            source,
+        };
         rename(suffix).map_err(fail)?;
     }
     tracing::error!(database = %path.display(), set_aside = %aside.display(), reason, "begins anew");

@@ -29,9 +29,21 @@ impl Upstream {
         sealer: Sealer,
     ) -> Result<(Self, mpsc::Receiver<UplinkEvent>), TlsError> {
         let tls = client_tls(identity, &parent.node, clock)?;
-        let config = UplinkConfig::new(parent.address.clone(), identity.node().clone(), parent.node.clone(), tls);
+        let config = UplinkConfig::new(
+            parent.address.clone(),
+            identity.node().clone(),
+            parent.node.clone(),
+            tls,
+        );
         let (uplink, events) = Uplink::start(config);
-        Ok((Self { uplink, sealer, is_up: false }, events))
+        Ok((
+            Self {
+                uplink,
+                sealer,
+                is_up: false,
+            },
+            events,
+        ))
     }
 
     /// What a core that knows nothing yet must be told.

@@ -23,7 +23,13 @@ async fn pair(artifacts: &[&[u8]]) -> (Plant, Parent, Gateway) {
 }
 
 fn says_relayed(heard: &Heard, name: &str) -> Option<()> {
-    let Heard::Said { said: Said::Report(report), .. } = heard else { return None };
+    let Heard::Said {
+        said: Said::Report(report),
+        ..
+    } = heard
+    else {
+        return None;
+    };
     let relayed = |b: &Body| matches!(b, Body::Relayed { node, .. } if node.as_str() == name);
     report.entries.iter().any(|e| relayed(&e.body)).then_some(())
 }
@@ -33,14 +39,20 @@ async fn a_hello_is_answered_with_an_introduced_acknowledgement() {
     let (plant, parent, gateway) = pair(&[]).await;
     let mut child = Child::connect(&plant, "plc-1", gateway.address).await;
     let (ack, bytes) = child.greet("boot-7").await;
-    assert_eq!((ack.stream, ack.seq, ack.hello.as_deref()), (Stream::Report, 0, Some("boot-7")));
+    assert_eq!(
+        (ack.stream, ack.seq, ack.hello.as_deref()),
+        (Stream::Report, 0, Some("boot-7"))
+    );
     assert!(introduces(&bytes));
     let (claims, _) = peek(&bytes).unwrap();
     assert_eq!((claims.iss.as_str(), claims.aud.as_str()), ("gw-1", "plc-1"));
     assert!(claims.iat.abs_diff(now_s()) < 60);
     assert_eq!(parent.hello_of("plc-1").await.boot, "boot-7", "and its hello went up");
     let own = parent.hello_of("gw-1").await;
-    assert_eq!((own.site.as_str(), own.labels.get("zone").map(String::as_str)), ("plant-7/line-2", Some("a")));
+    assert_eq!(
+        (own.site.as_str(), own.labels.get("zone").map(String::as_str)),
+        ("plant-7/line-2", Some("a"))
+    );
 }
 
 #[tokio::test]
@@ -51,7 +63,9 @@ async fn a_twin_reaches_the_child_byte_for_byte_and_a_changed_one_does_not() {
     let first = plant.twin("plc-1");
     parent.send_twin("gw-1", &first);
     assert_eq!(child.next(Kind::Twin).await, first);
-    parent.wait("word that it was relayed", |h| says_relayed(h, "plc-1")).await;
+    parent
+        .wait("word that it was relayed", |h| says_relayed(h, "plc-1"))
+        .await;
     // Any byte: header, payload, signature.
     let second = plant.twin("plc-1");
     for at in [30, second.len() / 2, second.len() - 5] {
@@ -136,7 +150,11 @@ async fn a_kill_at_any_moment_loses_nothing_that_was_acknowledged() {
         gateway.run();
         child.reconnect().await;
         let (ack, _) = child.greet("b").await;
-        assert!(ack.seq >= acked && acked >= held, "round {round}: {acked} were acknowledged, {} are held", ack.seq);
+        assert!(
+            ack.seq >= acked && acked >= held,
+            "round {round}: {acked} were acknowledged, {} are held",
+            ack.seq
+        );
         held = ack.seq;
     }
     assert!(held > 0, "some were taken");
@@ -161,7 +179,9 @@ async fn a_cached_twin_answers_a_hello_while_the_parent_is_away() {
 
 #[tokio::test]
 async fn an_artifact_crosses_the_uplink_once_for_two_children() {
-    let artifact: Vec<u8> = (0..700_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let artifact: Vec<u8> = (0..700_000_u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     let (plant, parent, mut gateway) = pair(&[&artifact]).await;
     let mut one = Child::connect(&plant, "plc-1", gateway.address).await;
     let mut two = Child::connect(&plant, "plc-2", gateway.address).await;
@@ -204,12 +224,21 @@ async fn a_full_disk_is_told_and_survived_with_the_children_connected() {
     // Each is dropped unacknowledged as soon as nothing can be written any more.
     let mut seq = 1;
     let alarm = loop {
-        let bytes = child.issued.seal(Kind::Report, "hub", &support::report(seq, &format!("w/{seq}"), "x"), false);
+        let bytes = child.issued.seal(
+            Kind::Report,
+            "hub",
+            &support::report(seq, &format!("w/{seq}"), "x"),
+            false,
+        );
         child.say(Kind::Report, bytes);
         seq += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
         let alarms = parent.heard().into_iter().filter_map(|h| match h {
-            Heard::Said { author, said: Said::Hello(hello), .. } if author.as_str() == "gw-1" => Some(hello.alarms),
+            Heard::Said {
+                author,
+                said: Said::Hello(hello),
+                ..
+            } if author.as_str() == "gw-1" => Some(hello.alarms),
             _ => None,
         });
         if let Some(alarm) = alarms.flatten().next() {
@@ -235,11 +264,18 @@ async fn it_stops_when_asked_and_one_state_folder_has_one_gateway() {
     let (plant, parent, mut gateway) = pair(&[]).await;
     let second = gateway.command("run").output().unwrap();
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(!second.status.success() && text.contains("another gateway uses"), "{text}");
+    assert!(
+        !second.status.success() && text.contains("another gateway uses"),
+        "{text}"
+    );
     let mut child = Child::connect(&plant, "plc-1", gateway.address).await;
     child.greet("b").await;
     assert_eq!(gateway.terminate().await.code(), Some(0));
-    parent.wait("the goodbye", |h| matches!(h, Heard::Link { up: false, .. }).then_some(())).await;
+    parent
+        .wait("the goodbye", |h| {
+            matches!(h, Heard::Link { up: false, .. }).then_some(())
+        })
+        .await;
 }
 
 /// The gateway and its child beside a mosquitto with the configuration that the gateway prints.
@@ -249,7 +285,9 @@ async fn an_external_broker_serves_the_same_children() {
     let parent = Parent::start(&plant, "127.0.0.1:0".parse().unwrap(), &[]).await;
     let mut gateway = Gateway::install(&plant, parent.local_addr(), None);
     gateway.use_external_broker();
-    let Some(_broker) = Mosquitto::start(&gateway) else { return };
+    let Some(_broker) = Mosquitto::start(&gateway) else {
+        return;
+    };
     gateway.run();
     parent.hello_of("gw-1").await;
     let mut child = Child::connect(&plant, "plc-1", gateway.address).await;
@@ -267,14 +305,25 @@ fn a_configuration_is_checked_without_starting() {
     let gateway = Gateway::install(&plant, free_port(), None);
     let checked = gateway.command("check").output().unwrap();
     let text = String::from_utf8_lossy(&checked.stdout).into_owned();
-    assert!(checked.status.success() && text.contains("gw-1 at plant-7/line-2 under hub"), "{text}");
+    assert!(
+        checked.status.success() && text.contains("gw-1 at plant-7/line-2 under hub"),
+        "{text}"
+    );
     let refused = gateway.command("print-mosquitto-config").output().unwrap();
     assert_eq!(refused.status.code(), Some(78));
 
     let good = std::fs::read_to_string(&gateway.config).unwrap();
     gateway.use_external_broker();
-    for (part, wanted) in [("conf", "tls_version tlsv1.3"), ("acl", "user gw-1"), ("ca", "BEGIN CERTIFICATE")] {
-        let printed = gateway.command("print-mosquitto-config").args(["--part", part]).output().unwrap();
+    for (part, wanted) in [
+        ("conf", "tls_version tlsv1.3"),
+        ("acl", "user gw-1"),
+        ("ca", "BEGIN CERTIFICATE"),
+    ] {
+        let printed = gateway
+            .command("print-mosquitto-config")
+            .args(["--part", part])
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&printed.stdout).into_owned();
         assert!(printed.status.success() && text.contains(wanted), "{part}: {text}");
     }

@@ -40,11 +40,19 @@ fn any_tree_op() -> impl Strategy<Value = TreeOp> {
         (any_node(), any_bytes()).prop_map(|(node, bytes)| TreeOp::PutTwin { node, bytes }),
         (any_node(), any::<u64>(), any::<u64>(), any::<Option<[u8; 32]>>()).prop_map(
             |(node, epoch, generation, digest)| {
-                TreeOp::Reported { node, epoch, generation, digest: digest.map(Digest) }
+                TreeOp::Reported {
+                    node,
+                    epoch,
+                    generation,
+                    digest: digest.map(Digest),
+                }
             }
         ),
-        (any_node(), stream, any_position())
-            .prop_map(|(child, stream, position)| TreeOp::Received { child, stream, position }),
+        (any_node(), stream, any_position()).prop_map(|(child, stream, position)| TreeOp::Received {
+            child,
+            stream,
+            position
+        }),
     ]
 }
 
@@ -81,12 +89,18 @@ fn any_op() -> impl Strategy<Value = Op> {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 fn fresh() -> Stored {
     let mut stored = Stored::default();
-    let began = Position { incarnation: BEGAN_MS, seq: 0 };
+    let began = Position {
+        incarnation: BEGAN_MS,
+        seq: 0,
+    };
     (stored.spool.acked, stored.stream.acked) = (began, began);
     stored
 }
@@ -124,11 +138,19 @@ fn a_fresh_store_has_incarnations_that_stay() {
     assert_eq!(later, fresh(), "opened again it is the same store");
     let elsewhere = tempfile::tempdir().unwrap();
     let at_1970 = Store::open(elsewhere.path(), MAX_BYTES, 0).unwrap().stored;
-    assert_eq!((at_1970.spool.acked.incarnation, at_1970.stream.acked.incarnation), (1, 1));
+    assert_eq!(
+        (at_1970.spool.acked.incarnation, at_1970.stream.acked.incarnation),
+        (1, 1)
+    );
 }
 
 fn some_ops() -> Vec<Op> {
-    let twin = |n: u8| Op::Tree(TreeOp::PutTwin { node: node(&format!("plc-{n}")), bytes: vec![n; 5000] });
+    let twin = |n: u8| {
+        Op::Tree(TreeOp::PutTwin {
+            node: node(&format!("plc-{n}")),
+            bytes: vec![n; 5000],
+        })
+    };
     (0..40).map(twin).collect()
 }
 
@@ -164,7 +186,8 @@ fn a_database_that_makes_no_sense_is_set_aside() {
     runtime.block_on(store.persist(some_ops())).unwrap();
     drop(store);
     let db = rusqlite::Connection::open(folder.path().join(FILE)).unwrap();
-    db.execute("UPDATE twin SET node = 'NOT A NODE' WHERE node = 'plc-7'", []).unwrap();
+    db.execute("UPDATE twin SET node = 'NOT A NODE' WHERE node = 'plc-7'", [])
+        .unwrap();
     drop(db);
     let (_, stored, alarm) = open(folder.path());
     assert_eq!((stored, alarm.unwrap().code.as_str()), (fresh(), "store-set-aside"));
@@ -173,7 +196,9 @@ fn a_database_that_makes_no_sense_is_set_aside() {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
-    let error = Store::open(Path::new("/proc/cnova"), MAX_BYTES, 1).unwrap_err().to_string();
+    let error = Store::open(Path::new("/proc/cnova"), MAX_BYTES, 1)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("/proc/cnova/gateway.db"), "{error}");
 }
 
@@ -183,7 +208,12 @@ fn a_full_disk_changes_nothing_and_is_survived() {
     let runtime = runtime();
     let (store, mut image, _) = open(disk.path());
     let put = |seq: u64| {
-        let item = Item { node: node("a"), kind: "report".into(), keys: BTreeSet::new(), bytes: vec![7; 50_000] };
+        let item = Item {
+            node: node("a"),
+            kind: "report".into(),
+            keys: BTreeSet::new(),
+            bytes: vec![7; 50_000],
+        };
         vec![Op::Spool(SpoolOp::Put { seq, item }), Op::TimeFloor(seq)]
     };
     let mut seq = 0;
@@ -196,7 +226,11 @@ fn a_full_disk_changes_nothing_and_is_survived() {
         assert!(seq < 100, "two megabytes must be full by now");
     };
     assert!(matches!(error, CallError::Full(_) | CallError::Sql(_)), "{error:?}");
-    assert_eq!(runtime.block_on(store.load()).unwrap(), image, "all or nothing, and it can be read");
+    assert_eq!(
+        runtime.block_on(store.load()).unwrap(),
+        image,
+        "all or nothing, and it can be read"
+    );
     disk.grow("8m");
     image.apply(&put(seq));
     runtime.block_on(store.persist(put(seq))).unwrap();

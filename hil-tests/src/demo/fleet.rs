@@ -34,7 +34,10 @@ pub(crate) struct Fleet {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), DemoError> {
-    fs::write(path, text).map_err(|source| DemoError::File { path: path.to_owned(), source })
+    fs::write(path, text).map_err(|source| DemoError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn free_port() -> Result<u16, DemoError> {
@@ -50,18 +53,32 @@ impl Fleet {
         let marker = dir.join(".cnova-demo");
         if dir.exists() {
             if !marker.exists() {
-                let why = format!("{} exists and was not made by a demo; name another folder", dir.display());
+                let why = format!(
+                    "{} exists and was not made by a demo; name another folder",
+                    dir.display()
+                );
                 return Err(DemoError::Wrong(why));
             }
-            fs::remove_dir_all(dir).map_err(|source| DemoError::File { path: dir.clone(), source })?;
+            fs::remove_dir_all(dir).map_err(|source| DemoError::File {
+                path: dir.clone(),
+                source,
+            })?;
         }
-        fs::create_dir_all(dir.join("logs")).map_err(|source| DemoError::File { path: dir.clone(), source })?;
+        fs::create_dir_all(dir.join("logs")).map_err(|source| DemoError::File {
+            path: dir.clone(),
+            source,
+        })?;
         write(&marker, "made by the demo, removed by the next one\n")?;
         let mut ports = BTreeMap::new();
         for name in ["api", "hub-1", "area-gw", "line-gw"] {
             ports.insert(name, free_port()?);
         }
-        Ok(Self { options, ports, running: BTreeMap::new(), token: String::new() })
+        Ok(Self {
+            options,
+            ports,
+            running: BTreeMap::new(),
+            token: String::new(),
+        })
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -107,7 +124,10 @@ impl Fleet {
             "[identity]\ncertificate = \"{id}/node.pem\"\nkey = \"{id}/node.key\"\ntrust_bundle = \"{id}/trust-bundle.cose\"\n"
         );
         let state = format!("state_dir = \"{dir}/state/{node}\"\n");
-        let up = format!("[parent]\nnode = \"{parent}\"\naddress = \"127.0.0.1:{}\"\n", self.port(parent));
+        let up = format!(
+            "[parent]\nnode = \"{parent}\"\naddress = \"127.0.0.1:{}\"\n",
+            self.port(parent)
+        );
         match node {
             "hub-1" => format!(
                 "{state}tokens = \"{dir}/tokens.toml\"\n{identity}[signing]\nkey = \"{dir}/trust/hub-signing.key\"\n\
@@ -138,9 +158,16 @@ impl Fleet {
     /// Starts a node's daemon; its log goes to `logs/`.
     pub(crate) fn start(&mut self, node: &str) -> Result<(), DemoError> {
         let program = Self::program(node);
-        let fail = |reason: String| DemoError::Program { program: format!("{program} for {node}"), reason };
+        let fail = |reason: String| DemoError::Program {
+            program: format!("{program} for {node}"),
+            reason,
+        };
         let path = self.dir().join("logs").join(format!("{node}.log"));
-        let log = File::options().create(true).append(true).open(&path).map_err(|e| fail(e.to_string()))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(|e| fail(e.to_string()))?;
         let config = self.dir().join(format!("{node}.toml"));
         let child = Command::new(self.options.bin.join(program))
             .args(["run", "--config"])
@@ -206,7 +233,9 @@ impl Fleet {
     /// Processes of runtimes whose state folder is this demo's.
     pub(crate) fn workload_pids(&self) -> Vec<i32> {
         let state = self.dir().join("state").display().to_string();
-        let Ok(procs) = fs::read_dir("/proc") else { return Vec::new() };
+        let Ok(procs) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
         let of_demo = |entry: std::io::Result<fs::DirEntry>| {
             let entry = entry.ok()?;
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
@@ -229,7 +258,10 @@ impl Fleet {
 
     /// Runs `cnova` and returns what it printed.
     pub(crate) fn cnova(&self, args: &[&str]) -> Result<String, DemoError> {
-        let fail = |reason: String| DemoError::Program { program: format!("cnova {}", args.join(" ")), reason };
+        let fail = |reason: String| DemoError::Program {
+            program: format!("cnova {}", args.join(" ")),
+            reason,
+        };
         let out = self.command(args).output().map_err(|e| fail(e.to_string()))?;
         if !out.status.success() {
             return Err(fail(String::from_utf8_lossy(&out.stderr).trim().to_owned()));
@@ -240,9 +272,16 @@ impl Fleet {
     /// Runs `cnova` and shows the command and what it prints, as it prints it.
     pub(crate) fn show(&self, args: &[&str]) -> Result<(), DemoError> {
         super::story::say(&format!("  $ cnova {}", args.join(" ")));
-        let fail = |reason: String| DemoError::Program { program: format!("cnova {}", args.join(" ")), reason };
+        let fail = |reason: String| DemoError::Program {
+            program: format!("cnova {}", args.join(" ")),
+            reason,
+        };
         let status = self.command(args).status().map_err(|e| fail(e.to_string()))?;
-        if status.success() { Ok(()) } else { Err(fail(format!("ended with {status}"))) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(fail(format!("ended with {status}")))
+        }
     }
 
     /// Runs `cnova` and reads its JSON.
@@ -254,7 +293,12 @@ impl Fleet {
     }
 
     /// Waits until `done` says yes.
-    pub(crate) fn wait(&self, seconds: u64, what: &str, mut done: impl FnMut(&Self) -> bool) -> Result<Duration, DemoError> {
+    pub(crate) fn wait(
+        &self,
+        seconds: u64,
+        what: &str,
+        mut done: impl FnMut(&Self) -> bool,
+    ) -> Result<Duration, DemoError> {
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_secs(seconds) {
             if done(self) {
@@ -263,7 +307,11 @@ impl Fleet {
             std::thread::sleep(Duration::from_millis(10));
         }
         let logs = self.dir().join("logs").display().to_string();
-        Err(DemoError::Waited { seconds, what: what.to_owned(), logs })
+        Err(DemoError::Waited {
+            seconds,
+            what: what.to_owned(),
+            logs,
+        })
     }
 
     /// The newest live instance of the demo's workload on an agent: process and the folder of the instance.

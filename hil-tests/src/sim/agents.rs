@@ -88,7 +88,11 @@ impl SimAgent {
             site: site(self.node.as_str()),
             parent: id(LINE),
             labels: BTreeMap::new(),
-            capabilities: v1::Capabilities { runtimes: vec![runtime], memory_bytes: MEMORY_BYTES, cpu_millis: 4000 },
+            capabilities: v1::Capabilities {
+                runtimes: vec![runtime],
+                memory_bytes: MEMORY_BYTES,
+                cpu_millis: 4000,
+            },
             software: "sim".into(),
             boot: format!("{}-{}", self.node, self.life),
             trust: pki().trust.clone(),
@@ -109,16 +113,27 @@ impl SimAgent {
             }
             let state = match p.state {
                 ProcessState::Alive(pid) => ObservedState::Alive { pid },
-                _ => ObservedState::Exited { ok: false, detail: "it died while nobody watched".into() },
+                _ => ObservedState::Exited {
+                    ok: false,
+                    detail: "it died while nobody watched".into(),
+                },
             };
-            found.push(Observed { id: id.clone(), attempt: *attempt, spec: p.spec, state });
+            found.push(Observed {
+                id: id.clone(),
+                attempt: *attempt,
+                spec: p.spec,
+                state,
+            });
         }
         found
     }
 
     /// A process comes up.
     pub fn comes_up(&mut self, key: &(WorkloadId, u32)) -> Option<u32> {
-        let process = self.processes.get_mut(key).filter(|p| p.state == ProcessState::Starting)?;
+        let process = self
+            .processes
+            .get_mut(key)
+            .filter(|p| p.state == ProcessState::Starting)?;
         self.next_pid += 1;
         process.state = ProcessState::Alive(self.next_pid);
         Some(self.next_pid)

@@ -20,14 +20,24 @@ impl SimHub {
     /// A hub that has just been installed, with the artifacts that manifests of the simulator name.
     #[must_use]
     pub fn new() -> Self {
-        let stored = Stored { artifacts: super::manifests::artifacts(), ..Stored::default() };
-        Self { core: None, life: 0, stored }
+        let stored = Stored {
+            artifacts: super::manifests::artifacts(),
+            ..Stored::default()
+        };
+        Self {
+            core: None,
+            life: 0,
+            stored,
+        }
     }
 
     /// Starts its process on what the disk holds.
     pub fn boot(&mut self, now: Now) {
         self.life += 1;
-        let config = Config { node: id(HUB), trust: pki().trust.clone() };
+        let config = Config {
+            node: id(HUB),
+            trust: pki().trust.clone(),
+        };
         self.core = Some(Hub::boot(config, self.stored.clone(), now));
     }
 }

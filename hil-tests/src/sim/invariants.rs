@@ -34,10 +34,21 @@ impl Oracle {
     #[must_use]
     pub fn on_start(&self, node: &NodeId, launch: &Launch) -> Broken {
         let Some(twin) = self.twins.get(&(node.clone(), launch.version)) else {
-            return Some(format!("{node} starts {} for twin {}, which was never signed for it", launch.workload.id, launch.version));
+            return Some(format!(
+                "{node} starts {} for twin {}, which was never signed for it",
+                launch.workload.id, launch.version
+            ));
         };
-        let named = twin.workloads.iter().any(|w| w.id == launch.workload.id && spec_digest(w) == launch.spec);
-        (!named).then(|| format!("{node} starts {} as twin {} does not say", launch.workload.id, launch.version))
+        let named = twin
+            .workloads
+            .iter()
+            .any(|w| w.id == launch.workload.id && spec_digest(w) == launch.spec);
+        (!named).then(|| {
+            format!(
+                "{node} starts {} as twin {} does not say",
+                launch.workload.id, launch.version
+            )
+        })
     }
 
     /// The last good twin keeps running: nothing is stopped that the committed twin wants as it is.
@@ -50,12 +61,14 @@ impl Oracle {
         let Some(twin) = self.twins.get(&(node.clone(), committed)) else {
             return Some(format!("{node} stops {id} without having a twin"));
         };
-        let wanted = twin.workloads.iter().any(|w| w.id == *id && Some(spec_digest(w)) == running);
+        let wanted = twin
+            .workloads
+            .iter()
+            .any(|w| w.id == *id && Some(spec_digest(w)) == running);
         let memory: u64 = twin.workloads.iter().map(|w| w.memory_bytes).sum();
         // A workload of low priority may have to make room.
         let tight = memory > super::agents::MEMORY_BYTES;
-        (wanted && !tight)
-            .then(|| format!("{node} stops {id}, which its committed twin {committed} wants as it runs"))
+        (wanted && !tight).then(|| format!("{node} stops {id}, which its committed twin {committed} wants as it runs"))
     }
 
     /// The generation never goes back, across crashes too.
@@ -78,7 +91,10 @@ impl Oracle {
     /// Gateways carry what was said unchanged.
     #[must_use]
     pub fn on_relay(&self, gateway: &NodeId, relay: &v1::Relay) -> Broken {
-        let foreign = relay.items.iter().find(|i| !self.spoken.contains(&Digest::of(&i.body)))?;
+        let foreign = relay
+            .items
+            .iter()
+            .find(|i| !self.spoken.contains(&Digest::of(&i.body)))?;
         Some(format!("{gateway} carries a {} that nobody said", foreign.kind))
     }
 
@@ -86,10 +102,14 @@ impl Oracle {
     pub fn on_hub_commit(&mut self, ops: &[HubOp]) -> Broken {
         for op in ops {
             if let HubOp::PutEntry { node, stored } = op
-                && !self.history.insert((node.clone(), stored.incarnation, stored.entry.seq))
+                && !self
+                    .history
+                    .insert((node.clone(), stored.incarnation, stored.entry.seq))
             {
                 let (seq, key, incarnation) = (stored.entry.seq, &stored.entry.key, stored.incarnation);
-                return Some(format!("the hub took entry {seq} ({key}) of {node}'s stream {incarnation} twice"));
+                return Some(format!(
+                    "the hub took entry {seq} ({key}) of {node}'s stream {incarnation} twice"
+                ));
             }
         }
         None

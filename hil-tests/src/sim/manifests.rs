@@ -10,7 +10,9 @@ use cnova_shared::ids::Digest;
 /// Artifacts that the simulated hub has: digest and size.
 #[must_use]
 pub fn artifacts() -> BTreeMap<Digest, u64> {
-    (0..4u8).map(|n| (Digest::of(&[n]), 100_000 * (u64::from(n) + 1))).collect()
+    (0..4u8)
+        .map(|n| (Digest::of(&[n]), 100_000 * (u64::from(n) + 1)))
+        .collect()
 }
 
 /// Draws an application.
@@ -32,6 +34,11 @@ pub fn draw(rng: &mut fastrand::Rng, now_s: u64) -> AdmittedManifest {
         ));
     }
     let manifest = cndl::parse(&text, "sim.yaml").unwrap_or_else(|e| panic!("the simulator's manifest: {e}\n{text}"));
-    let context = AdmissionContext { user: "sim".into(), now_unix_s: now_s };
-    policy.admit(manifest, &context).unwrap_or_else(|e| panic!("the built-in policy refused the simulator: {e}"))
+    let context = AdmissionContext {
+        user: "sim".into(),
+        now_unix_s: now_s,
+    };
+    policy
+        .admit(manifest, &context)
+        .unwrap_or_else(|e| panic!("the built-in policy refused the simulator: {e}"))
 }

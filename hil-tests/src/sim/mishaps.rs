@@ -16,7 +16,11 @@ impl World {
     pub(super) fn mishap(&mut self) {
         let agent = id(AGENTS[self.rng.usize(0..AGENTS.len())]);
         let gateway = id([AREA, LINE][self.rng.usize(0..2)]);
-        let any_child = if self.rng.bool() { agent.clone() } else { gateway.clone() };
+        let any_child = if self.rng.bool() {
+            agent.clone()
+        } else {
+            gateway.clone()
+        };
         match self.rng.u32(0..10) {
             0 | 1 => {
                 let for_ms = self.rng.u64(100..20_000);
@@ -81,12 +85,34 @@ impl World {
                 changed
             }
             _ => {
-                let twin = v1::Twin { v: 1, node: agent.clone(), epoch: u64::MAX, generation: 1, workloads: vec![] };
-                let claims = Claims { iss: id(HUB), aud: agent.clone(), iat: 0, exp: None };
+                let twin = v1::Twin {
+                    v: 1,
+                    node: agent.clone(),
+                    epoch: u64::MAX,
+                    generation: 1,
+                    workloads: vec![],
+                };
+                let claims = Claims {
+                    iss: id(HUB),
+                    aud: agent.clone(),
+                    iat: 0,
+                    exp: None,
+                };
                 seal(Kind::Twin, &claims, &twin, &[], &pki().rogue_key).expect("a forged twin can be encoded")
             }
         };
-        let to = if self.rng.u32(0..4) == 0 { id(LINE) } else { agent.clone() };
-        self.net.at(self.now + 1, Arrival::Forged { to, kind: Kind::Twin, bytes });
+        let to = if self.rng.u32(0..4) == 0 {
+            id(LINE)
+        } else {
+            agent.clone()
+        };
+        self.net.at(
+            self.now + 1,
+            Arrival::Forged {
+                to,
+                kind: Kind::Twin,
+                bytes,
+            },
+        );
     }
 }

@@ -100,7 +100,11 @@ impl Net {
     /// The next thing, if it is due.
     pub fn take(&mut self, now: u64) -> Option<Arrival> {
         let ((time, _), _) = self.queue.first_key_value()?;
-        if *time > now { None } else { self.queue.pop_first().map(|(_, a)| a) }
+        if *time > now {
+            None
+        } else {
+            self.queue.pop_first().map(|(_, a)| a)
+        }
     }
 
     /// Sends a message with this run's misfortunes.
@@ -118,7 +122,11 @@ impl Net {
                 let at = rng.usize(0..bytes.len());
                 bytes[at] ^= 1 << rng.u32(0..8);
             }
-            let late = if happens(rng, faults.reorder) { rng.u64(0..2_000) } else { 0 };
+            let late = if happens(rng, faults.reorder) {
+                rng.u64(0..2_000)
+            } else {
+                0
+            };
             self.at(now + 1 + rng.u64(0..3) + late, message);
         }
     }

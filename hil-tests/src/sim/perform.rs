@@ -43,13 +43,25 @@ impl World {
     fn send_up(&mut self, from: &NodeId, kind: Kind, bytes: Vec<u8>) {
         let to = parent_of(from);
         self.oracle.spoken.insert(Digest::of(&bytes));
-        let message = Arrival::Message { from: from.clone(), to, kind, bytes, link: self.links[from].life };
+        let message = Arrival::Message {
+            from: from.clone(),
+            to,
+            kind,
+            bytes,
+            link: self.links[from].life,
+        };
         self.net.send(self.now, message, &self.faults, &mut self.rng);
     }
 
     fn send_down(&mut self, from: &NodeId, to: &NodeId, kind: Kind, bytes: Vec<u8>) {
         let Some(link) = self.links.get(to) else { return };
-        let message = Arrival::Message { from: from.clone(), to: to.clone(), kind, bytes, link: link.life };
+        let message = Arrival::Message {
+            from: from.clone(),
+            to: to.clone(),
+            kind,
+            bytes,
+            link: link.life,
+        };
         self.net.send(self.now, message, &self.faults, &mut self.rng);
     }
 
@@ -66,14 +78,23 @@ impl World {
         match action {
             agent::Action::Persist(ops) => return self.agent_commits(node, &ops),
             agent::Action::Send(message) => self.agent_says(node, message),
-            agent::Action::AppendChunk { digest, offset, data, complete } => {
+            agent::Action::AppendChunk {
+                digest,
+                offset,
+                data,
+                complete,
+            } => {
                 let a = self.agents.get_mut(node).expect("it acts");
                 a.append(digest, offset, data.len() as u64);
                 if complete {
                     a.partial.remove(&digest);
                     a.artifacts.insert(digest);
                     let event = agent::Event::ArtifactStored(digest);
-                    let arrival = Arrival::Agent { node: node.clone(), life: a.life, event };
+                    let arrival = Arrival::Agent {
+                        node: node.clone(),
+                        life: a.life,
+                        event,
+                    };
                     self.net.at(self.now + 1, arrival);
                 }
             }
@@ -84,12 +105,26 @@ impl World {
                 let here = |d: &Digest| a.artifacts.contains(d);
                 let complete = here(&launch.workload.artifact.digest);
                 let key = (launch.workload.id.clone(), launch.attempt);
-                a.processes.insert(key, Process { spec: launch.spec, state: ProcessState::Starting });
+                a.processes.insert(
+                    key,
+                    Process {
+                        spec: launch.spec,
+                        state: ProcessState::Starting,
+                    },
+                );
                 self.check((!complete).then(|| format!("{node} starts {} without its artifact", launch.workload.id)));
                 self.log(format!("{node} starts {} #{}", launch.workload.id, launch.attempt));
                 let (id, attempt) = (launch.workload.id, launch.attempt);
                 let at = self.now + self.rng.u64(1..50);
-                self.net.at(at, Arrival::Workload { node: node.clone(), id, attempt, up: true });
+                self.net.at(
+                    at,
+                    Arrival::Workload {
+                        node: node.clone(),
+                        id,
+                        attempt,
+                        up: true,
+                    },
+                );
             }
             agent::Action::Stop { id, attempt, .. } => {
                 let processes = &self.agents[node].processes;
@@ -99,7 +134,15 @@ impl World {
                 self.check(broken);
                 self.log(format!("{node} stops {id} #{attempt}"));
                 let at = self.now + self.rng.u64(1..50);
-                self.net.at(at, Arrival::Workload { node: node.clone(), id, attempt, up: false });
+                self.net.at(
+                    at,
+                    Arrival::Workload {
+                        node: node.clone(),
+                        id,
+                        attempt,
+                        up: false,
+                    },
+                );
             }
             agent::Action::KeepArtifacts(keep) => {
                 let a = self.agents.get_mut(node).expect("it acts");
@@ -120,7 +163,10 @@ impl World {
         let now = self.clock(node);
         let a = self.agents.get_mut(node).expect("it acts");
         if full {
-            let alarm = v1::Alarm { code: "store".into(), detail: "the disk is full".into() };
+            let alarm = v1::Alarm {
+                code: "store".into(),
+                detail: "the disk is full".into(),
+            };
             a.boot(now, vec![alarm]);
             self.log(format!("{node}: disk full, its core begins anew"));
             if self.links[node].up {
@@ -152,9 +198,10 @@ impl World {
         let (kind, bytes) = match message {
             agent::Message::Hello(m) => (Kind::Hello, me.seal(Kind::Hello, HUB_AUDIENCE, iat, &m, true)),
             agent::Message::Report(m) => (Kind::Report, me.seal(Kind::Report, HUB_AUDIENCE, iat, &m, false)),
-            agent::Message::ChunkRequest(m) => {
-                (Kind::ChunkRequest, me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false))
-            }
+            agent::Message::ChunkRequest(m) => (
+                Kind::ChunkRequest,
+                me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false),
+            ),
             agent::Message::Reply(m) => (Kind::Reply, me.seal(Kind::Reply, HUB_AUDIENCE, iat, &m, false)),
         };
         self.send_up(node, kind, bytes);
@@ -172,11 +219,22 @@ impl World {
             if a.processes.remove(&key).is_none() {
                 return;
             }
-            agent::RuntimeEvent::Exited { ok: false, detail: "it ended".into() }
+            agent::RuntimeEvent::Exited {
+                ok: false,
+                detail: "it ended".into(),
+            }
         };
         if up && happens(&mut self.rng, self.faults.workload_dies) {
             let at = self.now + self.rng.u64(1..5_000);
-            self.net.at(at, Arrival::Workload { node: node.clone(), id: id.clone(), attempt, up: false });
+            self.net.at(
+                at,
+                Arrival::Workload {
+                    node: node.clone(),
+                    id: id.clone(),
+                    attempt,
+                    up: false,
+                },
+            );
         }
         self.agent_event(node, agent::Event::Runtime { id, attempt, event });
     }
@@ -206,9 +264,21 @@ impl World {
                 }
                 self.send_down(node, &child, kind, bytes);
             }
-            gateway::Action::ServeChunk { child, digest, offset, length } => {
+            gateway::Action::ServeChunk {
+                child,
+                digest,
+                offset,
+                length,
+            } => {
                 let total = self.gateways[node].artifacts[&digest];
-                let chunk = v1::Chunk { v: 1, digest, offset, total, data: vec![7; length as usize], missing: None };
+                let chunk = v1::Chunk {
+                    v: 1,
+                    digest,
+                    offset,
+                    total,
+                    data: vec![7; length as usize],
+                    missing: None,
+                };
                 let bytes = me.seal(Kind::Chunk, child.as_str(), iat, &chunk, false);
                 self.send_down(node, &child, Kind::Chunk, bytes);
             }
@@ -216,7 +286,12 @@ impl World {
                 let bytes = me.seal(Kind::Chunk, child.as_str(), iat, &chunk, false);
                 self.send_down(node, &child, Kind::Chunk, bytes);
             }
-            gateway::Action::AppendChunk { digest, offset, data, complete } => {
+            gateway::Action::AppendChunk {
+                digest,
+                offset,
+                data,
+                complete,
+            } => {
                 let g = self.gateways.get_mut(node).expect("it acts");
                 let size = offset + data.len() as u64;
                 g.partial.insert(digest, size);
@@ -224,7 +299,14 @@ impl World {
                     g.partial.remove(&digest);
                     g.artifacts.insert(digest, size);
                     let event = gateway::Event::ArtifactStored { digest, size };
-                    self.net.at(self.now + 1, Arrival::Gateway { node: node.clone(), life: g.life, event });
+                    self.net.at(
+                        self.now + 1,
+                        Arrival::Gateway {
+                            node: node.clone(),
+                            life: g.life,
+                            event,
+                        },
+                    );
                 }
             }
             gateway::Action::Note(text) => self.log(format!("{node}: {text}")),
@@ -253,13 +335,20 @@ impl World {
     /// The gateway's disk was full: its core begins anew, its links stand.
     fn rebuild_gateway(&mut self, node: &NodeId) {
         let now = self.clock(node);
-        let alarm = v1::Alarm { code: "store".into(), detail: "the disk is full".into() };
+        let alarm = v1::Alarm {
+            code: "store".into(),
+            detail: "the disk is full".into(),
+        };
         self.gateways.get_mut(node).expect("it acts").boot(now, vec![alarm]);
         self.log(format!("{node}: disk full, its core begins anew"));
         self.perform_gateway(node);
         let life = self.gateways[node].life;
-        let children: Vec<NodeId> =
-            self.links.iter().filter(|(c, l)| l.up && parent_of(c) == *node).map(|(c, _)| c.clone()).collect();
+        let children: Vec<NodeId> = self
+            .links
+            .iter()
+            .filter(|(c, l)| l.up && parent_of(c) == *node)
+            .map(|(c, _)| c.clone())
+            .collect();
         for child in children {
             if self.gateways[node].life == life {
                 self.gateway_event(node, gateway::Event::ChildConnected(child));
@@ -283,7 +372,10 @@ impl World {
                 self.check(broken);
                 (Kind::Relay, me.seal(Kind::Relay, parent.as_str(), iat, &m, false))
             }
-            M::ChunkRequest(m) => (Kind::ChunkRequest, me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false)),
+            M::ChunkRequest(m) => (
+                Kind::ChunkRequest,
+                me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false),
+            ),
         };
         self.send_up(node, kind, bytes);
     }
@@ -298,7 +390,12 @@ impl World {
 
     fn hub_seals<T: serde::Serialize>(&self, kind: Kind, aud: &NodeId, value: &T) -> Vec<u8> {
         let iat = self.clock(&id(HUB)).wall_ms / 1000;
-        let claims = Claims { iss: id(HUB), aud: aud.clone(), iat, exp: None };
+        let claims = Claims {
+            iss: id(HUB),
+            aud: aud.clone(),
+            iat,
+            exp: None,
+        };
         seal(kind, &claims, value, &[], &pki().hub_key).expect("the simulator's messages can be encoded")
     }
 
@@ -307,7 +404,10 @@ impl World {
             hub::Action::Persist(ops) => return self.hub_commits(&ops),
             hub::Action::SignTwin(twin) => {
                 let bytes = self.hub_seals(Kind::Twin, &twin.node, &*twin);
-                let version = cnova_shared::twin::Version { epoch: twin.epoch, generation: twin.generation };
+                let version = cnova_shared::twin::Version {
+                    epoch: twin.epoch,
+                    generation: twin.generation,
+                };
                 self.log(format!("the hub signs {version} for {}", twin.node));
                 let before = self.oracle.twins.insert((twin.node.clone(), version), (*twin).clone());
                 // A crash before the commit may reuse a number, but never after a node could have seen it.
@@ -316,14 +416,32 @@ impl World {
                 self.check(sent.then(|| format!("the hub signed {version} for {} twice, differently", twin.node)));
                 self.oracle.twin_bytes.insert(bytes.clone());
                 let event = hub::Event::TwinSigned(bytes);
-                self.net.at(self.now, Arrival::Hub { life: self.hub.life, event });
+                self.net.at(
+                    self.now,
+                    Arrival::Hub {
+                        life: self.hub.life,
+                        event,
+                    },
+                );
             }
             hub::Action::Compile(key) => {
                 let name = format!("{}/{}/{}", key.source, key.target, key.engine);
-                let artifact = v1::Artifact { digest: Digest::of(name.as_bytes()), size: 300_000 };
-                let event = hub::Event::Compiled { key, result: Ok(artifact) };
+                let artifact = v1::Artifact {
+                    digest: Digest::of(name.as_bytes()),
+                    size: 300_000,
+                };
+                let event = hub::Event::Compiled {
+                    key,
+                    result: Ok(artifact),
+                };
                 let at = self.now + self.rng.u64(1..2_000);
-                self.net.at(at, Arrival::Hub { life: self.hub.life, event });
+                self.net.at(
+                    at,
+                    Arrival::Hub {
+                        life: self.hub.life,
+                        event,
+                    },
+                );
             }
             hub::Action::Ack { child, ack } => {
                 let bytes = self.hub_seals(Kind::Ack, &child, &ack);
@@ -335,10 +453,30 @@ impl World {
                 }
                 self.send_down(&id(HUB), &child, kind, bytes);
             }
-            hub::Action::ServeChunk { child, digest, offset, length } => {
-                let compiled = self.hub.stored.compiled.values().find(|a| a.digest == digest).map(|a| a.size);
-                let total = compiled.or(self.hub.stored.artifacts.get(&digest).copied()).unwrap_or(300_000);
-                let chunk = v1::Chunk { v: 1, digest, offset, total, data: vec![7; length as usize], missing: None };
+            hub::Action::ServeChunk {
+                child,
+                digest,
+                offset,
+                length,
+            } => {
+                let compiled = self
+                    .hub
+                    .stored
+                    .compiled
+                    .values()
+                    .find(|a| a.digest == digest)
+                    .map(|a| a.size);
+                let total = compiled
+                    .or(self.hub.stored.artifacts.get(&digest).copied())
+                    .unwrap_or(300_000);
+                let chunk = v1::Chunk {
+                    v: 1,
+                    digest,
+                    offset,
+                    total,
+                    data: vec![7; length as usize],
+                    missing: None,
+                };
                 let bytes = self.hub_seals(Kind::Chunk, &child, &chunk);
                 self.send_down(&id(HUB), &child, Kind::Chunk, bytes);
             }

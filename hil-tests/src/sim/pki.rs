@@ -37,7 +37,12 @@ impl Identity {
     /// Signs a message as this node.
     #[must_use]
     pub fn seal<T: Serialize>(&self, kind: Kind, aud: &str, iat: u64, value: &T, introduce: bool) -> Vec<u8> {
-        let claims = Claims { iss: self.node.clone(), aud: id(aud), iat, exp: None };
+        let claims = Claims {
+            iss: self.node.clone(),
+            aud: id(aud),
+            iat,
+            exp: None,
+        };
         let chain: &[Vec<u8>] = if introduce { &self.chain } else { &[] };
         seal(kind, &claims, value, chain, &self.key).expect("the simulator's messages can be encoded")
     }
@@ -116,13 +121,24 @@ fn make() -> Pki {
         let n = 10 + u8::try_from(i).expect("few nodes");
         let mut p = params(name);
         let urn = format!("{}{}", cnova_shared::certificate::SITE_URN, site(name));
-        p.subject_alt_names.push(SanType::URI(urn.try_into().expect("a site is ASCII")));
+        p.subject_alt_names
+            .push(SanType::URI(urn.try_into().expect("a site is ASCII")));
         p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let der = p.signed_by(&key_pair(n), &issuer).expect("the CA signs").der().to_vec();
         let key = SoftKey::ed25519_from_seed(&seed(n));
-        nodes.insert(id(name), Identity { node: id(name), key, chain: vec![der] });
+        nodes.insert(
+            id(name),
+            Identity {
+                node: id(name),
+                key,
+                chain: vec![der],
+            },
+        );
     }
-    let (root, hub_key) = (SoftKey::ed25519_from_seed(&seed(2)), SoftKey::ed25519_from_seed(&seed(3)));
+    let (root, hub_key) = (
+        SoftKey::ed25519_from_seed(&seed(2)),
+        SoftKey::ed25519_from_seed(&seed(3)),
+    );
     let contents = Bundle {
         v: 1,
         version: 1,
@@ -138,5 +154,10 @@ fn make() -> Pki {
     };
     let bytes = bundle::sign(&contents, &[&root]).expect("the root signs");
     let trust = TrustBundle::flashed(&bytes).expect("the bundle holds");
-    Pki { nodes, hub_key, rogue_key: SoftKey::ed25519_from_seed(&seed(4)), trust }
+    Pki {
+        nodes,
+        hub_key,
+        rogue_key: SoftKey::ed25519_from_seed(&seed(4)),
+        trust,
+    }
 }

@@ -156,7 +156,10 @@ impl World {
             self.gateways.get(node).map_or(0, |g| g.clock_off_s)
         };
         let right = i64::try_from(EPOCH_S * 1000 + self.now).unwrap_or(i64::MAX);
-        Now { mono_ms: self.now, wall_ms: u64::try_from(right + off_s * 1000).unwrap_or(0) }
+        Now {
+            mono_ms: self.now,
+            wall_ms: u64::try_from(right + off_s * 1000).unwrap_or(0),
+        }
     }
 
     /// Remembers a step, for the trace and the fingerprint.
@@ -178,7 +181,12 @@ impl World {
     }
 
     fn violation(&self, what: String) -> Violation {
-        Violation { seed: self.seed, at_ms: self.now, what, trace: self.trace.clone() }
+        Violation {
+            seed: self.seed,
+            at_ms: self.now,
+            what,
+            trace: self.trace.clone(),
+        }
     }
 
     fn start(&mut self) {
@@ -192,7 +200,13 @@ impl World {
     fn plan_faults(&mut self) {
         for _ in 0..self.rng.usize(2..8) {
             let at = self.rng.u64(1_000..FAULTY_MS);
-            self.net.at(at, Arrival::Hub { life: ANY_LIFE, event: cnova_hub_core::Event::Tick });
+            self.net.at(
+                at,
+                Arrival::Hub {
+                    life: ANY_LIFE,
+                    event: cnova_hub_core::Event::Tick,
+                },
+            );
         }
     }
 
@@ -207,7 +221,9 @@ impl World {
             if self.events > MOST_EVENTS {
                 return Err(self.violation(format!("{MOST_EVENTS} events without an end")));
             }
-            let next = self.next_time().min(if healed { look_at } else { mishap_at.min(FAULTY_MS) });
+            let next = self
+                .next_time()
+                .min(if healed { look_at } else { mishap_at.min(FAULTY_MS) });
             self.now = self.now.max(next);
             if !healed && self.now >= FAULTY_MS {
                 healed = true;
@@ -217,7 +233,9 @@ impl World {
                 mishap_at = self.now + self.rng.u64(200..4_000);
             }
             if healed && self.now >= look_at {
-                let Some(why) = self.why_not_converged() else { return Ok(self.now) };
+                let Some(why) = self.why_not_converged() else {
+                    return Ok(self.now);
+                };
                 if self.now >= CONVERGED_BY_MS {
                     return Err(self.violation(format!("not converged: {why}")));
                 }
@@ -231,7 +249,12 @@ impl World {
         let agents = self.agents.values().filter_map(|a| a.core.as_ref()?.poll_timeout());
         let gateways = self.gateways.values().filter_map(|g| g.core.as_ref()?.poll_timeout());
         let hub = self.hub.core.iter().filter_map(cnova_hub_core::Hub::poll_timeout);
-        agents.chain(gateways).chain(hub).chain(self.net.next_time()).min().unwrap_or(u64::MAX)
+        agents
+            .chain(gateways)
+            .chain(hub)
+            .chain(self.net.next_time())
+            .min()
+            .unwrap_or(u64::MAX)
     }
 
     /// Handles everything that is due now.
@@ -245,12 +268,18 @@ impl World {
         }
         let due = |t: Option<u64>, now| t.is_some_and(|t| t <= now);
         for node in self.agents.keys().cloned().collect::<Vec<_>>() {
-            if due(self.agents[&node].core.as_ref().and_then(|c| c.poll_timeout()), self.now) {
+            if due(
+                self.agents[&node].core.as_ref().and_then(|c| c.poll_timeout()),
+                self.now,
+            ) {
                 self.agent_event(&node, cnova_agent_core::Event::Tick);
             }
         }
         for node in self.gateways.keys().cloned().collect::<Vec<_>>() {
-            if due(self.gateways[&node].core.as_ref().and_then(|c| c.poll_timeout()), self.now) {
+            if due(
+                self.gateways[&node].core.as_ref().and_then(|c| c.poll_timeout()),
+                self.now,
+            ) {
                 self.gateway_event(&node, cnova_gateway_core::Event::Tick);
             }
         }
@@ -262,10 +291,16 @@ impl World {
 
     fn arrive(&mut self, arrival: Arrival) {
         match arrival {
-            Arrival::Message { from, to, kind, bytes, link } => self.deliver(&from, &to, kind, bytes, link),
+            Arrival::Message {
+                from,
+                to,
+                kind,
+                bytes,
+                link,
+            } => self.deliver(&from, &to, kind, bytes, link),
             Arrival::Forged { to, kind, bytes } => {
                 self.log(format!("forged {} reaches {to}", kind.as_str()));
-                self.from_above(&to, kind, bytes);
+                self.arrive_from_above(&to, kind, bytes);
             }
             Arrival::Agent { node, life, event } if self.agents[&node].life == life => self.agent_event(&node, event),
             Arrival::Gateway { node, life, event } if self.gateways[&node].life == life => {
@@ -295,11 +330,11 @@ impl World {
                 self.gateway_event(to, cnova_gateway_core::Event::FromChild { child, kind, bytes });
             }
         } else {
-            self.from_above(to, kind, bytes);
+            self.arrive_from_above(to, kind, bytes);
         }
     }
 
-    fn from_above(&mut self, to: &NodeId, kind: Kind, bytes: Vec<u8>) {
+    fn arrive_from_above(&mut self, to: &NodeId, kind: Kind, bytes: Vec<u8>) {
         if self.agents.contains_key(to) {
             self.agent_event(to, cnova_agent_core::Event::Message { kind, bytes });
         } else {
@@ -318,7 +353,10 @@ impl World {
             return self.net.at(again, Arrival::Heal { child: child.clone() });
         }
         let link = self.links.get_mut(child).expect("every child has a link");
-        *link = Link { up: true, life: link.life + 1 };
+        *link = Link {
+            up: true,
+            life: link.life + 1,
+        };
         self.log(format!("link of {child} is up"));
         self.told_below(&parent, child, true);
         if self.agents.contains_key(child) {
@@ -332,10 +370,18 @@ impl World {
         let (child, reason) = (child.clone(), "the link broke".to_owned());
         if parent.as_str() == HUB {
             use cnova_hub_core::Event;
-            self.hub_event(if up { Event::ChildConnected(child) } else { Event::ChildDisconnected { child, reason } });
+            self.hub_event(if up {
+                Event::ChildConnected(child)
+            } else {
+                Event::ChildDisconnected { child, reason }
+            });
         } else {
             use cnova_gateway_core::Event;
-            let event = if up { Event::ChildConnected(child) } else { Event::ChildDisconnected { child, reason } };
+            let event = if up {
+                Event::ChildConnected(child)
+            } else {
+                Event::ChildDisconnected { child, reason }
+            };
             self.gateway_event(parent, event);
         }
     }
@@ -380,8 +426,12 @@ impl World {
         } else {
             self.hub.core = None;
         }
-        let children: Vec<NodeId> =
-            self.links.keys().filter(|c| *c == node || parent_of(c) == *node).cloned().collect();
+        let children: Vec<NodeId> = self
+            .links
+            .keys()
+            .filter(|c| *c == node || parent_of(c) == *node)
+            .cloned()
+            .collect();
         for child in children {
             let for_ms = self.rng.u64(100..1_500);
             self.disconnect(&child, for_ms);
@@ -418,9 +468,15 @@ impl World {
         use cnova_hub_core::Event;
         let event = if self.rng.u32(0..5) == 0 {
             let name = ["alpha", "beta", "gamma"][self.rng.usize(0..3)];
-            Event::Delete { request, name: cnova_shared::ids::Name::new(name).expect("a valid name") }
+            Event::Delete {
+                request,
+                name: cnova_shared::ids::Name::new(name).expect("a valid name"),
+            }
         } else {
-            Event::Apply { request, manifest: Box::new(super::manifests::draw(&mut self.rng, now_s)) }
+            Event::Apply {
+                request,
+                manifest: Box::new(super::manifests::draw(&mut self.rng, now_s)),
+            }
         };
         self.log(format!("somebody applies or deletes ({request})"));
         self.hub_event(event);
@@ -451,7 +507,9 @@ impl World {
 
     /// Nodes that are up and say the same as the hub; otherwise the first difference.
     fn why_not_converged(&self) -> Option<String> {
-        let Some(hub) = &self.hub.core else { return Some("the hub is down".into()) };
+        let Some(hub) = &self.hub.core else {
+            return Some("the hub is down".into());
+        };
         for g in self.gateways.values() {
             match &g.core {
                 Some(core) if core.spooled() == 0 => {}
@@ -461,10 +519,17 @@ impl World {
         }
         let mut seen = BTreeSet::new();
         for a in self.agents.values() {
-            let Some(core) = &a.core else { return Some(format!("{} is down", a.node)) };
-            let Some(info) = hub.node(&a.node) else { return Some(format!("the hub does not know {}", a.node)) };
+            let Some(core) = &a.core else {
+                return Some(format!("{} is down", a.node));
+            };
+            let Some(info) = hub.node(&a.node) else {
+                return Some(format!("the hub does not know {}", a.node));
+            };
             if !info.in_sync {
-                return Some(format!("{}: desired {}, reported {}", a.node, info.desired, info.reported));
+                return Some(format!(
+                    "{}: desired {}, reported {}",
+                    a.node, info.desired, info.reported
+                ));
             }
             for w in core.workloads() {
                 use cnova_shared::wire::v1::WorkloadState as W;
@@ -474,20 +539,27 @@ impl World {
                 if matches!(w.state, W::Starting | W::Stopping | W::Fetching | W::Failed) {
                     return Some(format!("{}: {} is still {:?}: {}", a.node, w.id, w.state, w.reason));
                 }
-                let shown = hub.workloads().into_iter().find(|i| {
-                    i.node == a.node && i.application == w.id.application && i.workload == w.id.name
-                });
+                let shown = hub
+                    .workloads()
+                    .into_iter()
+                    .find(|i| i.node == a.node && i.application == w.id.application && i.workload == w.id.name);
                 let same = shown.as_ref().is_some_and(|i| {
                     i.state == w.state && i.generation == w.app_generation && i.desired == i.generation
                 });
                 if !same {
-                    return Some(format!("{}: {} is {:?}, the hub shows {shown:?}", a.node, w.id, w.state));
+                    return Some(format!(
+                        "{}: {} is {:?}, the hub shows {shown:?}",
+                        a.node, w.id, w.state
+                    ));
                 }
                 seen.insert((a.node.clone(), w.id));
             }
         }
         let ghost = hub.workloads().into_iter().find(|i| {
-            let id = cnova_shared::ids::WorkloadId { application: i.application.clone(), name: i.workload.clone() };
+            let id = cnova_shared::ids::WorkloadId {
+                application: i.application.clone(),
+                name: i.workload.clone(),
+            };
             !seen.contains(&(i.node.clone(), id))
         })?;
         Some(format!("the hub shows what is not there: {ghost:?}"))

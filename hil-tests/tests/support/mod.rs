@@ -16,7 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What a daemon that was asked to stop gets.
 const POLITE: Duration = Duration::from_secs(10);
 const MOSQUITTO: &str = "/usr/sbin/mosquitto";
-const PROGRAMS: [&str; 6] = ["cnova", "cnova-hub", "cnova-aot", "cnova-gateway", "cnova-agent", "cnova-runtime-wasm"];
+const PROGRAMS: [&str; 6] = [
+    "cnova",
+    "cnova-hub",
+    "cnova-aot",
+    "cnova-gateway",
+    "cnova-agent",
+    "cnova-runtime-wasm",
+];
 /// Below the ports that the system gives to outgoing connections: none of them takes the port of a daemon that is down.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -69,7 +76,10 @@ fn programs() -> PathBuf {
 
 fn free_port() -> u16 {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    (0..100).map(|_| fastrand::u16(PORTS)).find(free).expect("no free port on loopback")
+    (0..100)
+        .map(|_| fastrand::u16(PORTS))
+        .find(free)
+        .expect("no free port on loopback")
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -79,7 +89,12 @@ fn signal(pid: u32, signal: Signal) {
 }
 
 fn bounded(command: &mut Command) -> Said {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let pid = child.id();
     let (done, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(child.wait_with_output()));
@@ -89,7 +104,11 @@ fn bounded(command: &mut Command) -> Said {
     };
     let Output { status, stdout, stderr } = output.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Said { code: status.code(), out: text(stdout), err: text(stderr) }
+    Said {
+        code: status.code(),
+        out: text(stdout),
+        err: text(stderr),
+    }
 }
 
 impl Line {
@@ -98,18 +117,28 @@ impl Line {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("logs")).unwrap();
         let ports = ["api", HUB, GATEWAY].map(|name| (name.to_owned(), free_port())).into();
-        let mut line =
-            Self { dir, bin: programs(), shape, ports, running: BTreeMap::new(), token: String::new() };
+        let mut line = Self {
+            dir,
+            bin: programs(),
+            shape,
+            ports,
+            running: BTreeMap::new(),
+            token: String::new(),
+        };
         let at = |name: &str| line.path(name).display().to_string();
         let (trust, tokens) = (at("trust"), at("tokens.toml"));
         line.cnova(&["trust", "init", &trust, "--tree", "test"]);
-        for (node, site) in [(HUB, "hub"), (GATEWAY, "plant-7/line-2"), (AGENT, "plant-7/line-2/plc-1")] {
+        for (node, site) in [
+            (HUB, "hub"),
+            (GATEWAY, "plant-7/line-2"),
+            (AGENT, "plant-7/line-2/plc-1"),
+        ] {
             line.cnova(&["trust", "issue", node, "--site", site, "--dir", &trust]);
         }
         let token = line.cnova(&["token", "new", "--name", "test", "--role", "admin", "--tokens", &tokens]);
         line.token = token.trim().to_owned();
         for node in [HUB, GATEWAY, AGENT] {
-            line.write(&format!("{node}.toml"), &line.configuration(node, node));
+            line.write(&format!("{node}.toml"), line.configuration(node, node));
         }
         line
     }
@@ -147,7 +176,11 @@ impl Line {
                 children("mqtt", "listen")
             ),
             GATEWAY => {
-                format!("site = \"plant-7/line-2\"\n{state}{}{identity}{}", up(HUB), children("listen", "address"))
+                format!(
+                    "site = \"plant-7/line-2\"\n{state}{}{identity}{}",
+                    up(HUB),
+                    children("listen", "address")
+                )
             }
             _ => format!(
                 "site = \"plant-7/line-2/plc-1\"\n{state}runtime_dir = \"{}\"\n{}{identity}[labels]\nrole = \"plc\"\n\
@@ -159,14 +192,21 @@ impl Line {
     }
 
     fn spawn(&mut self, name: &str, command: &mut Command) {
-        let log = File::options().create(true).append(true).open(self.path(&format!("logs/{name}.log"))).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path(&format!("logs/{name}.log")))
+            .unwrap();
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap_or_else(|e| panic!("{name} does not start: {e}"));
-        assert!(self.running.insert(name.to_owned(), child).is_none(), "{name} runs already");
+        assert!(
+            self.running.insert(name.to_owned(), child).is_none(),
+            "{name} runs already"
+        );
     }
 
     /// Starts a daemon with the configuration of that name.
@@ -177,7 +217,9 @@ impl Line {
             _ => "cnova-agent",
         };
         let mut command = Command::new(self.bin.join(program));
-        command.args(["run", "--config"]).arg(self.path(&format!("{name}.toml")));
+        command
+            .args(["run", "--config"])
+            .arg(self.path(&format!("{name}.toml")));
         self.spawn(name, &mut command);
     }
 
@@ -218,7 +260,12 @@ impl Line {
             let program = if of == HUB { "cnova-hub" } else { "cnova-gateway" };
             let config = self.path(&format!("{of}.toml"));
             let mut command = Command::new(self.bin.join(program));
-            let said = bounded(command.args(["print-mosquitto-config", "--config"]).arg(config).args(args));
+            let said = bounded(
+                command
+                    .args(["print-mosquitto-config", "--config"])
+                    .arg(config)
+                    .args(args),
+            );
             assert_eq!(said.code, Some(0), "{program}: {}", said.err);
             said.out
         };
@@ -226,12 +273,23 @@ impl Line {
         let (conf, acl) = if node == HUB {
             (print(node, &["--folder", &place]), print(node, &["--acl"]))
         } else {
-            (print(node, &[]).replace("/etc/mosquitto/cnova", &place), print(node, &["--part", "acl"]))
+            (
+                print(node, &[]).replace("/etc/mosquitto/cnova", &place),
+                print(node, &["--part", "acl"]),
+            )
         };
-        let first = conf.lines().find(|l| l.starts_with("listener ")).expect("no listener").to_owned();
+        let first = conf
+            .lines()
+            .find(|l| l.starts_with("listener "))
+            .expect("no listener")
+            .to_owned();
         let conf = conf.replace(&first, &format!("listener {} 127.0.0.1", self.ports[node])) + "user root\n";
         // The hub prints no authorities; those of the gateway are the same ones.
-        let files = [("conf", conf), ("acl", acl), ("ca.pem", print(GATEWAY, &["--part", "ca"]))];
+        let files = [
+            ("conf", conf),
+            ("acl", acl),
+            ("ca.pem", print(GATEWAY, &["--part", "ca"])),
+        ];
         for (file, text) in files {
             self.write(&format!("{name}/{file}"), text);
         }
@@ -243,19 +301,27 @@ impl Line {
 
     /// Whether the daemon still runs.
     pub(crate) fn runs(&mut self, name: &str) -> bool {
-        self.running.get_mut(name).is_some_and(|c| matches!(c.try_wait(), Ok(None)))
+        self.running
+            .get_mut(name)
+            .is_some_and(|c| matches!(c.try_wait(), Ok(None)))
     }
 
     /// SIGKILL.
     pub(crate) fn kill(&mut self, name: &str) {
-        let mut child = self.running.remove(name).unwrap_or_else(|| panic!("{name} does not run"));
+        let mut child = self
+            .running
+            .remove(name)
+            .unwrap_or_else(|| panic!("{name} does not run"));
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// SIGTERM, and the end of it.
     pub(crate) fn stop(&mut self, name: &str) {
-        let mut child = self.running.remove(name).unwrap_or_else(|| panic!("{name} does not run"));
+        let mut child = self
+            .running
+            .remove(name)
+            .unwrap_or_else(|| panic!("{name} does not run"));
         signal(child.id(), Signal::TERM);
         let until = Instant::now() + POLITE;
         while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
@@ -282,7 +348,10 @@ impl Line {
 
     /// The process that the hub shows for the workload, which is the only one of the line.
     pub(crate) fn pid(&self) -> u32 {
-        let pid = self.workload()["pid"].as_u64().and_then(|p| u32::try_from(p).ok()).unwrap();
+        let pid = self.workload()["pid"]
+            .as_u64()
+            .and_then(|p| u32::try_from(p).ok())
+            .unwrap();
         assert_eq!(self.workload_pids(), [pid]);
         pid
     }
@@ -312,7 +381,10 @@ impl Line {
 
     fn rows(&self, what: &str) -> Vec<Value> {
         let said = self.try_cnova(&["get", what, "-o", "json"]);
-        serde_json::from_str::<Value>(&said.out).ok().and_then(|v| v.as_array().cloned()).unwrap_or_default()
+        serde_json::from_str::<Value>(&said.out)
+            .ok()
+            .and_then(|v| v.as_array().cloned())
+            .unwrap_or_default()
     }
 
     /// `cnova get nodes`; nothing when the hub does not answer.
@@ -326,7 +398,10 @@ impl Line {
 
     /// The workload on the agent; null when the hub does not know of it.
     pub(crate) fn workload(&self) -> Value {
-        self.rows("workloads").into_iter().find(|w| w["node"] == AGENT).unwrap_or_default()
+        self.rows("workloads")
+            .into_iter()
+            .find(|w| w["node"] == AGENT)
+            .unwrap_or_default()
     }
 
     /// Every node is connected and in sync, and the workload runs in this generation.
@@ -344,7 +419,10 @@ impl Line {
         let until = Instant::now() + PATIENCE;
         while !done(self) {
             let (nodes, workload) = (self.nodes(), self.workload());
-            assert!(Instant::now() < until, "waited in vain: {what}\nnodes: {nodes:#?}\nworkload: {workload:#}");
+            assert!(
+                Instant::now() < until,
+                "waited in vain: {what}\nnodes: {nodes:#?}\nworkload: {workload:#}"
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -353,7 +431,9 @@ impl Line {
     pub(crate) fn version(&self, version: u32) -> String {
         let wasm = wat::parse_str(include_str!("guest.wat").replace('#', &version.to_string())).unwrap();
         self.write(&format!("v{version}/guest.wasm"), wasm);
-        self.write(&format!("v{version}/{APP}.yaml"), include_str!("watch.yaml")).display().to_string()
+        self.write(&format!("v{version}/{APP}.yaml"), include_str!("watch.yaml"))
+            .display()
+            .to_string()
     }
 
     /// Applies a version and waits until it is reported; it and nothing else runs then.
@@ -399,7 +479,10 @@ impl Drop for Line {
             signal(pid, Signal::KILL);
         }
         if std::thread::panicking() {
-            let logs = fs::read_dir(self.path("logs")).into_iter().flatten().filter_map(Result::ok);
+            let logs = fs::read_dir(self.path("logs"))
+                .into_iter()
+                .flatten()
+                .filter_map(Result::ok);
             for log in logs {
                 let text = fs::read_to_string(log.path()).unwrap_or_default();
                 let lines: Vec<&str> = text.lines().collect();

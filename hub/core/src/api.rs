@@ -228,7 +228,10 @@ impl Stored {
                     self.compiled.insert(key, artifact);
                 }
                 Op::PutEntry { node, stored } => {
-                    self.entries.entry(node).or_default().insert(stored.entry.key.clone(), stored);
+                    self.entries
+                        .entry(node)
+                        .or_default()
+                        .insert(stored.entry.key.clone(), stored);
                 }
                 Op::ClearEntries { node, retired } => {
                     self.entries.remove(&node);

@@ -66,7 +66,9 @@ impl Hub {
         let trust = config.trust.clone();
         let reopen = |bytes: &[u8]| VerifiedTwin::reopen(bytes, &trust);
         let twins = stored.tree.twins.values().filter_map(|b| reopen(b).ok());
-        let composed = twins.map(|t| (t.twin().node.clone(), t.twin().workloads.clone())).collect();
+        let composed = twins
+            .map(|t| (t.twin().node.clone(), t.twin().workloads.clone()))
+            .collect();
         let hellos: Vec<Vec<u8>> = stored.tree.descendants.values().map(|(_, h)| h.clone()).collect();
         let mut hub = Self {
             tree: Tree::new(config.node.clone(), stored.tree, reopen),
@@ -106,8 +108,12 @@ impl Hub {
     fn restore_hello(&mut self, bytes: &[u8]) {
         use cnova_shared::{certificate, envelope::Untrusted, topics::Kind};
         let Ok(untrusted) = Untrusted::read(bytes) else { return };
-        let Some(certificate) = untrusted.x5chain.first().and_then(|c| certificate::read(c).ok()) else { return };
-        let hello = untrusted.verify(Kind::Hello, &certificate.key).and_then(|v| v.decode::<v1::Hello>());
+        let Some(certificate) = untrusted.x5chain.first().and_then(|c| certificate::read(c).ok()) else {
+            return;
+        };
+        let hello = untrusted
+            .verify(Kind::Hello, &certificate.key)
+            .and_then(|v| v.decode::<v1::Hello>());
         if let Ok(hello) = hello {
             let node = hello.claims().iss.clone();
             self.inventory.on_hello(&node, hello.into_value(), 0);
@@ -117,13 +123,25 @@ impl Hub {
     fn restore_app(&mut self, name: Name, app: StoredApp) {
         match cndl::parse(&app.manifest, name.as_str()) {
             Ok(manifest) => {
-                let context = AdmissionContext { user: app.user, now_unix_s: app.admitted_s };
+                let context = AdmissionContext {
+                    user: app.user,
+                    now_unix_s: app.admitted_s,
+                };
                 let manifest = AdmittedManifest::restored(manifest, context);
                 let placement = LabelsAndResources.place(&manifest, &self.node_views(Some(&name)), &app.placement);
                 let problems = BTreeMap::new();
-                self.apps.insert(name, App { generation: app.generation, placement, problems });
+                self.apps.insert(
+                    name,
+                    App {
+                        generation: app.generation,
+                        placement,
+                        problems,
+                    },
+                );
             }
-            Err(e) => self.note(format!("stored application {name} cannot be read and is left as it runs: {e}")),
+            Err(e) => self.note(format!(
+                "stored application {name} cannot be read and is left as it runs: {e}"
+            )),
         }
     }
 
@@ -152,7 +170,11 @@ impl Hub {
             }
             Event::FromChild { child, kind, bytes } => {
                 let authorities = self.config.trust.authorities();
-                let clock = Clock { authorities: &authorities, now_s: now.wall_ms / 1000, mono_ms: now.mono_ms };
+                let clock = Clock {
+                    authorities: &authorities,
+                    now_s: now.wall_ms / 1000,
+                    mono_ms: now.mono_ms,
+                };
                 self.tree.on_message(&child, kind, &bytes, &clock);
             }
             Event::Tick => {}
@@ -187,7 +209,8 @@ impl Hub {
         let files = manifest.manifest().unresolved_files();
         if !files.is_empty() {
             let list = files.into_iter().collect::<Vec<_>>().join(", ");
-            let why = format!("the manifest names files ({list}); upload them and name their digests, as `cnova apply` does");
+            let why =
+                format!("the manifest names files ({list}); upload them and name their digests, as `cnova apply` does");
             return self.refuse(request, vec![why]);
         }
         let unknown: Vec<String> = manifest
@@ -205,8 +228,16 @@ impl Hub {
             let why = why.clone();
             return self.refuse(request, vec![why]);
         }
-        let waits_for: BTreeSet<_> = waits_for.into_iter().filter(|k| !self.compiled.contains_key(k)).collect();
-        let candidate = Candidate { request, manifest, waits_for, since_ms: now.wall_ms };
+        let waits_for: BTreeSet<_> = waits_for
+            .into_iter()
+            .filter(|k| !self.compiled.contains_key(k))
+            .collect();
+        let candidate = Candidate {
+            request,
+            manifest,
+            waits_for,
+            since_ms: now.wall_ms,
+        };
         if candidate.waits_for.is_empty() {
             return self.commit(candidate, now);
         }
@@ -229,32 +260,61 @@ impl Hub {
         let views = self.node_views(name.as_ref());
         let placement = LabelsAndResources.place(manifest, &views, &CurrentPlacement::default());
         let mut keys = BTreeSet::new();
-        for def in manifest.application().workloads.iter().filter(|w| w.runtime == RuntimeKind::Wasm) {
-            let Some(source) = def.artifact.digest().and_then(|d| d.parse().ok()) else { continue };
-            let nodes = placement.workloads().get(&def.name).map(|p| p.nodes.clone()).unwrap_or_default();
+        for def in manifest
+            .application()
+            .workloads
+            .iter()
+            .filter(|w| w.runtime == RuntimeKind::Wasm)
+        {
+            let Some(source) = def.artifact.digest().and_then(|d| d.parse().ok()) else {
+                continue;
+            };
+            let nodes = placement
+                .workloads()
+                .get(&def.name)
+                .map(|p| p.nodes.clone())
+                .unwrap_or_default();
             let mut targets: BTreeSet<(String, String)> = BTreeSet::new();
-            for record in nodes.iter().filter_map(|n| self.inventory.nodes().get(&NodeId::new(n).ok()?)) {
+            for record in nodes
+                .iter()
+                .filter_map(|n| self.inventory.nodes().get(&NodeId::new(n).ok()?))
+            {
                 let caps = record.hello.as_ref().map(|h| &h.capabilities);
-                targets.extend(caps.and_then(rollout::wasm_target).map(|(t, e)| (t.to_owned(), e.to_owned())));
+                targets.extend(
+                    caps.and_then(rollout::wasm_target)
+                        .map(|(t, e)| (t.to_owned(), e.to_owned())),
+                );
             }
             if targets.is_empty() {
                 targets.insert((DEFAULT_TARGET.0.to_owned(), DEFAULT_TARGET.1.to_owned()));
             }
-            keys.extend(targets.into_iter().map(|(target, engine)| CompileKey { source, target, engine }));
+            keys.extend(
+                targets
+                    .into_iter()
+                    .map(|(target, engine)| CompileKey { source, target, engine }),
+            );
         }
         keys
     }
 
     /// Stores an application whose artifacts are all there, places it and answers.
     fn commit(&mut self, candidate: Candidate, now: Now) {
-        let Candidate { request, manifest, since_ms, .. } = candidate;
+        let Candidate {
+            request,
+            manifest,
+            since_ms,
+            ..
+        } = candidate;
         let name = match Name::new(&manifest.application().name) {
             Ok(name) => name,
             Err(e) => return self.refuse(request, vec![e.to_string()]),
         };
         let current = self.apps.get(&name);
         let changed = current.is_none_or(|a| a.placement.manifest().manifest() != manifest.manifest());
-        let before = current.map(|a| a.generation).or(self.deleted.get(&name).copied()).unwrap_or(0);
+        let before = current
+            .map(|a| a.generation)
+            .or(self.deleted.get(&name).copied())
+            .unwrap_or(0);
         let was = current.map(|a| a.placement.to_current()).unwrap_or_default();
         let generation = if changed { before + 1 } else { before };
         let placement = LabelsAndResources.place(&manifest, &self.node_views(Some(&name)), &was);
@@ -266,11 +326,24 @@ impl Hub {
             unplaced: unplaced(&placement),
         };
         if changed {
-            self.stage(&name, generation, "admitted", since_ms, format!("by {}", manifest.context().user));
+            self.stage(
+                &name,
+                generation,
+                "admitted",
+                since_ms,
+                format!("by {}", manifest.context().user),
+            );
             self.stage(&name, generation, "placed", now.wall_ms, placed_on(&placement));
         }
         self.deleted.remove(&name);
-        self.apps.insert(name.clone(), App { generation, placement, problems: BTreeMap::new() });
+        self.apps.insert(
+            name.clone(),
+            App {
+                generation,
+                placement,
+                problems: BTreeMap::new(),
+            },
+        );
         self.persist_app(&name);
         self.answer(request, outcome);
         self.reconcile(now);
@@ -286,37 +359,72 @@ impl Hub {
             admitted_s: manifest.context().now_unix_s,
             placement: app.placement.to_current(),
         };
-        self.ops.push(Op::PutApp { name: name.clone(), app: stored });
+        self.ops.push(Op::PutApp {
+            name: name.clone(),
+            app: stored,
+        });
     }
 
     fn stage(&mut self, name: &Name, generation: u64, stage: &str, at_ms: u64, detail: String) {
-        self.note(format!("stage={stage} application={name} generation={generation} {detail}"));
+        self.note(format!(
+            "stage={stage} application={name} generation={generation} {detail}"
+        ));
         let by = "hub".to_owned();
-        let record = StageRecord { stage: stage.to_owned(), at_ms, by, node: None, detail };
+        let record = StageRecord {
+            stage: stage.to_owned(),
+            at_ms,
+            by,
+            node: None,
+            detail,
+        };
         self.timeline.add(name, generation, record);
     }
 
     fn on_delete(&mut self, request: RequestId, name: &Name, now: Now) {
         let Some(app) = self.apps.remove(name) else {
-            return self.answer(request, Outcome::NotFound { what: format!("application {name}") });
+            return self.answer(
+                request,
+                Outcome::NotFound {
+                    what: format!("application {name}"),
+                },
+            );
         };
         self.deleted.insert(name.clone(), app.generation);
-        self.ops.push(Op::DeleteApp { name: name.clone(), generation: app.generation });
+        self.ops.push(Op::DeleteApp {
+            name: name.clone(),
+            generation: app.generation,
+        });
         self.answer(request, Outcome::Deleted { name: name.clone() });
         self.reconcile(now);
     }
 
     fn on_ask(&mut self, request: RequestId, node: NodeId, op: v1::Operation) {
         let Some(via) = self.tree.via(&node).cloned() else {
-            return self.answer(request, Outcome::NotFound { what: format!("node {node}") });
+            return self.answer(
+                request,
+                Outcome::NotFound {
+                    what: format!("node {node}"),
+                },
+            );
         };
         if !self.tree.is_connected(&via) {
-            return self.refuse(request, vec![format!("{node} cannot be reached: {via} is not connected to the hub")]);
+            return self.refuse(
+                request,
+                vec![format!("{node} cannot be reached: {via} is not connected to the hub")],
+            );
         }
         // Request ids are the daemon's and unique while the hub runs; the node repeats them in its reply.
         self.asked.insert(request, request);
-        let command = v1::Command { v: v1::VERSION, id: request, op };
-        self.effects.push_back(Action::Command { child: via, node, command });
+        let command = v1::Command {
+            v: v1::VERSION,
+            id: request,
+            op,
+        };
+        self.effects.push_back(Action::Command {
+            child: via,
+            node,
+            command,
+        });
         while self.asked.len() > QUESTIONS_KEPT {
             self.asked.pop_first();
         }
@@ -327,7 +435,10 @@ impl Hub {
         match result {
             Ok(artifact) => {
                 self.artifacts.insert(artifact.digest, artifact.size);
-                self.ops.push(Op::PutCompiled { key: key.clone(), artifact: artifact.clone() });
+                self.ops.push(Op::PutCompiled {
+                    key: key.clone(),
+                    artifact: artifact.clone(),
+                });
                 self.compiled.insert(key.clone(), artifact);
             }
             Err(why) => {
@@ -358,7 +469,11 @@ impl Hub {
             Err(e) => return self.note(format!("the hub's own signer made a twin that nodes would refuse: {e}")),
         };
         let node = twin.twin().node.clone();
-        let apps = twin.twin().workloads.iter().map(|w| (w.id.application.clone(), w.app_generation));
+        let apps = twin
+            .twin()
+            .workloads
+            .iter()
+            .map(|w| (w.id.application.clone(), w.app_generation));
         self.timeline.signed(&node, twin.version(), apps, now.wall_ms);
         self.note(format!("stage=signed node={node} twin={}", twin.version()));
         if self.signing.get(&node) == Some(&twin.version()) {
@@ -372,7 +487,9 @@ impl Hub {
         let mut used: BTreeMap<&str, NodeResources> = BTreeMap::new();
         for (_, app) in self.apps.iter().filter(|(n, _)| Some(*n) != apart_from) {
             for def in &app.placement.manifest().application().workloads {
-                let Some(placed) = app.placement.workloads().get(&def.name) else { continue };
+                let Some(placed) = app.placement.workloads().get(&def.name) else {
+                    continue;
+                };
                 for node in &placed.nodes {
                     let u = used.entry(node).or_default();
                     u.memory_bytes += def.resources.memory_bytes.unwrap_or(0);
@@ -390,7 +507,10 @@ impl Hub {
                 runtimes: caps
                     .runtimes
                     .iter()
-                    .map(|r| RuntimeView { name: r.name.clone(), targets: r.targets.clone() })
+                    .map(|r| RuntimeView {
+                        name: r.name.clone(),
+                        targets: r.targets.clone(),
+                    })
                     .collect(),
                 capacity: Some(NodeResources {
                     memory_bytes: caps.memory_bytes,
@@ -424,7 +544,13 @@ impl Hub {
                 self.stage(name, generation, "placed", now.wall_ms, detail);
             }
         }
-        let agents: Vec<NodeId> = self.inventory.nodes().iter().filter(|(_, r)| is_agent(r)).map(|(n, _)| n.clone()).collect();
+        let agents: Vec<NodeId> = self
+            .inventory
+            .nodes()
+            .iter()
+            .filter(|(_, r)| is_agent(r))
+            .map(|(n, _)| n.clone())
+            .collect();
         let mut problems: BTreeMap<Name, BTreeMap<String, String>> = BTreeMap::new();
         for node in agents {
             let composed = self.compose(&node);
@@ -432,7 +558,10 @@ impl Hub {
                 self.compile(key);
             }
             for (id, why) in composed.problems {
-                problems.entry(id.application).or_default().insert(format!("{}@{node}", id.name), why);
+                problems
+                    .entry(id.application)
+                    .or_default()
+                    .insert(format!("{}@{node}", id.name), why);
             }
             if composed.missing.is_empty() {
                 self.sign_if_new(node, composed.workloads);
@@ -450,15 +579,26 @@ impl Hub {
         let apps: Vec<PlacedApp<'_>> = self
             .apps
             .iter()
-            .map(|(name, a)| PlacedApp { name, generation: a.generation, placement: &a.placement })
+            .map(|(name, a)| PlacedApp {
+                name,
+                generation: a.generation,
+                placement: &a.placement,
+            })
             .collect();
-        let view = ArtifactView { uploaded: &self.artifacts, compiled: &self.compiled };
+        let view = ArtifactView {
+            uploaded: &self.artifacts,
+            compiled: &self.compiled,
+        };
         rollout::compose(node.as_str(), &hello.capabilities, &apps, &view)
     }
 
     fn sign_if_new(&mut self, node: NodeId, workloads: Vec<v1::Workload>) {
         let has = self.tree.reported(&node).unwrap_or_default();
-        let desired = self.tree.desired(&node).max(self.signing.get(&node).copied()).unwrap_or_default();
+        let desired = self
+            .tree
+            .desired(&node)
+            .max(self.signing.get(&node).copied())
+            .unwrap_or_default();
         let same = match self.composed.get(&node) {
             Some(before) => *before == workloads,
             None => workloads.is_empty(),
@@ -472,11 +612,24 @@ impl Hub {
             self.set_epoch(has.epoch + 1);
         }
         let newest = desired.max(has);
-        let generation = if newest.epoch == self.epoch { newest.generation + 1 } else { 1 };
-        let version = Version { epoch: self.epoch, generation };
+        let generation = if newest.epoch == self.epoch {
+            newest.generation + 1
+        } else {
+            1
+        };
+        let version = Version {
+            epoch: self.epoch,
+            generation,
+        };
         self.signing.insert(node.clone(), version);
         self.composed.insert(node.clone(), workloads.clone());
-        let twin = v1::Twin { v: v1::VERSION, node, epoch: version.epoch, generation, workloads };
+        let twin = v1::Twin {
+            v: v1::VERSION,
+            node,
+            epoch: version.epoch,
+            generation,
+            workloads,
+        };
         self.effects.push_back(Action::SignTwin(Box::new(twin)));
     }
 
@@ -487,9 +640,16 @@ impl Hub {
                 TreeEvent::Heard { author, said, .. } => self.on_heard(&author, said, now),
                 TreeEvent::Ack { child, ack, .. } => self.effects.push_back(Action::Ack { child, ack }),
                 TreeEvent::ChunkWanted { child, request } => self.on_chunk_wanted(child, &request),
-                TreeEvent::Forward { child, kind, node, first, bytes } => {
+                TreeEvent::Forward {
+                    child,
+                    kind,
+                    node,
+                    first,
+                    bytes,
+                } => {
                     if let Some(version) = first {
-                        self.timeline.add_for_twin(&node, version, "relayed", "hub", now.wall_ms);
+                        self.timeline
+                            .add_for_twin(&node, version, "relayed", "hub", now.wall_ms);
                     }
                     self.effects.push_back(Action::Forward { child, kind, bytes });
                 }
@@ -501,21 +661,28 @@ impl Hub {
     fn on_heard(&mut self, author: &NodeId, said: Said, now: Now) {
         match said {
             Said::Hello(hello) => {
-                let has = Version { epoch: hello.epoch, generation: hello.generation };
+                let has = Version {
+                    epoch: hello.epoch,
+                    generation: hello.generation,
+                };
                 let ahead = has > self.tree.desired(author).unwrap_or_default();
                 if self.inventory.on_hello(author, hello, now.wall_ms) || ahead {
                     self.reconcile(now);
                 }
             }
-            Said::Report(report) => {
-                match self.inventory.on_report(author, &report, now.wall_ms, &mut self.ops) {
-                    Some(fresh) => fresh.iter().for_each(|entry| self.on_entry(author, entry, now)),
-                    None => self.tree.ask_again(author, now.mono_ms),
-                }
-            }
+            Said::Report(report) => match self.inventory.on_report(author, &report, now.wall_ms, &mut self.ops) {
+                Some(fresh) => fresh.iter().for_each(|entry| self.on_entry(author, entry, now)),
+                None => self.tree.ask_again(author, now.mono_ms),
+            },
             Said::Reply(reply) => {
                 if let Some(request) = self.asked.remove(&reply.id) {
-                    self.answer(request, Outcome::Replied { ok: reply.ok, text: reply.text });
+                    self.answer(
+                        request,
+                        Outcome::Replied {
+                            ok: reply.ok,
+                            text: reply.text,
+                        },
+                    );
                 }
             }
         }
@@ -523,15 +690,34 @@ impl Hub {
 
     fn on_entry(&mut self, author: &NodeId, entry: &v1::Entry, now: Now) {
         match &entry.body {
-            Body::Relayed { node, epoch, generation } => {
-                let version = Version { epoch: *epoch, generation: *generation };
-                self.timeline.add_for_twin(node, version, "relayed", author.as_str(), entry.at_ms);
+            Body::Relayed {
+                node,
+                epoch,
+                generation,
+            } => {
+                let version = Version {
+                    epoch: *epoch,
+                    generation: *generation,
+                };
+                self.timeline
+                    .add_for_twin(node, version, "relayed", author.as_str(), entry.at_ms);
             }
-            Body::Twin { epoch, generation, verified_ms, committed_ms, .. } => {
-                let version = Version { epoch: *epoch, generation: *generation };
-                self.timeline.add_for_twin(author, version, "verified", author.as_str(), *verified_ms);
+            Body::Twin {
+                epoch,
+                generation,
+                verified_ms,
+                committed_ms,
+                ..
+            } => {
+                let version = Version {
+                    epoch: *epoch,
+                    generation: *generation,
+                };
+                self.timeline
+                    .add_for_twin(author, version, "verified", author.as_str(), *verified_ms);
                 if *committed_ms > 0 {
-                    self.timeline.add_for_twin(author, version, "committed", author.as_str(), *committed_ms);
+                    self.timeline
+                        .add_for_twin(author, version, "committed", author.as_str(), *committed_ms);
                 }
             }
             Body::Workload(w) if w.state == WorkloadState::Running && w.app_generation > 0 => {
@@ -543,8 +729,10 @@ impl Hub {
                     node: Some(author.clone()),
                     detail: detail.clone(),
                 };
-                self.timeline.add(name, w.app_generation, record("running", entry.at_ms, author.as_str()));
-                self.timeline.add(name, w.app_generation, record("reported", now.wall_ms, "hub"));
+                self.timeline
+                    .add(name, w.app_generation, record("running", entry.at_ms, author.as_str()));
+                self.timeline
+                    .add(name, w.app_generation, record("reported", now.wall_ms, "hub"));
             }
             Body::Refused { code, detail, .. } => self.note(format!("{author} refused a twin: {code}: {detail}")),
             Body::Alarm(a) => self.note(format!("alarm of {author}: {}: {}", a.code, a.detail)),
@@ -556,7 +744,12 @@ impl Hub {
         let size = self.artifacts.get(&r.digest).copied().unwrap_or(0);
         if r.offset < size {
             let length = r.length.min(size - r.offset);
-            self.effects.push_back(Action::ServeChunk { child, digest: r.digest, offset: r.offset, length });
+            self.effects.push_back(Action::ServeChunk {
+                child,
+                digest: r.digest,
+                offset: r.offset,
+                length,
+            });
             return;
         }
         let missing = Some(if size == 0 {
@@ -564,8 +757,14 @@ impl Hub {
         } else {
             format!("it has {size} bytes, byte {} was asked for", r.offset)
         });
-        let chunk =
-            v1::Chunk { v: v1::VERSION, digest: r.digest, offset: r.offset, total: size, data: Vec::new(), missing };
+        let chunk = v1::Chunk {
+            v: v1::VERSION,
+            digest: r.digest,
+            offset: r.offset,
+            total: size,
+            data: Vec::new(),
+            missing,
+        };
         self.effects.push_back(Action::RefuseChunk { child, chunk });
     }
 
@@ -590,10 +789,7 @@ const QUESTIONS_KEPT: usize = 1024;
 const DEFAULT_TARGET: (&str, &str) = ("x86_64-unknown-linux-gnu", "cnova-1-wasmtime-48.0.8");
 
 /// Nodes fetch what was uploaded and what was compiled from it.
-fn served(
-    mut uploaded: BTreeMap<Digest, u64>,
-    compiled: &BTreeMap<CompileKey, v1::Artifact>,
-) -> BTreeMap<Digest, u64> {
+fn served(mut uploaded: BTreeMap<Digest, u64>, compiled: &BTreeMap<CompileKey, v1::Artifact>) -> BTreeMap<Digest, u64> {
     uploaded.extend(compiled.values().map(|a| (a.digest, a.size)));
     uploaded
 }
@@ -603,7 +799,10 @@ fn is_agent(record: &crate::inventory::NodeRecord) -> bool {
 }
 
 fn unplaced(placement: &Placement) -> BTreeMap<String, String> {
-    let short = placement.workloads().iter().filter_map(|(n, w)| Some((n.clone(), w.summary.clone()?)));
+    let short = placement
+        .workloads()
+        .iter()
+        .filter_map(|(n, w)| Some((n.clone(), w.summary.clone()?)));
     short.collect()
 }
 

@@ -51,7 +51,12 @@ impl Inventory {
     }
 
     fn record(&mut self, node: &NodeId) -> &mut NodeRecord {
-        let empty = || NodeRecord { hello: None, heard_ms: 0, entries: BTreeMap::new(), retired: BTreeSet::new() };
+        let empty = || NodeRecord {
+            hello: None,
+            heard_ms: 0,
+            entries: BTreeMap::new(),
+            retired: BTreeSet::new(),
+        };
         self.nodes.entry(node.clone()).or_insert_with(empty)
     }
 
@@ -86,19 +91,23 @@ impl Inventory {
         let held = record.entries.values().map(|e| e.incarnation).max();
         if let Some(held) = held.filter(|h| *h != report.incarnation) {
             // Another life of the stream counts when it is told from its beginning.
-            if report.all_keys.is_none() {
-                return None;
-            }
+            report.all_keys.as_ref()?;
             record.entries.clear();
             record.retired.insert(held);
-            ops.push(Op::ClearEntries { node: node.clone(), retired: held });
+            ops.push(Op::ClearEntries {
+                node: node.clone(),
+                retired: held,
+            });
         }
         if let Some(all) = &report.all_keys {
             for (key, held) in &mut record.entries {
                 let void = !all.contains(key) && held.entry.seq <= report.to && held.entry.body != Body::Unknown;
                 if void {
                     held.entry.body = Body::Unknown;
-                    ops.push(Op::VoidEntry { node: node.clone(), key: key.clone() });
+                    ops.push(Op::VoidEntry {
+                        node: node.clone(),
+                        key: key.clone(),
+                    });
                 }
             }
         }
@@ -108,10 +117,16 @@ impl Inventory {
             if held.is_some_and(|h| h.entry.seq >= entry.seq) {
                 continue;
             }
-            let stored =
-                StoredEntry { incarnation: report.incarnation, received_ms: wall_ms, entry: entry.clone() };
+            let stored = StoredEntry {
+                incarnation: report.incarnation,
+                received_ms: wall_ms,
+                entry: entry.clone(),
+            };
             record.entries.insert(entry.key.clone(), stored.clone());
-            ops.push(Op::PutEntry { node: node.clone(), stored });
+            ops.push(Op::PutEntry {
+                node: node.clone(),
+                stored,
+            });
             fresh.push(entry.clone());
         }
         Some(fresh)

@@ -46,7 +46,10 @@ pub struct Composed {
 /// The target and engine of a node's Wasm runtime.
 #[must_use]
 pub fn wasm_target(capabilities: &v1::Capabilities) -> Option<(&str, &str)> {
-    let runtime = capabilities.runtimes.iter().find(|r| r.name == RuntimeKind::Wasm.as_str())?;
+    let runtime = capabilities
+        .runtimes
+        .iter()
+        .find(|r| r.name == RuntimeKind::Wasm.as_str())?;
     Some((runtime.targets.first()?, &runtime.engine))
 }
 
@@ -62,12 +65,19 @@ pub fn compose(
     for app in apps {
         let application = app.placement.manifest().application();
         for def in &application.workloads {
-            let here = app.placement.workloads().get(&def.name).is_some_and(|w| w.nodes.contains(node));
+            let here = app
+                .placement
+                .workloads()
+                .get(&def.name)
+                .is_some_and(|w| w.nodes.contains(node));
             let Ok(name) = Name::new(&def.name) else { continue };
             if !here {
                 continue;
             }
-            let id = WorkloadId { application: app.name.clone(), name };
+            let id = WorkloadId {
+                application: app.name.clone(),
+                name,
+            };
             match workload(id.clone(), app.generation, def, capabilities, artifacts) {
                 Ok(w) => composed.workloads.push(w),
                 Err(Unready::Compile(key)) => {
@@ -89,7 +99,9 @@ enum Unready {
 }
 
 fn digest_of(artifact: &ArtifactRef) -> Result<Digest, Unready> {
-    let text = artifact.digest().ok_or_else(|| Unready::Problem("an artifact is still a file".into()))?;
+    let text = artifact
+        .digest()
+        .ok_or_else(|| Unready::Problem("an artifact is still a file".into()))?;
     text.parse().map_err(|e| Unready::Problem(format!("{e}")))
 }
 
@@ -112,14 +124,21 @@ fn workload(
         RuntimeKind::Wasm => {
             let (target, engine) = wasm_target(capabilities)
                 .ok_or_else(|| Unready::Problem("the node names no target for its Wasm runtime".into()))?;
-            let key = CompileKey { source, target: target.to_owned(), engine: engine.to_owned() };
+            let key = CompileKey {
+                source,
+                target: target.to_owned(),
+                engine: engine.to_owned(),
+            };
             artifacts.compiled.get(&key).cloned().ok_or(Unready::Compile(key))?
         }
         RuntimeKind::Container | RuntimeKind::Ebpf => uploaded(artifacts, source)?,
     };
     let mut files = Vec::with_capacity(def.files.len());
     for f in &def.files {
-        files.push(v1::InputFile { path: f.path.clone(), artifact: uploaded(artifacts, digest_of(&f.artifact)?)? });
+        files.push(v1::InputFile {
+            path: f.path.clone(),
+            artifact: uploaded(artifacts, digest_of(&f.artifact)?)?,
+        });
     }
     Ok(v1::Workload {
         id,

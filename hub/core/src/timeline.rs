@@ -39,7 +39,11 @@ impl Timeline {
     /// The stages of one generation, in order of time.
     #[must_use]
     pub fn of(&self, name: &Name, generation: u64) -> Vec<StageRecord> {
-        let mut all = self.records.get(&(name.clone(), generation)).cloned().unwrap_or_default();
+        let mut all = self
+            .records
+            .get(&(name.clone(), generation))
+            .cloned()
+            .unwrap_or_default();
         all.sort_by_key(|r| r.at_ms);
         all
     }
@@ -54,7 +58,12 @@ impl Timeline {
         if records.len() < STAGES_KEPT && !records.iter().any(twice) {
             records.push(record);
         }
-        let of_name: Vec<u64> = self.records.keys().filter(|(n, _)| n == name).map(|(_, g)| *g).collect();
+        let of_name: Vec<u64> = self
+            .records
+            .keys()
+            .filter(|(n, _)| n == name)
+            .map(|(_, g)| *g)
+            .collect();
         if of_name.len() > GENERATIONS_KEPT {
             self.records.remove(&(name.clone(), of_name[0]));
         }
@@ -71,7 +80,12 @@ impl Timeline {
         }
         let first: BTreeSet<(Name, u64)> = apps.filter(|a| !earlier.contains(a)).collect();
         self.carried.insert((node.clone(), version), first);
-        let of_node: Vec<Version> = self.carried.keys().filter(|(n, _)| n == node).map(|(_, v)| *v).collect();
+        let of_node: Vec<Version> = self
+            .carried
+            .keys()
+            .filter(|(n, _)| n == node)
+            .map(|(_, v)| *v)
+            .collect();
         if of_node.len() > GENERATIONS_KEPT {
             self.carried.remove(&(node.clone(), of_node[0]));
         }
@@ -80,7 +94,9 @@ impl Timeline {
 
     /// Adds a stage of a twin to every application generation that it was the first to carry.
     pub fn add_for_twin(&mut self, node: &NodeId, version: Version, stage: &str, by: &str, at_ms: u64) {
-        let Some(apps) = self.carried.get(&(node.clone(), version)).cloned() else { return };
+        let Some(apps) = self.carried.get(&(node.clone(), version)).cloned() else {
+            return;
+        };
         for (name, generation) in apps {
             let record = StageRecord {
                 stage: stage.to_owned(),

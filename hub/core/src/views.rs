@@ -118,7 +118,11 @@ impl Hub {
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeInfo> {
         let links = self.links();
-        self.inventory.nodes().keys().filter_map(|n| self.node_with(n, &links)).collect()
+        self.inventory
+            .nodes()
+            .keys()
+            .filter_map(|n| self.node_with(n, &links))
+            .collect()
     }
 
     /// One node.
@@ -130,7 +134,10 @@ impl Hub {
     fn node_with(&self, node: &NodeId, links: &BTreeMap<NodeId, (u64, NodeId, bool)>) -> Option<NodeInfo> {
         let record = self.inventory.nodes().get(node)?;
         let hello = record.hello.as_ref()?;
-        let version = |v: Option<cnova_shared::twin::Version>| v.filter(|v| v.epoch > 0).map_or_else(|| "-".to_owned(), |v| v.to_string());
+        let version = |v: Option<cnova_shared::twin::Version>| {
+            v.filter(|v| v.epoch > 0)
+                .map_or_else(|| "-".to_owned(), |v| v.to_string())
+        };
         let (desired, reported) = (self.tree.desired(node), self.reported_version(node));
         let mut refusals: Vec<Refusal> = record.entries.values().filter_map(|e| refusal(&e.entry)).collect();
         refusals.sort_by_key(|r| r.at_ms);
@@ -168,9 +175,10 @@ impl Hub {
     fn reported_version(&self, node: &NodeId) -> Option<cnova_shared::twin::Version> {
         let record = self.inventory.nodes().get(node)?;
         let entry = record.entries.get("twin").and_then(|e| match &e.entry.body {
-            Body::Twin { epoch, generation, .. } => {
-                Some(cnova_shared::twin::Version { epoch: *epoch, generation: *generation })
-            }
+            Body::Twin { epoch, generation, .. } => Some(cnova_shared::twin::Version {
+                epoch: *epoch,
+                generation: *generation,
+            }),
             _ => None,
         });
         entry.max(self.tree.reported(node))
@@ -219,7 +227,9 @@ impl Hub {
         for (name, app) in &self.apps {
             for (workload, placed) in app.placement.workloads() {
                 for node in &placed.nodes {
-                    let (Ok(node), Ok(workload)) = (NodeId::new(node), Name::new(workload)) else { continue };
+                    let (Ok(node), Ok(workload)) = (NodeId::new(node), Name::new(workload)) else {
+                        continue;
+                    };
                     let info = pending(name, &workload, &node, app.generation, self.link(&node, &links));
                     all.insert((name.clone(), workload, node), info);
                 }
@@ -271,7 +281,12 @@ impl Hub {
             generation: app.generation,
             user: manifest.context().user.clone(),
             manifest: manifest.manifest().to_value(),
-            workloads: app.placement.workloads().iter().map(|(n, w)| (n.clone(), place(w))).collect(),
+            workloads: app
+                .placement
+                .workloads()
+                .iter()
+                .map(|(n, w)| (n.clone(), place(w)))
+                .collect(),
             problems: app.problems.clone(),
             timeline: self.timeline.of(name, app.generation),
         })
@@ -299,9 +314,11 @@ impl Hub {
 
 fn refusal(entry: &v1::Entry) -> Option<Refusal> {
     match &entry.body {
-        Body::Refused { code, detail, .. } => {
-            Some(Refusal { at_ms: entry.at_ms, code: code.clone(), detail: detail.clone() })
-        }
+        Body::Refused { code, detail, .. } => Some(Refusal {
+            at_ms: entry.at_ms,
+            code: code.clone(),
+            detail: detail.clone(),
+        }),
         _ => None,
     }
 }

@@ -10,6 +10,22 @@ use crate::ids::{Digest, NodeId, SitePath, WorkloadId};
 /// The version that every message of this module carries in `v`.
 pub const VERSION: u32 = 1;
 
+/// A message that says of which version it is.
+pub trait Versioned {
+    /// Its version.
+    fn version(&self) -> u32;
+}
+
+macro_rules! versioned {
+    ($($message:ty),*) => { $(impl Versioned for $message {
+        fn version(&self) -> u32 {
+            self.v
+        }
+    })* };
+}
+
+versioned!(Hello, Report, Relay, Ack, ChunkRequest, Chunk, Command, Reply, Twin);
+
 /// What a node is in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -24,7 +24,10 @@ pub(crate) struct BadValue {
 }
 
 fn bad(table: &'static str, detail: impl std::fmt::Display) -> Error {
-    let value = BadValue { table, detail: detail.to_string() };
+    let value = BadValue {
+        table,
+        detail: detail.to_string(),
+    };
     Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(value))
 }
 
@@ -72,14 +75,28 @@ fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), Error> {
             "INSERT INTO twin (node, bytes) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET bytes = excluded.bytes",
             params![node.as_str(), bytes],
         )?,
-        TreeOp::Reported { node, epoch, generation, digest } => run(
+        TreeOp::Reported {
+            node,
+            epoch,
+            generation,
+            digest,
+        } => run(
             db,
             "INSERT INTO reported (node, epoch, generation, digest) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO UPDATE SET epoch = excluded.epoch, generation = excluded.generation,
              digest = excluded.digest",
-            params![node.as_str(), epoch.cast_signed(), generation.cast_signed(), digest.map(|d| d.0)],
+            params![
+                node.as_str(),
+                epoch.cast_signed(),
+                generation.cast_signed(),
+                digest.map(|d| d.0)
+            ],
         )?,
-        TreeOp::Received { child, stream, position } => run(
+        TreeOp::Received {
+            child,
+            stream,
+            position,
+        } => run(
             db,
             "INSERT INTO received (child, stream, incarnation, seq) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT DO UPDATE SET incarnation = excluded.incarnation, seq = excluded.seq",
@@ -163,13 +180,21 @@ pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
     each(db, "SELECT seq, node, kind, keys, bytes FROM spool", |row| {
         let keys: String = row.get(3)?;
         let keys: BTreeSet<String> = serde_json::from_str(&keys).map_err(|e| bad(SPOOL, e))?;
-        let item = Item { node: node(row, 1, SPOOL)?, kind: row.get(2)?, keys, bytes: row.get(4)? };
+        let item = Item {
+            node: node(row, 1, SPOOL)?,
+            kind: row.get(2)?,
+            keys,
+            bytes: row.get(4)?,
+        };
         stored.spool.items.insert(unsigned(row, 0)?, item);
         Ok(())
     })?;
     each(db, "SELECT entry FROM stream ORDER BY place", |row| {
         let bytes: Vec<u8> = row.get(0)?;
-        stored.stream.entries.push(wire::decode(&bytes).map_err(|e| bad(STREAM, e))?);
+        stored
+            .stream
+            .entries
+            .push(wire::decode(&bytes).map_err(|e| bad(STREAM, e))?);
         Ok(())
     })?;
     each(db, "SELECT name, incarnation, seq FROM position", |row| {
@@ -189,7 +214,8 @@ pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
 
 fn load_tree(db: &Connection, tree: &mut StoredTree) -> Result<(), Error> {
     each(db, "SELECT node, via, hello FROM descendant", |row| {
-        tree.descendants.insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
+        tree.descendants
+            .insert(node(row, 0, "descendant")?, (node(row, 1, "descendant")?, row.get(2)?));
         Ok(())
     })?;
     each(db, "SELECT node, bytes FROM twin", |row| {
@@ -198,22 +224,22 @@ fn load_tree(db: &Connection, tree: &mut StoredTree) -> Result<(), Error> {
     })?;
     each(db, "SELECT node, epoch, generation, digest FROM reported", |row| {
         let digest = row.get::<_, Option<[u8; 32]>>(3)?.map(Digest);
-        tree.reported.insert(node(row, 0, "reported")?, (unsigned(row, 1)?, unsigned(row, 2)?, digest));
+        tree.reported.insert(
+            node(row, 0, "reported")?,
+            (unsigned(row, 1)?, unsigned(row, 2)?, digest),
+        );
         Ok(())
     })?;
     each(db, "SELECT child, stream, incarnation, seq FROM received", |row| {
         let name: String = row.get(1)?;
         let stream = stream_of(&name).ok_or_else(|| bad("received", format!("stream {name:?}")))?;
-        tree.received.insert((node(row, 0, "received")?, stream), position(row, 2)?);
+        tree.received
+            .insert((node(row, 0, "received")?, stream), position(row, 2)?);
         Ok(())
     })
 }
 
-fn each(
-    db: &Connection,
-    sql: &str,
-    mut take: impl FnMut(&Row<'_>) -> Result<(), Error>,
-) -> Result<(), Error> {
+fn each(db: &Connection, sql: &str, mut take: impl FnMut(&Row<'_>) -> Result<(), Error>) -> Result<(), Error> {
     let mut statement = db.prepare(sql)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -231,7 +257,10 @@ fn unsigned(row: &Row<'_>, column: usize) -> Result<u64, Error> {
 }
 
 fn position(row: &Row<'_>, column: usize) -> Result<Position, Error> {
-    Ok(Position { incarnation: unsigned(row, column)?, seq: unsigned(row, column + 1)? })
+    Ok(Position {
+        incarnation: unsigned(row, column)?,
+        seq: unsigned(row, column + 1)?,
+    })
 }
 
 fn stream_name(stream: v1::Stream) -> &'static str {
@@ -242,5 +271,7 @@ fn stream_name(stream: v1::Stream) -> &'static str {
 }
 
 fn stream_of(name: &str) -> Option<v1::Stream> {
-    [v1::Stream::Report, v1::Stream::Relay].into_iter().find(|s| stream_name(*s) == name)
+    [v1::Stream::Report, v1::Stream::Relay]
+        .into_iter()
+        .find(|s| stream_name(*s) == name)
 }

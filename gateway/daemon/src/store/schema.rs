@@ -4,7 +4,10 @@
 use cnova_store::Schema;
 
 /// A gateway's database; "CNGW" in ASCII.
-pub(crate) const SCHEMA: Schema = Schema { application_id: 0x434e_4757, migrations: &[CREATE] };
+pub(crate) const SCHEMA: Schema = Schema {
+    application_id: 0x434e_4757,
+    migrations: &[CREATE],
+};
 
 /// Everything, for an empty database.
 ///

@@ -58,7 +58,11 @@ impl Parent {
             key: rustls_pki_types::PrivatePkcs8KeyDer::from(issued.key_der.clone()).into(),
             client_ca: vec![plant.authority.clone().into()],
         };
-        let config = EndpointConfig { listen: address, tls, limits: Limits::default() };
+        let config = EndpointConfig {
+            listen: address,
+            tls,
+            limits: Limits::default(),
+        };
         let (endpoint, events) = Endpoint::start(config).await.unwrap();
         let (publisher, heard) = (endpoint.publisher(), Arc::<Mutex<Vec<Heard>>>::default());
         let play = Play {
@@ -70,7 +74,12 @@ impl Parent {
             authorities: vec![plant.authority.clone()],
         };
         let task = tokio::spawn(play.run(events));
-        Self { endpoint, publisher, heard, task }
+        Self {
+            endpoint,
+            publisher,
+            heard,
+            task,
+        }
     }
 
     /// The first thing heard that `wanted` recognises.
@@ -101,7 +110,11 @@ impl Parent {
     /// Waits for the gateway's hello.
     pub async fn hello_of(&self, name: &str) -> v1::Hello {
         self.wait(&format!("hello of {name}"), |h| match h {
-            Heard::Said { author, said: Said::Hello(hello), .. } if author.as_str() == name => Some(hello.clone()),
+            Heard::Said {
+                author,
+                said: Said::Hello(hello),
+                ..
+            } if author.as_str() == name => Some(hello.clone()),
             _ => None,
         })
         .await
@@ -109,7 +122,10 @@ impl Parent {
 
     /// Waits for these exact signed bytes.
     pub async fn raw(&self, what: &str, bytes: &[u8]) {
-        self.wait(what, |h| matches!(h, Heard::Said { raw, .. } if raw == bytes).then_some(())).await;
+        self.wait(what, |h| {
+            matches!(h, Heard::Said { raw, .. } if raw == bytes).then_some(())
+        })
+        .await;
     }
 
     pub fn send_twin(&self, gateway: &str, twin: &[u8]) {
@@ -137,9 +153,17 @@ impl Play {
             match event {
                 EndpointEvent::Connected { node } => self.push(Heard::Link { node, up: true }),
                 EndpointEvent::Disconnected { node, .. } => self.push(Heard::Link { node, up: false }),
-                EndpointEvent::Message { node: child, kind, payload } => {
+                EndpointEvent::Message {
+                    node: child,
+                    kind,
+                    payload,
+                } => {
                     let kind = Kind::parse(&kind).unwrap();
-                    let clock = Clock { authorities: &self.authorities, now_s: now_s(), mono_ms: 0 };
+                    let clock = Clock {
+                        authorities: &self.authorities,
+                        now_s: now_s(),
+                        mono_ms: 0,
+                    };
                     self.tree.on_message(&node(&child), kind, &payload, &clock);
                     self.settle();
                 }
@@ -168,16 +192,34 @@ impl Play {
 
     fn chunk(&self, child: &NodeId, request: &v1::ChunkRequest) {
         self.push(Heard::ChunkRequest(request.clone()));
-        let Some(artifact) = self.artifacts.get(&request.digest) else { return };
+        let Some(artifact) = self.artifacts.get(&request.digest) else {
+            return;
+        };
         let (from, total) = (request.offset as usize, artifact.len() as u64);
         let to = (from + request.length as usize).min(artifact.len());
         let data = artifact[from..to].to_vec();
         let (v, digest, offset) = (v1::VERSION, request.digest, request.offset);
-        self.say(child, Kind::Chunk, &v1::Chunk { v, digest, offset, total, data, missing: None });
+        self.say(
+            child,
+            Kind::Chunk,
+            &v1::Chunk {
+                v,
+                digest,
+                offset,
+                total,
+                data,
+                missing: None,
+            },
+        );
     }
 
     fn say<T: serde::Serialize>(&self, child: &NodeId, kind: Kind, value: &T) {
-        let claims = Claims { iss: node("hub"), aud: child.clone(), iat: now_s(), exp: None };
+        let claims = Claims {
+            iss: node("hub"),
+            aud: child.clone(),
+            iat: now_s(),
+            exp: None,
+        };
         let bytes = envelope::seal(kind, &claims, value, &[], &self.key).unwrap();
         if let Err(error) = self.publisher.publish(child.as_str(), kind.as_str(), bytes.into()) {
             eprintln!("parent: {error}");
@@ -211,7 +253,16 @@ impl Child {
         let (uplink, events) = Uplink::start(config.clone());
         let link = ParentLink::new(node("gw-1"));
         let plant_trust = plant.trust.clone();
-        let mut child = Self { issued, link, plant_trust, config, uplink, events, connections: 0, _files: folder };
+        let mut child = Self {
+            issued,
+            link,
+            plant_trust,
+            config,
+            uplink,
+            events,
+            connections: 0,
+            _files: folder,
+        };
         child.connected().await;
         child
     }
@@ -224,7 +275,10 @@ impl Child {
 
     /// Waits until the link is up (again).
     pub async fn connected(&mut self) {
-        self.event("the child's connection", |e| matches!(e, UplinkEvent::Connected).then_some(())).await;
+        self.event("the child's connection", |e| {
+            matches!(e, UplinkEvent::Connected).then_some(())
+        })
+        .await;
     }
 
     async fn event<T>(&mut self, what: &str, wanted: impl Fn(UplinkEvent) -> Option<T>) -> T {
@@ -274,13 +328,17 @@ impl Child {
 
     /// Opens what the gateway signed for this child.
     pub fn open<T: serde::de::DeserializeOwned>(&mut self, kind: Kind, bytes: &[u8]) -> T {
-        let opened = self.link.open(kind, bytes, &self.issued.node, &self.plant_trust, now_s());
+        let opened = self
+            .link
+            .open(kind, bytes, &self.issued.node, &self.plant_trust, now_s());
         opened.unwrap().decode::<T>().unwrap().into_value()
     }
 
     /// Sends a report and waits until it is acknowledged; says its bytes.
     pub async fn report(&mut self, from: u64, key: &str) -> Vec<u8> {
-        let bytes = self.issued.seal(Kind::Report, "hub", &super::report(from, key, "detail"), false);
+        let bytes = self
+            .issued
+            .seal(Kind::Report, "hub", &super::report(from, key, "detail"), false);
         self.say(Kind::Report, bytes.clone());
         loop {
             let ack = self.next(Kind::Ack).await;
@@ -311,8 +369,17 @@ impl Child {
         let mut held = Vec::new();
         loop {
             let (v, length) = (v1::VERSION, cnova_shared::limits::CHUNK_BYTES);
-            let request = v1::ChunkRequest { v, digest, offset: held.len() as u64, length, base: None };
-            self.say(Kind::ChunkRequest, self.issued.seal(Kind::ChunkRequest, "gw-1", &request, false));
+            let request = v1::ChunkRequest {
+                v,
+                digest,
+                offset: held.len() as u64,
+                length,
+                base: None,
+            };
+            self.say(
+                Kind::ChunkRequest,
+                self.issued.seal(Kind::ChunkRequest, "gw-1", &request, false),
+            );
             let bytes = self.next(Kind::Chunk).await;
             let chunk: v1::Chunk = self.open(Kind::Chunk, &bytes);
             assert_eq!((chunk.digest, chunk.missing), (digest, None));
@@ -365,7 +432,12 @@ impl Gateway {
         );
         let config = folder.path().join("gateway.toml");
         std::fs::write(&config, text).unwrap();
-        Self { address, config, _folder: folder, process: None }
+        Self {
+            address,
+            config,
+            _folder: folder,
+            process: None,
+        }
     }
 
     /// Its children, and it itself, use a broker at its address.
@@ -434,7 +506,11 @@ impl Mosquitto {
     pub fn start(gateway: &Gateway) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let print = |part: &str| {
-            let output = gateway.command("print-mosquitto-config").args(["--part", part]).output().unwrap();
+            let output = gateway
+                .command("print-mosquitto-config")
+                .args(["--part", part])
+                .output()
+                .unwrap();
             assert!(output.status.success());
             String::from_utf8(output.stdout).unwrap()
         };
@@ -445,7 +521,10 @@ impl Mosquitto {
         let programs = ["mosquitto", "/usr/sbin/mosquitto"];
         let spawn = |p: &&str| Command::new(p).arg("-c").arg(folder.path().join("conf")).spawn().ok();
         match programs.iter().find_map(spawn) {
-            Some(process) => Some(Self { process, _folder: folder }),
+            Some(process) => Some(Self {
+                process,
+                _folder: folder,
+            }),
             None => {
                 eprintln!("SKIPPED: there is no mosquitto here");
                 None

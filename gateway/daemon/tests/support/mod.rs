@@ -56,9 +56,21 @@ impl Issued {
 
     /// Signs as this node.
     pub fn seal<T: Serialize>(&self, kind: Kind, aud: &str, value: &T, introduce: bool) -> Vec<u8> {
-        let claims = Claims { iss: self.node.clone(), aud: node(aud), iat: now_s(), exp: None };
+        let claims = Claims {
+            iss: self.node.clone(),
+            aud: node(aud),
+            iat: now_s(),
+            exp: None,
+        };
         let chain = [self.certificate.clone()];
-        envelope::seal(kind, &claims, value, if introduce { &chain } else { &[] }, &self.signer()).unwrap()
+        envelope::seal(
+            kind,
+            &claims,
+            value,
+            if introduce { &chain } else { &[] },
+            &self.signer(),
+        )
+        .unwrap()
     }
 }
 
@@ -81,7 +93,10 @@ impl Plant {
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
         let authority = certificate.der().to_vec();
-        let (root, hub_key) = (SoftKey::ed25519_from_seed(&[1; 32]), SoftKey::ed25519_from_seed(&[2; 32]));
+        let (root, hub_key) = (
+            SoftKey::ed25519_from_seed(&[1; 32]),
+            SoftKey::ed25519_from_seed(&[2; 32]),
+        );
         let contents = Bundle {
             v: 1,
             version: 3,
@@ -98,7 +113,14 @@ impl Plant {
         let bundle = bundle::sign(&contents, &[&root]).unwrap();
         let trust = TrustBundle::flashed(&bundle).unwrap();
         let issuer = Issuer::new(params, key);
-        Self { issuer, authority, hub_key, bundle, trust, generation: AtomicU64::new(0) }
+        Self {
+            issuer,
+            authority,
+            hub_key,
+            bundle,
+            trust,
+            generation: AtomicU64::new(0),
+        }
     }
 
     pub fn issue(&self, name: &str, site: &str) -> Issued {
@@ -106,7 +128,9 @@ impl Plant {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         let urn = format!("urn:cnova:site:{site}");
-        params.subject_alt_names.push(SanType::URI(urn.as_str().try_into().unwrap()));
+        params
+            .subject_alt_names
+            .push(SanType::URI(urn.as_str().try_into().unwrap()));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -123,8 +147,19 @@ impl Plant {
     /// A twin for `name`, one generation above the last, signed by the hub.
     pub fn twin(&self, name: &str) -> Vec<u8> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let twin = v1::Twin { v: v1::VERSION, node: node(name), epoch: 1, generation, workloads: Vec::new() };
-        let claims = Claims { iss: node("hub"), aud: node(name), iat: now_s(), exp: None };
+        let twin = v1::Twin {
+            v: v1::VERSION,
+            node: node(name),
+            epoch: 1,
+            generation,
+            workloads: Vec::new(),
+        };
+        let claims = Claims {
+            iss: node("hub"),
+            aud: node(name),
+            iat: now_s(),
+            exp: None,
+        };
         envelope::seal(Kind::Twin, &claims, &twin, &[], &self.hub_key).unwrap()
     }
 }
@@ -139,7 +174,11 @@ pub struct Files {
 impl Files {
     pub fn write(folder: &Path, issued: &Issued, plant: &Plant) -> Self {
         let at = |suffix: &str| folder.join(format!("{}.{suffix}", issued.node));
-        let files = Self { certificate: at("pem"), key: at("key"), trust_bundle: at("trust") };
+        let files = Self {
+            certificate: at("pem"),
+            key: at("key"),
+            trust_bundle: at("trust"),
+        };
         std::fs::write(&files.certificate, &issued.certificate_pem).unwrap();
         std::fs::write(&files.key, &issued.key_pem).unwrap();
         std::fs::write(&files.trust_bundle, &plant.bundle).unwrap();
@@ -168,9 +207,24 @@ pub fn hello(issued: &Issued, boot: &str) -> v1::Hello {
 
 /// A report with one entry, `from < seq <= from + 1`.
 pub fn report(from: u64, key: &str, detail: &str) -> v1::Report {
-    let body = v1::Body::Alarm(v1::Alarm { code: key.to_owned(), detail: detail.to_owned() });
-    let entry = v1::Entry { seq: from + 1, key: key.to_owned(), at_ms: 1, body };
-    v1::Report { v: v1::VERSION, incarnation: 1, from, to: from + 1, entries: vec![entry], all_keys: None }
+    let body = v1::Body::Alarm(v1::Alarm {
+        code: key.to_owned(),
+        detail: detail.to_owned(),
+    });
+    let entry = v1::Entry {
+        seq: from + 1,
+        key: key.to_owned(),
+        at_ms: 1,
+        body,
+    };
+    v1::Report {
+        v: v1::VERSION,
+        incarnation: 1,
+        from,
+        to: from + 1,
+        entries: vec![entry],
+        all_keys: None,
+    }
 }
 
 /// A disk of a given size. Needs root.
@@ -200,7 +254,11 @@ impl Tmpfs {
 
     pub fn grow(&self, size: &str) {
         let options = format!("remount,size={size}");
-        let status = std::process::Command::new("mount").args(["-o", &options]).arg(self.path()).status().unwrap();
+        let status = std::process::Command::new("mount")
+            .args(["-o", &options])
+            .arg(self.path())
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 }
