@@ -244,7 +244,10 @@ fn two_agents_with_one_identity() {
     });
     // After a few rounds one of them, either, is refused for a while.
     line.wait("one of them is refused", |l| {
-        says(l, "QuotaExceeded") || says(l, "two agents use identity")
+        says(l, "two devices use one certificate") && says(l, "two agents use identity")
+    });
+    line.wait("the hub shows the gateway's alarm", |l| {
+        l.cnova(&["get", "nodes", "-o", "json"]).contains("identity-conflict")
     });
     line.wait("the other one works", |l| l.has_converged(1));
     assert!(

@@ -40,3 +40,4 @@ pub use event::EndpointEvent;
 pub use external::ExternalEndpoint;
 pub use mosquitto::{MosquittoSettings, mosquitto_acl, mosquitto_config};
 pub use publisher::Publisher;
+pub use registry::IDENTITY_CONFLICT;

@@ -40,10 +40,13 @@ struct Node {
     kinds: Vec<String>,
 }
 
+/// How the reason of [`crate::EndpointEvent::Refused`] begins when two devices use one identity.
+pub const IDENTITY_CONFLICT: &str = "two agents use identity";
+
 /// Why an authenticated node is not let in now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotAdmitted {
-    #[error("two agents use identity {0}: give each device a certificate of its own")]
+    #[error("{IDENTITY_CONFLICT} {0}: give each device a certificate of its own")]
     Conflict(String),
     #[error("the earlier connection of {0} is still being closed")]
     StillClosing(String),

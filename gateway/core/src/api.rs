@@ -79,6 +79,8 @@ pub enum Event {
         /// Why.
         detail: String,
     },
+    /// A condition at the door that a person should know; it stands until the gateway is started anew.
+    Trouble(v1::Alarm),
     /// Time went by.
     Tick,
 }

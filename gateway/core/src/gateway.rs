@@ -148,6 +148,7 @@ impl Gateway {
                 self.cache.failed(&digest, &detail, now.mono_ms);
                 self.note(format!("artifact {}: {detail}", digest.short()));
             }
+            Event::Trouble(alarm) => self.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now),
             Event::Tick => {}
         }
         self.settle(now);

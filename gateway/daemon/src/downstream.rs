@@ -11,6 +11,7 @@ use cnova_gateway_core::Event;
 use cnova_link::Identity;
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
+use cnova_shared::wire::v1;
 use tokio::sync::mpsc;
 
 use crate::config::Children;
@@ -98,6 +99,14 @@ impl Roll {
             }),
             EndpointEvent::Message { node, kind, payload } => self.message(&node, &kind, payload.into()),
             EndpointEvent::Refused { peer, reason } => {
+                if reason.starts_with(cnova_broker::IDENTITY_CONFLICT) {
+                    tracing::warn!(peer, reason, "refused at the door");
+                    let alarm = v1::Alarm {
+                        code: "identity-conflict".into(),
+                        detail: reason,
+                    };
+                    return Ok(Some(Event::Trouble(alarm)));
+                }
                 tracing::debug!(peer, reason, "refused at the door");
                 None
             }

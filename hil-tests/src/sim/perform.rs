@@ -399,31 +399,33 @@ impl World {
         seal(kind, &claims, value, &[], &pki().hub_key).expect("the simulator's messages can be encoded")
     }
 
+    fn hub_signs(&mut self, twin: &v1::Twin) {
+        let bytes = self.hub_seals(Kind::Twin, &twin.node, twin);
+        let version = cnova_shared::twin::Version {
+            epoch: twin.epoch,
+            generation: twin.generation,
+        };
+        self.log(format!("the hub signs {version} for {}", twin.node));
+        let before = self.oracle.twins.insert((twin.node.clone(), version), twin.clone());
+        // A crash before the commit may reuse a number, but never after a node could have seen it.
+        let reused = before.filter(|b| b != twin && self.oracle.twin_bytes.iter().any(|x| is_twin(x, b)));
+        let sent = reused.is_some_and(|_| self.oracle.committed.get(&twin.node) >= Some(&version));
+        self.check(sent.then(|| format!("the hub signed {version} for {} twice, differently", twin.node)));
+        self.oracle.twin_bytes.insert(bytes.clone());
+        let event = hub::Event::TwinSigned(bytes);
+        self.net.at(
+            self.now,
+            Arrival::Hub {
+                life: self.hub.life,
+                event,
+            },
+        );
+    }
+
     fn hub_action(&mut self, action: hub::Action) -> bool {
         match action {
             hub::Action::Persist(ops) => return self.hub_commits(&ops),
-            hub::Action::SignTwin(twin) => {
-                let bytes = self.hub_seals(Kind::Twin, &twin.node, &*twin);
-                let version = cnova_shared::twin::Version {
-                    epoch: twin.epoch,
-                    generation: twin.generation,
-                };
-                self.log(format!("the hub signs {version} for {}", twin.node));
-                let before = self.oracle.twins.insert((twin.node.clone(), version), (*twin).clone());
-                // A crash before the commit may reuse a number, but never after a node could have seen it.
-                let reused = before.filter(|b| *b != *twin && self.oracle.twin_bytes.iter().any(|x| is_twin(x, b)));
-                let sent = reused.is_some_and(|_| self.oracle.committed.get(&twin.node) >= Some(&version));
-                self.check(sent.then(|| format!("the hub signed {version} for {} twice, differently", twin.node)));
-                self.oracle.twin_bytes.insert(bytes.clone());
-                let event = hub::Event::TwinSigned(bytes);
-                self.net.at(
-                    self.now,
-                    Arrival::Hub {
-                        life: self.hub.life,
-                        event,
-                    },
-                );
-            }
+            hub::Action::SignTwin(twin) => self.hub_signs(&twin),
             hub::Action::Compile(key) => {
                 let name = format!("{}/{}/{}", key.source, key.target, key.engine);
                 let artifact = v1::Artifact {

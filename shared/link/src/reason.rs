@@ -63,7 +63,10 @@ fn of_code(code: ConnectReturnCode, parent: &NodeId) -> String {
         ConnectReturnCode::NotAuthorized => {
             format!("{parent} does not take this node: the certificate's CN must be the node id")
         }
-        ConnectReturnCode::ServerBusy | ConnectReturnCode::QuotaExceeded => format!("{parent} has no room: {code:?}"),
+        ConnectReturnCode::QuotaExceeded => {
+            format!("{parent} keeps another connection of this identity: two devices use one certificate")
+        }
+        ConnectReturnCode::ServerBusy => format!("{parent} has no room: {code:?}"),
         other => format!("{parent} refused the connection: {other:?}"),
     }
 }

@@ -327,7 +327,11 @@ impl Child {
     }
 
     /// Opens what the gateway signed for this child.
-    pub fn open<T: serde::de::DeserializeOwned>(&mut self, kind: Kind, bytes: &[u8]) -> T {
+    pub fn open<T: serde::de::DeserializeOwned + cnova_shared::wire::v1::Versioned>(
+        &mut self,
+        kind: Kind,
+        bytes: &[u8],
+    ) -> T {
         let opened = self
             .link
             .open(kind, bytes, &self.issued.node, &self.plant_trust, now_s());
