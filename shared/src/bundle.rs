@@ -59,6 +59,12 @@ pub struct Bundle {
     pub authorities: Vec<serde_bytes::ByteBuf>,
 }
 
+impl crate::wire::v1::Versioned for Bundle {
+    fn version(&self) -> u32 {
+        self.v
+    }
+}
+
 /// Why a bundle is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BundleError {

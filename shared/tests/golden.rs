@@ -294,8 +294,8 @@ macro_rules! for_every_message {
     };
 }
 
-trait Wire: Serialize + DeserializeOwned + PartialEq + Debug {}
-impl<T: Serialize + DeserializeOwned + PartialEq + Debug> Wire for T {}
+trait Wire: Serialize + DeserializeOwned + v1::Versioned + PartialEq + Debug {}
+impl<T: Serialize + DeserializeOwned + v1::Versioned + PartialEq + Debug> Wire for T {}
 
 #[test]
 fn every_payload_keeps_its_bytes() {

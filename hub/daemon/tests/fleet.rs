@@ -74,7 +74,7 @@ impl Played {
         }
     }
 
-    async fn hear_from_parent<T: serde::de::DeserializeOwned>(&mut self, kind: Kind) -> T {
+    async fn hear_from_parent<T: serde::de::DeserializeOwned + v1::Versioned>(&mut self, kind: Kind) -> T {
         let bytes = self.hear(kind).await;
         let opened = self
             .parent
