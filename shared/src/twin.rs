@@ -123,7 +123,10 @@ impl VerifiedTwin {
     }
 
     fn decode(verified: VerifiedBytes) -> Result<Self, TwinError> {
-        let twin = verified.decode::<v1::Twin>()?;
+        let twin = verified.decode::<v1::Twin>().map_err(|e| match e {
+            EnvelopeError::UnknownVersion { version, .. } => TwinError::UnknownVersion(version),
+            other => other.into(),
+        })?;
         check(twin.value(), &twin.claims().aud)?;
         Ok(Self {
             digest: twin.digest(),
