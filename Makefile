@@ -19,8 +19,8 @@ demo-stop: ## End a fleet that `make demo KEEP=1` left up
 	@scripts/demo-stop $(DEMO_DIR)
 
 test: setup-test ## Everything: build, lints, tests, 1,000 seeds of the simulator
-	@echo "== building"
-	cargo build --workspace --bins
+	@echo "== building (the first time takes several minutes)"
+	cargo build --workspace --all-targets
 	@echo "== testing"
 	cargo nextest run --workspace --no-fail-fast
 
