@@ -1,0 +1,212 @@
+//! What the parent says, and what is said to it.
+
+use super::*;
+
+impl Agent {
+    pub(super) fn on_message(&mut self, kind: Kind, bytes: &[u8], now: Now) {
+        match kind {
+            Kind::Twin => self.on_twin(bytes, now),
+            Kind::Ack => self.on_ack(bytes, now),
+            Kind::Chunk => self.on_chunk(bytes, now),
+            Kind::Command => self.on_command(bytes, now),
+            other => self.stage(Stage::Note(format!(
+                "a {} came, which this version does not know",
+                other.as_str()
+            ))),
+        }
+    }
+
+    pub(super) fn on_twin(&mut self, bytes: &[u8], now: Now) {
+        let held = self.twin.as_ref().map(|t| Held {
+            version: t.version(),
+            digest: t.digest(),
+        });
+        match intake::judge(bytes, &self.config.node, &self.config.trust, held, self.now_s(now)) {
+            Verdict::Held => {
+                // Whoever repeats it does not know that it is here.
+                self.parent.greet_again(now.mono_ms);
+                self.stage(Stage::Note("the twin in force came again".into()));
+            }
+            Verdict::Refuse(r) => {
+                let (epoch, generation) = (r.version.epoch, r.version.generation);
+                let body = Body::Refused {
+                    code: r.code.into(),
+                    detail: limits::clip(&r.detail),
+                    epoch,
+                    generation,
+                };
+                self.reporter.refuse(now.wall_ms, body, &mut self.stream_ops);
+                self.stage(Stage::Refused(format!("{}: {}", r.code, r.detail)));
+            }
+            Verdict::Take(twin) => {
+                self.raise_floor(twin.iat());
+                self.ops.push(Op::PutTwin(twin.bytes().to_vec()));
+                let Version { epoch, generation } = twin.version();
+                let (digest, verified_ms) = (twin.digest(), now.wall_ms);
+                let body = Body::Twin {
+                    epoch,
+                    generation,
+                    digest,
+                    verified_ms,
+                    committed_ms: 0,
+                };
+                self.say("twin", now, body);
+                self.stage(Stage::Accepted(twin.version()));
+                self.twin = Some(*twin);
+                self.desire(now);
+            }
+        }
+    }
+
+    pub(super) fn on_ack(&mut self, bytes: &[u8], now: Now) {
+        let Some(ack) = self.open_from_parent::<v1::Ack>(Kind::Ack, bytes, now) else {
+            return;
+        };
+        if ack.stream != v1::Stream::Report {
+            return;
+        }
+        let position = Position {
+            incarnation: ack.incarnation,
+            seq: ack.seq,
+        };
+        let welcome = ack.hello.as_ref() == Some(&self.config.boot);
+        self.reporter
+            .on_ack(position, welcome, now.mono_ms, &mut self.stream_ops);
+        if welcome && self.parent.welcomed() {
+            self.reporter.set_connected(true);
+            self.stage(Stage::Welcomed);
+        }
+    }
+
+    pub(super) fn on_chunk(&mut self, bytes: &[u8], now: Now) {
+        let Some(c) = self.open_from_parent::<v1::Chunk>(Kind::Chunk, bytes, now) else {
+            return;
+        };
+        match self
+            .fetches
+            .on_chunk(&c.digest, c.offset, c.total, c.data.len(), c.missing.as_deref())
+        {
+            ChunkEffect::Ignore => {}
+            ChunkEffect::Missing(why) => {
+                self.stage(Stage::Note(format!(
+                    "artifact {} cannot be had yet: {why}",
+                    c.digest.short()
+                )));
+            }
+            ChunkEffect::Append { offset, complete } => {
+                let digest = c.digest;
+                self.effects.push_back(Action::AppendChunk {
+                    digest,
+                    offset,
+                    data: c.data,
+                    complete,
+                });
+            }
+        }
+    }
+
+    pub(super) fn on_command(&mut self, bytes: &[u8], now: Now) {
+        let opened = Parent::open_hub(
+            Kind::Command,
+            bytes,
+            &self.config.node,
+            &self.config.trust,
+            self.now_s(now),
+        );
+        let command = match opened.and_then(|v| Ok(v.decode::<v1::Command>()?)) {
+            Ok(command) => command,
+            Err(e) => return self.stage(Stage::Note(format!("a command was not taken: {e}"))),
+        };
+        self.raise_floor(command.claims().iat);
+        let command = command.into_value();
+        if !self.commands.is_new(command.id) {
+            return;
+        }
+        let about = match &command.op {
+            v1::Operation::Logs { workload, .. } | v1::Operation::Metrics { workload } => Some(workload),
+            v1::Operation::Unknown => None,
+        };
+        let attempt = about.and_then(|id| self.machines.get(id)).map(|m| m.row().attempt);
+        self.effects.push_back(Action::Answer {
+            id: command.id,
+            op: command.op,
+            attempt,
+        });
+    }
+
+    pub(super) fn open_from_parent<T: serde::de::DeserializeOwned + v1::Versioned>(
+        &mut self,
+        kind: Kind,
+        bytes: &[u8],
+        now: Now,
+    ) -> Option<T> {
+        let now_s = self.now_s(now);
+        let opened = self
+            .parent
+            .open(kind, bytes, &self.config.node, &self.config.trust, now_s);
+        let decoded = opened.and_then(|v| v.decode::<T>().map_err(ParentError::from));
+        match decoded {
+            // A gateway's clock may be decades off: only what the hub signed moves the time floor.
+            Ok(v) => Some(v.into_value()),
+            Err(e) => {
+                self.stage(Stage::Note(format!("a {} was not taken: {e}", kind.as_str())));
+                None
+            }
+        }
+    }
+
+    /// The time floor follows what was verified, on disk at most once an hour: it only has to keep the century.
+    pub(super) fn raise_floor(&mut self, iat: u64) {
+        const WRITE_EVERY_S: u64 = 3600;
+        if iat > self.floor_s {
+            if iat - self.floor_s >= WRITE_EVERY_S {
+                self.ops.push(Op::TimeFloor(iat));
+            }
+            self.floor_s = iat;
+        }
+    }
+
+    /// Puts what is due for the parent behind everything else.
+    pub(super) fn speak(&mut self, now: Now) {
+        if !self.parent.is_connected() {
+            return;
+        }
+        if self.parent.poll_hello(now.mono_ms) {
+            let hello = self.hello();
+            self.effects.push_back(Action::Send(Message::Hello(hello)));
+        }
+        while let Some(want) = self.fetches.poll(now.mono_ms) {
+            let request = v1::ChunkRequest {
+                v: v1::VERSION,
+                digest: want.digest,
+                offset: want.offset,
+                length: want.length,
+                base: None,
+            };
+            self.effects.push_back(Action::Send(Message::ChunkRequest(request)));
+        }
+        self.reporter.on_timeout(now.mono_ms);
+        while let Some(report) = self.reporter.poll(now.mono_ms) {
+            self.effects.push_back(Action::Send(Message::Report(report)));
+        }
+    }
+
+    pub(super) fn hello(&self) -> v1::Hello {
+        let Version { epoch, generation } = self.version();
+        v1::Hello {
+            v: v1::VERSION,
+            boot: self.config.boot.clone(),
+            epoch,
+            generation,
+            digest: self.twin.as_ref().map(VerifiedTwin::digest),
+            incarnation: self.reporter.incarnation(),
+            role: v1::NodeRole::Agent,
+            site: self.config.site.clone(),
+            labels: self.config.labels.clone(),
+            capabilities: self.config.capabilities.clone(),
+            software: self.config.software.clone(),
+            trust_version: self.config.trust.contents().version,
+            alarms: self.config.alarms.clone(),
+        }
+    }
+}

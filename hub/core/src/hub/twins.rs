@@ -1,0 +1,175 @@
+//! From applications and nodes to twins: placing anew, composing, having them signed.
+
+use super::*;
+
+impl Hub {
+    pub(super) fn on_signed(&mut self, bytes: &[u8], now: Now) {
+        let twin = match VerifiedTwin::open(bytes, &self.config.trust, now.wall_ms / 1000) {
+            Ok(twin) => twin,
+            Err(e) => return self.note(format!("the hub's own signer made a twin that nodes would refuse: {e}")),
+        };
+        let node = twin.twin().node.clone();
+        let apps = twin
+            .twin()
+            .workloads
+            .iter()
+            .map(|w| (w.id.application.clone(), w.app_generation));
+        self.timeline.signed(&node, twin.version(), apps, now.wall_ms);
+        self.note(format!("stage=signed node={node} twin={}", twin.version()));
+        if self.signing.get(&node) == Some(&twin.version()) {
+            self.signing.remove(&node);
+        }
+        self.tree.put_twin(&twin, now);
+    }
+
+    /// What placement may know of the fleet. `apart_from` is the application that is being placed.
+    pub(crate) fn node_views(&self, apart_from: Option<&Name>) -> Vec<NodeView> {
+        let mut used: BTreeMap<&str, NodeResources> = BTreeMap::new();
+        for (_, app) in self.apps.iter().filter(|(n, _)| Some(*n) != apart_from) {
+            for def in &app.placement.manifest().application().workloads {
+                let Some(placed) = app.placement.workloads().get(&def.name) else {
+                    continue;
+                };
+                for node in &placed.nodes {
+                    let u = used.entry(node).or_default();
+                    u.memory_bytes += def.resources.memory_bytes.unwrap_or(0);
+                    u.cpu_millis += def.resources.cpu_millis;
+                }
+            }
+        }
+        let view = |(id, record): (&NodeId, &crate::inventory::NodeRecord)| {
+            let hello = record.hello.as_ref()?;
+            let caps = &hello.capabilities;
+            Some(NodeView {
+                id: id.to_string(),
+                site: hello.site.to_string(),
+                labels: hello.labels.clone(),
+                runtimes: caps
+                    .runtimes
+                    .iter()
+                    .map(|r| RuntimeView {
+                        name: r.name.clone(),
+                        targets: r.targets.clone(),
+                    })
+                    .collect(),
+                capacity: Some(NodeResources {
+                    memory_bytes: caps.memory_bytes,
+                    cpu_millis: u32::try_from(caps.cpu_millis).unwrap_or(u32::MAX),
+                }),
+                used: used.get(id.as_str()).copied().unwrap_or_default(),
+                seen: true,
+                revoked: false,
+                role: match hello.role {
+                    v1::NodeRole::Agent => NodeRole::Agent,
+                    v1::NodeRole::Gateway => NodeRole::Gateway,
+                },
+            })
+        };
+        self.inventory.nodes().iter().filter_map(view).collect()
+    }
+
+    /// Places everything anew where that changes something, and has the twins that differ signed.
+    pub(super) fn reconcile(&mut self, now: Now) {
+        let names: Vec<Name> = self.apps.keys().cloned().collect();
+        for name in &names {
+            let views = self.node_views(Some(name));
+            let Some(app) = self.apps.get_mut(name) else { continue };
+            let was = app.placement.to_current();
+            let placement = LabelsAndResources.place(app.placement.manifest(), &views, &was);
+            let moved = placement.to_current() != was;
+            app.placement = placement;
+            if moved {
+                let (generation, detail) = (app.generation, placed_on(&app.placement));
+                self.persist_app(name);
+                self.stage(name, generation, "placed", now.wall_ms, detail);
+            }
+        }
+        let agents: Vec<NodeId> = self
+            .inventory
+            .nodes()
+            .iter()
+            .filter(|(_, r)| is_agent(r))
+            .map(|(n, _)| n.clone())
+            .collect();
+        let mut problems: BTreeMap<Name, BTreeMap<String, String>> = BTreeMap::new();
+        for node in agents {
+            let composed = self.compose(&node);
+            for key in composed.missing.clone() {
+                self.compile(key);
+            }
+            for (id, why) in composed.problems {
+                problems
+                    .entry(id.application)
+                    .or_default()
+                    .insert(format!("{}@{node}", id.name), why);
+            }
+            if composed.missing.is_empty() {
+                self.sign_if_new(node, composed.workloads);
+            }
+        }
+        for (name, app) in &mut self.apps {
+            app.problems = problems.remove(name).unwrap_or_default();
+        }
+    }
+
+    pub(super) fn compose(&self, node: &NodeId) -> Composed {
+        let Some(hello) = self.inventory.nodes().get(node).and_then(|r| r.hello.as_ref()) else {
+            return Composed::default();
+        };
+        let apps: Vec<PlacedApp<'_>> = self
+            .apps
+            .iter()
+            .map(|(name, a)| PlacedApp {
+                name,
+                generation: a.generation,
+                placement: &a.placement,
+            })
+            .collect();
+        let view = ArtifactView {
+            uploaded: &self.artifacts,
+            compiled: &self.compiled,
+        };
+        rollout::compose(node.as_str(), &hello.capabilities, &apps, &view)
+    }
+
+    pub(super) fn sign_if_new(&mut self, node: NodeId, workloads: Vec<v1::Workload>) {
+        let has = self.tree.reported(&node).unwrap_or_default();
+        let desired = self
+            .tree
+            .desired(&node)
+            .max(self.signing.get(&node).copied())
+            .unwrap_or_default();
+        let same = match self.composed.get(&node) {
+            Some(before) => *before == workloads,
+            None => workloads.is_empty(),
+        };
+        // A node that is ahead of this hub (its store was restored from a backup, or lost) is overtaken.
+        let behind = has > desired;
+        if same && !behind {
+            return;
+        }
+        if behind && has.epoch > self.epoch {
+            self.set_epoch(has.epoch + 1);
+        }
+        let newest = desired.max(has);
+        let generation = if newest.epoch == self.epoch {
+            newest.generation + 1
+        } else {
+            1
+        };
+        let version = Version {
+            epoch: self.epoch,
+            generation,
+        };
+        self.signing.insert(node.clone(), version);
+        self.composed.insert(node.clone(), workloads.clone());
+        let twin = v1::Twin {
+            v: v1::VERSION,
+            node,
+            epoch: version.epoch,
+            generation,
+            workloads,
+        };
+        self.effects.push_back(Action::SignTwin(Box::new(twin)));
+    }
+}
