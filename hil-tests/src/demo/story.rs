@@ -180,7 +180,10 @@ fn cut_off(fleet: &mut Fleet, measured: &mut Measured) -> Result<(), DemoError> 
     say(&format!(
         "  started the agent on plc-2 again: it verified the twin in its ledger and started process {new}"
     ));
-    measured.add("agent start -> killed workload running again, offline", millis(took));
+    measured.add(
+        "agent start -> killed workload running again, after its 1 s pause",
+        millis(took),
+    );
     Ok(())
 }
 
