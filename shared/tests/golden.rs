@@ -93,6 +93,7 @@ fn hello() -> v1::Hello {
             runtimes: vec![runtime],
             memory_bytes: 1 << 28,
             cpu_millis: 4000,
+            ..Default::default()
         },
         software: "0.1.0".into(),
         trust_version: 5,

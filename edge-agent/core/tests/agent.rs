@@ -43,6 +43,7 @@ fn config() -> Config {
             runtimes: vec![wasm],
             memory_bytes: 1 << 30,
             cpu_millis: 1000,
+            ..Default::default()
         },
         software: "test".into(),
         boot: "boot-1".into(),

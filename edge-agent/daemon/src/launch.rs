@@ -143,9 +143,14 @@ fn spec_of(launch: &Launch, artifact: PathBuf, mounts: Vec<Mount>) -> Result<Spe
             clocks: w.grants.clocks,
             random: w.grants.random,
             network: w.grants.network.clone(),
+            threads: w.grants.threads,
+            nn: w.grants.nn,
         },
         stop_grace_ms: w.stop_grace_ms,
         settings,
+        parts: Vec::new(),
+        devices: Vec::new(),
+        cache: None,
     })
 }
 

@@ -169,6 +169,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
             runtimes: catalog.capabilities(),
             memory_bytes: config.memory_bytes(),
             cpu_millis: config.cpu_millis(),
+            ..Default::default()
         },
         software: env!("CARGO_PKG_VERSION").to_owned(),
         boot: random_id()?,

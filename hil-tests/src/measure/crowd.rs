@@ -190,6 +190,7 @@ fn hello(person: &Person) -> Result<v1::Hello, DemoError> {
             runtimes: Vec::new(),
             memory_bytes: 64 << 20,
             cpu_millis: 500,
+            ..Default::default()
         },
         software: "measure".into(),
         trust_version: person.identity.trust().contents().version,

@@ -92,6 +92,7 @@ impl SimAgent {
                 runtimes: vec![runtime],
                 memory_bytes: MEMORY_BYTES,
                 cpu_millis: 4000,
+                ..Default::default()
             },
             software: "sim".into(),
             boot: format!("{}-{}", self.node, self.life),

@@ -157,6 +157,8 @@ fn workload(
             clocks: def.grants.clocks,
             random: def.grants.random,
             network: def.grants.network.clone(),
+            threads: false,
+            nn: false,
         },
         restart: restart(def),
         stop_grace_ms: def.stop_grace_ms,
@@ -166,6 +168,15 @@ fn workload(
         } else {
             serde_json::to_string(&def.settings).unwrap_or_default()
         },
+        parts: Vec::new(),
+        volumes: Vec::new(),
+        needs: Vec::new(),
+        accelerators: Vec::new(),
+        devices: Vec::new(),
+        schedule: None,
+        power: v1::PowerLevel::default(),
+        health: v1::Health::default(),
+        on_bad_update: v1::OnBadUpdate::default(),
     })
 }
 

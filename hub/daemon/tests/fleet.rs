@@ -113,6 +113,7 @@ impl Played {
                 runtimes: vec![runtime],
                 memory_bytes: 1 << 30,
                 cpu_millis: 2000,
+                ..Default::default()
             },
             software: "test".into(),
             trust_version: 1,

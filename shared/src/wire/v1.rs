@@ -5,7 +5,15 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::ids::{Digest, NodeId, SitePath, WorkloadId};
+use crate::ids::{Digest, Name, NodeId, SitePath, WorkloadId};
+
+mod conditions;
+
+use conditions::is_default;
+pub use conditions::{
+    Accelerator, AcceleratorClaim, Dependency, DependencyCondition, HEALTH_FAILURES, HEALTH_INTERVAL_MS,
+    HEALTHY_WITHIN_MS, Health, OnBadUpdate, PowerLevel, Schedule,
+};
 
 /// The version that every message of this module carries in `v`.
 pub const VERSION: u32 = 1;
@@ -65,6 +73,12 @@ pub struct Capabilities {
     /// CPU that workloads may use, thousandths of a core.
     #[serde(rename = "c", default)]
     pub cpu_millis: u64,
+    /// Accelerators that may be leased to a workload.
+    #[serde(rename = "acc", default, skip_serializing_if = "is_default")]
+    pub accelerators: Vec<Accelerator>,
+    /// Names of the devices that the node's configuration offers to workloads.
+    #[serde(rename = "dev", default, skip_serializing_if = "is_default")]
+    pub devices: Vec<String>,
 }
 
 /// A condition of the node itself that a person should know.
@@ -495,6 +509,23 @@ pub struct Grants {
     /// `host:port` that it may connect to.
     #[serde(rename = "net", default)]
     pub network: Vec<String>,
+    /// Threads in a Wasm workload.
+    #[serde(rename = "thr", default, skip_serializing_if = "is_default")]
+    pub threads: bool,
+    /// wasi-nn in a Wasm workload.
+    #[serde(rename = "nn", default, skip_serializing_if = "is_default")]
+    pub nn: bool,
+}
+
+/// A folder of the node that belongs to one workload and outlives its instances and versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its name among the workload's volumes.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// Where the workload sees it, absolute.
+    #[serde(rename = "p")]
+    pub path: String,
 }
 
 /// One workload of a twin.
@@ -550,4 +581,31 @@ pub struct Workload {
     /// Free settings for the runtime, JSON.
     #[serde(rename = "set", default)]
     pub settings: String,
+    /// What the artifact refers to and the runtime needs beside it: a container image's configuration and layers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub parts: Vec<Artifact>,
+    /// Writable folders that it keeps.
+    #[serde(rename = "vol", default, skip_serializing_if = "is_default")]
+    pub volumes: Vec<Volume>,
+    /// Workloads of the same node that come first.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub needs: Vec<Dependency>,
+    /// Accelerators that it holds alone while it runs.
+    #[serde(rename = "acc", default, skip_serializing_if = "is_default")]
+    pub accelerators: Vec<AcceleratorClaim>,
+    /// Devices of the node's configuration that it may use, by name. Several workloads may share one.
+    #[serde(rename = "dev", default, skip_serializing_if = "is_default")]
+    pub devices: Vec<String>,
+    /// When it runs; always, where nothing is said.
+    #[serde(rename = "when", default, skip_serializing_if = "is_default")]
+    pub schedule: Option<Schedule>,
+    /// The worst supply with power and cooling at which it still runs.
+    #[serde(rename = "pow", default, skip_serializing_if = "is_default")]
+    pub power: PowerLevel,
+    /// How its health is watched.
+    #[serde(rename = "hl", default, skip_serializing_if = "is_default")]
+    pub health: Health,
+    /// What happens when a new version does not become healthy.
+    #[serde(rename = "bad", default, skip_serializing_if = "is_default")]
+    pub on_bad_update: OnBadUpdate,
 }

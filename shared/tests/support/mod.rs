@@ -163,6 +163,15 @@ pub fn workload(id: &str, artifact: &str) -> v1::Workload {
         stop_grace_ms: 2000,
         priority: 10,
         settings: String::new(),
+        parts: Vec::new(),
+        volumes: Vec::new(),
+        needs: Vec::new(),
+        accelerators: Vec::new(),
+        devices: Vec::new(),
+        schedule: None,
+        power: v1::PowerLevel::default(),
+        health: v1::Health::default(),
+        on_bad_update: v1::OnBadUpdate::default(),
     }
 }
 

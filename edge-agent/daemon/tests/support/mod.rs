@@ -303,6 +303,15 @@ impl Rig {
             stop_grace_ms: 1000,
             priority: 1,
             settings: String::new(),
+            parts: Vec::new(),
+            volumes: Vec::new(),
+            needs: Vec::new(),
+            accelerators: Vec::new(),
+            devices: Vec::new(),
+            schedule: None,
+            power: cnova_shared::wire::v1::PowerLevel::default(),
+            health: cnova_shared::wire::v1::Health::default(),
+            on_bad_update: cnova_shared::wire::v1::OnBadUpdate::default(),
         }
     }
 

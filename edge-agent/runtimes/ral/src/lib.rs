@@ -15,6 +15,7 @@ mod log;
 mod process;
 mod protocol;
 mod server;
+pub mod settings;
 mod spec;
 mod state;
 
@@ -26,7 +27,7 @@ pub use protocol::{
     CONNECTIONS_MAX, COUNTERS_MAX, Health, Metrics, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Request,
 };
 pub use server::{Control, IDLE_TIMEOUT, ServeError, Server, serve};
-pub use spec::{Description, Grants, Limits, Mount, Spec, SpecError};
+pub use spec::{Description, Device, Grants, Limits, Mount, Part, Spec, SpecError, parse_digest};
 pub use state::{
     DETAIL_BYTES_MAX, Exit, ExitReason, Phase, State, bounded_detail, read_exit, read_state, write_exit, write_state,
 };

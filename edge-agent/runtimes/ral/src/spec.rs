@@ -49,9 +49,41 @@ pub struct Spec {
     /// How long a stop may take before the runtime ends the workload by force, in milliseconds.
     #[serde(default = "default_grace_ms")]
     pub stop_grace_ms: u64,
-    /// What only this kind of runtime understands.
+    /// What only this kind of runtime understands; see [`crate::settings`].
     #[serde(default)]
     pub settings: serde_json::Value,
+    /// Files that the artifact refers to by digest, such as the layers of a container image.
+    #[serde(default)]
+    pub parts: Vec<Part>,
+    /// Devices of the host that the workload may use: leased accelerators and devices named by the node's configuration.
+    #[serde(default)]
+    pub devices: Vec<Device>,
+    /// A folder that all workloads of this runtime share and that outlives them, for what is costly to make anew, such
+    /// as unpacked layers. Absolute; mode 0700.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
+}
+
+/// A file that the artifact refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// `sha256:` and 64 lower-case hexadecimal digits. The runtime checks the bytes against it before it uses them.
+    pub digest: String,
+    /// Absolute path of the bytes.
+    pub path: PathBuf,
+}
+
+/// A device of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// What the workload calls it: the name of a configured device, or the id of a leased accelerator (`hailo0`).
+    pub name: String,
+    /// Kind of the accelerator (`hailo-8`, `intel-npu`); empty for other devices.
+    #[serde(default)]
+    pub kind: String,
+    /// Its device nodes, absolute.
+    #[serde(default)]
+    pub nodes: Vec<PathBuf>,
 }
 
 /// A folder or file of the host inside the workload.
@@ -104,6 +136,10 @@ pub struct Grants {
     pub random: bool,
     /// Peers that may be connected to, each `host:port`; empty is no network.
     pub network: Vec<String>,
+    /// Threads in a Wasm workload.
+    pub threads: bool,
+    /// wasi-nn in a Wasm workload.
+    pub nn: bool,
 }
 
 impl Default for Grants {
@@ -112,6 +148,8 @@ impl Default for Grants {
             clocks: true,
             random: true,
             network: Vec::new(),
+            threads: false,
+            nn: false,
         }
     }
 }
@@ -180,26 +218,42 @@ impl Spec {
             check_path("mounts.guest", &mount.guest)?;
             check_path("mounts.host", &mount.host)?;
         }
-        if self.sha256().is_none() {
-            return Err(SpecError::Digest {
-                digest: self.digest.clone(),
-            });
+        for part in &self.parts {
+            check_path("parts.path", &part.path)?;
+            check_digest(&part.digest)?;
         }
-        Ok(())
+        for node in self.devices.iter().flat_map(|d| &d.nodes) {
+            check_path("devices.nodes", node)?;
+        }
+        if let Some(cache) = &self.cache {
+            check_path("cache", cache)?;
+        }
+        check_digest(&self.digest)
     }
 
     /// The 32 bytes of [`Spec::digest`], or nothing if it is malformed.
     pub fn sha256(&self) -> Option<[u8; 32]> {
-        let hex = self.digest.strip_prefix("sha256:")?.as_bytes();
-        if hex.len() != 64 {
-            return None;
-        }
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
-        }
-        Some(bytes)
+        parse_digest(&self.digest)
     }
+}
+
+/// The 32 bytes of `sha256:` and 64 lower-case hexadecimal digits, or nothing if it is malformed.
+pub fn parse_digest(text: &str) -> Option<[u8; 32]> {
+    let hex = text.strip_prefix("sha256:")?.as_bytes();
+    if hex.len() != 64 {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(bytes)
+}
+
+fn check_digest(text: &str) -> Result<(), SpecError> {
+    parse_digest(text).map(|_| ()).ok_or_else(|| SpecError::Digest {
+        digest: text.to_owned(),
+    })
 }
 
 fn nibble(digit: u8) -> Option<u8> {
