@@ -116,6 +116,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         attempt: 6,
         pid: 4711,
         adopted: true,
+        returned: false,
     };
     let refused = Body::Refused {
         code: "old-generation".into(),

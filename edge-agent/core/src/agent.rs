@@ -15,13 +15,13 @@ use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
 use cnova_shared::transfer::{ChunkEffect, Fetches};
 use cnova_shared::twin::{VerifiedTwin, Version};
-use cnova_shared::wire::v1::{self, Body};
+use cnova_shared::wire::v1::{self, Body, PowerLevel};
 
 use crate::api::{Action, Config, Event, Launch, Message, Observed, ObservedState, RuntimeEvent, Stage};
 use crate::commands::Seen;
 use crate::intake::{self, Held, Verdict};
 use crate::ledger::{Op, Stored};
-use crate::schedule::{self, Decision};
+use crate::schedule::{self, Candidate, Decision, Scheduler};
 use crate::workload::{Desired, Machine, Step, spec_digest};
 
 /// When the twin in force was on disk, until it has been reported.
@@ -50,6 +50,9 @@ pub struct Agent {
     ops: Vec<Op>,
     stream_ops: Vec<StreamOp>,
     committed: Option<Committed>,
+    scheduler: Scheduler,
+    power: (PowerLevel, String),
+    salt: u64,
     effects: VecDeque<Action>,
     actions: VecDeque<Action>,
 }
@@ -66,10 +69,11 @@ impl Agent {
         found: Vec<Observed>,
         now: Now,
     ) -> Self {
+        let salt = salt_of(&config.node);
         let machines = stored
             .instances
             .into_iter()
-            .map(|r| (r.id.clone(), Machine::from_row(r, now.mono_ms)))
+            .map(|r| (r.id.clone(), Machine::from_row(r, salt, now.mono_ms)))
             .collect();
         let mut agent = Self {
             twin: None,
@@ -84,12 +88,15 @@ impl Agent {
             ops: Vec::new(),
             stream_ops: Vec::new(),
             committed: None,
+            scheduler: Scheduler::default(),
+            power: (PowerLevel::Mains, String::new()),
+            salt,
             effects: VecDeque::new(),
             actions: VecDeque::new(),
             config,
         };
         agent.reopen_twin(stored.twin, now);
-        let found = agent.take_live(found);
+        let found = agent.take_live(found, now);
         agent.desire(now);
         for (id, ok, detail) in found {
             agent.on_exit(&id, ok, &detail, now);
@@ -117,6 +124,7 @@ impl Agent {
         let stands = |key: &String| {
             self.config.alarms.iter().any(|a| *key == format!("alarm/{}", a.code))
                 || (key == "alarm/stored-twin" && self.twin.is_none())
+                || (key == "alarm/power" && self.power.0 != PowerLevel::Mains)
         };
         let over: Vec<String> = self.reporter.alarms().into_iter().filter(|k| !stands(k)).collect();
         for key in over {
@@ -143,16 +151,17 @@ impl Agent {
     }
 
     /// Live instances become running ones; ended ones are returned, to be judged once it is known what is desired.
-    fn take_live(&mut self, found: Vec<Observed>) -> Vec<(WorkloadId, bool, String)> {
+    fn take_live(&mut self, found: Vec<Observed>, now: Now) -> Vec<(WorkloadId, bool, String)> {
         let mut ended = Vec::new();
+        let (salt, now_s) = (self.salt, self.now_s(now));
         for o in found {
             let machine = self
                 .machines
                 .entry(o.id.clone())
-                .or_insert_with(|| Machine::new(o.id.clone()));
+                .or_insert_with(|| Machine::new(o.id.clone(), salt, now_s));
             match o.state {
                 ObservedState::Alive { pid } if o.attempt >= machine.row().attempt => {
-                    machine.found(o.attempt, o.spec, pid);
+                    machine.found(o.attempt, o.spec, pid, now.mono_ms);
                     self.ops.push(Op::PutInstance(machine.row().clone()));
                 }
                 ObservedState::Alive { .. } => {
@@ -236,6 +245,9 @@ impl Agent {
                     say_by: now.mono_ms + COMMITTED_SAID_WITHIN_MS,
                 });
             }
+            Event::Pressure(pressure) => self.scheduler.sample(pressure, now.mono_ms),
+            Event::Power { level, why } => self.on_power(level, why, now),
+            Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
             Event::Tick => {}
         }
         self.settle(now);
@@ -259,6 +271,7 @@ impl Agent {
             .chain(fetch)
             .chain(report)
             .chain(committed)
+            .chain(self.scheduler.timeout().filter(|_| self.twin.is_some()))
             .min()
     }
 
@@ -270,6 +283,7 @@ impl Agent {
         let Some(machine) = current else { return };
         match event {
             RuntimeEvent::Started { pid } => machine.started(pid, now.mono_ms),
+            RuntimeEvent::Health { healthy, detail } => machine.health(healthy, &limits::clip(&detail), now.mono_ms),
             RuntimeEvent::Exited { ok, detail } => self.on_exit(id, ok, &limits::clip(&detail), now),
         }
     }
@@ -283,8 +297,15 @@ impl Agent {
 
     /// Takes every step that is open, says what changed, and puts what is to be kept before what is to be done.
     fn settle(&mut self, now: Now) {
-        let ids: Vec<WorkloadId> = self.machines.keys().cloned().collect();
-        self.machines.values_mut().for_each(|m| m.end_pause(now.mono_ms));
+        for m in self.machines.values_mut() {
+            m.on_time(now.mono_ms);
+            m.end_pause(now.mono_ms);
+        }
+        self.schedule(now);
+        self.keep_changed();
+        // The most important first: room that is made is theirs.
+        let mut ids: Vec<WorkloadId> = self.machines.keys().cloned().collect();
+        ids.sort_by_key(|id| std::cmp::Reverse(self.machines.get(id).and_then(Machine::target).map(|w| w.priority)));
         // Removals before additions: what stops makes room for what starts.
         for starts in [false, true] {
             for id in &ids {
@@ -307,6 +328,43 @@ impl Agent {
             self.actions.push_back(Action::Persist(std::mem::take(&mut self.ops)));
         }
         self.actions.append(&mut self.effects);
+    }
+
+    /// Rows that changed by themselves are written; a version that is to run again may need its artifacts.
+    fn keep_changed(&mut self) {
+        let mut any = false;
+        for m in self.machines.values_mut() {
+            if m.take_changed() {
+                self.ops.push(Op::PutInstance(m.row().clone()));
+                any = true;
+            }
+        }
+        if any {
+            self.want_artifacts();
+        }
+    }
+
+    fn on_power(&mut self, level: PowerLevel, why: String, now: Now) {
+        if level == PowerLevel::Mains {
+            if self.power.0 != level && self.reporter.entry("alarm/power").is_some() {
+                self.say("alarm/power", now, Body::Over);
+            }
+        } else if self.power.0 != level {
+            let detail = format!("the node is at power level {}: {why}", schedule::power_word(level));
+            self.alarm("power", detail, now);
+        }
+        self.power = (level, why);
+    }
+
+    /// Accelerators and devices come and go while the node runs.
+    fn on_inventory(&mut self, accelerators: Vec<v1::Accelerator>, devices: Vec<String>, now: Now) {
+        let have = &mut self.config.capabilities;
+        if have.accelerators == accelerators && have.devices == devices {
+            return;
+        }
+        have.accelerators = accelerators;
+        have.devices = devices;
+        self.parent.greet_again(now.mono_ms);
     }
 
     /// When the twin was on disk is said with the next thing that is written anyway, so that it costs no commit.
@@ -369,10 +427,18 @@ impl Agent {
     }
 }
 
+/// Differs between nodes, and stays the same for one.
+fn salt_of(node: &NodeId) -> u64 {
+    let d = Digest::of(node.as_str().as_bytes()).0;
+    u64::from_le_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]])
+}
+
 fn entry_key(id: &WorkloadId) -> String {
     format!("w/{id}")
 }
 
 fn artifacts_of(w: &v1::Workload) -> impl Iterator<Item = &v1::Artifact> {
-    std::iter::once(&w.artifact).chain(w.files.iter().map(|f| &f.artifact))
+    std::iter::once(&w.artifact)
+        .chain(&w.parts)
+        .chain(w.files.iter().map(|f| &f.artifact))
 }

@@ -9,6 +9,7 @@ use cnova_shared::twin::Version;
 use cnova_shared::wire::v1;
 
 use crate::ledger::Op;
+use crate::schedule::Pressure;
 
 /// What an agent is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -67,6 +68,22 @@ pub enum Event {
     },
     /// The twin that was taken last is on disk; told right after the commit.
     TwinCommitted,
+    /// How busy the node is.
+    Pressure(Pressure),
+    /// How well the node is supplied with power and cooling; told when it changes.
+    Power {
+        /// The level.
+        level: v1::PowerLevel,
+        /// What it was concluded from, for a person.
+        why: String,
+    },
+    /// The accelerators and devices that there are now.
+    Inventory {
+        /// Those that can be leased.
+        accelerators: Vec<v1::Accelerator>,
+        /// Names of those that the configuration offers.
+        devices: Vec<String>,
+    },
     /// Time went by.
     Tick,
 }
@@ -78,6 +95,13 @@ pub enum RuntimeEvent {
     Started {
         /// Its process.
         pid: u32,
+    },
+    /// How it is; told when it changes, and for every bad answer.
+    Health {
+        /// Whether it is well.
+        healthy: bool,
+        /// What is wrong, for a person.
+        detail: String,
     },
     /// It ended, or never began.
     Exited {
@@ -131,6 +155,8 @@ pub struct Launch {
     pub attempt: u32,
     /// The digest of `workload`, which adoption compares.
     pub spec: Digest,
+    /// The accelerators that it was given, by id.
+    pub accelerators: Vec<String>,
 }
 
 /// What the agent says, before it is signed.

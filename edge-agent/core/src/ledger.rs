@@ -2,6 +2,7 @@
 
 use cnova_shared::ids::{Digest, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
+use cnova_shared::wire::v1::Workload;
 use serde::{Deserialize, Serialize};
 
 /// An instance as the ledger knows it; written before the runtime is told.
@@ -17,6 +18,40 @@ pub struct InstanceRow {
     pub failures: u32,
     /// What is meant to become of it.
     pub phase: Phase,
+    /// Whether it ended as it should, where the phase is [`Phase::Finished`].
+    #[serde(default)]
+    pub ok: bool,
+    /// The accelerators that the newest instance was given.
+    #[serde(default)]
+    pub leases: Vec<String>,
+    /// The newest firing of its schedule that it was started for, seconds since 1970.
+    #[serde(default)]
+    pub fired_s: u64,
+    /// The last version that proved good, to return to.
+    #[serde(default)]
+    pub good: Option<Box<Workload>>,
+    /// The digest of the version that did not.
+    #[serde(default)]
+    pub bad: Option<Digest>,
+}
+
+impl InstanceRow {
+    /// A workload that was never started.
+    #[must_use]
+    pub fn new(id: WorkloadId) -> Self {
+        Self {
+            id,
+            attempt: 0,
+            spec: Digest([0; 32]),
+            failures: 0,
+            phase: Phase::Finished,
+            ok: false,
+            leases: Vec::new(),
+            fired_s: 0,
+            good: None,
+            bad: None,
+        }
+    }
 }
 
 /// What is meant to become of an instance after a restart of the agent.

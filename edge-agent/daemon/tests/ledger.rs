@@ -37,6 +37,7 @@ fn body() -> impl Strategy<Value = Body> {
                 attempt,
                 pid: attempt,
                 adopted: attempt % 2 == 0,
+                returned: false,
             })
         }),
         ".{0,20}".prop_map(|detail| Body::Alarm(Alarm {

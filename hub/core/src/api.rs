@@ -9,6 +9,7 @@ use cnova_shared::tree::{StoredTree, TreeOp};
 use cnova_shared::wire::v1;
 use serde::{Deserialize, Serialize};
 
+use crate::cndl::{ManifestErrors, RuntimeKind};
 use crate::placement::CurrentPlacement;
 use crate::policy::AdmittedManifest;
 
@@ -34,6 +35,19 @@ pub struct CompileKey {
     /// The node's engine.
     pub engine: String,
 }
+
+/// An artifact that is looked into before a workload that names it is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InspectKey {
+    /// The artifact.
+    pub digest: Digest,
+    /// What it is given to.
+    pub runtime: RuntimeKind,
+}
+
+/// What an artifact turned out to be: the parts that its runtime needs beside it (an image's configuration and layers),
+/// as it names them; or why the runtime could do nothing with it.
+pub type Inspection = Result<Vec<v1::Artifact>, String>;
 
 /// Something happened.
 #[derive(Clone, Debug)]
@@ -75,6 +89,15 @@ pub enum Event {
         /// The result, in the store; or why there is none.
         result: Result<v1::Artifact, String>,
     },
+    /// An artifact was looked into.
+    Inspected {
+        /// Which, and for what.
+        key: InspectKey,
+        /// What it is.
+        result: Inspection,
+    },
+    /// Artifacts that nothing has used for long enough may be removed; those that something uses again stay.
+    Collect(BTreeSet<Digest>),
     /// A twin that the core asked for is signed.
     TwinSigned(Vec<u8>),
     /// A child's transport is up.
@@ -160,6 +183,11 @@ pub enum Op {
         /// The result.
         artifact: v1::Artifact,
     },
+    /// An artifact that was removed, whether it was uploaded or compiled.
+    DropArtifact {
+        /// Which.
+        digest: Digest,
+    },
     /// The newest word of a node on a subject; also goes into the history.
     PutEntry {
         /// The node.
@@ -227,6 +255,10 @@ impl Stored {
                 Op::PutCompiled { key, artifact } => {
                     self.compiled.insert(key, artifact);
                 }
+                Op::DropArtifact { digest } => {
+                    self.artifacts.remove(&digest);
+                    self.compiled.retain(|_, a| a.digest != digest);
+                }
                 Op::PutEntry { node, stored } => {
                     self.entries
                         .entry(node)
@@ -274,6 +306,8 @@ pub enum Outcome {
         /// Reasons, each complete in itself.
         reasons: Vec<String>,
     },
+    /// Nothing was changed: what the manifest names is not what it should be.
+    Mistakes(ManifestErrors),
     /// There is no such thing.
     NotFound {
         /// What there is not.
@@ -302,6 +336,10 @@ pub enum Action {
     },
     /// Precompile in a worker; answered with [`Event::Compiled`].
     Compile(CompileKey),
+    /// Look into an artifact; answered with [`Event::Inspected`].
+    Inspect(InspectKey),
+    /// Remove the files of artifacts that the store no longer names.
+    RemoveArtifacts(BTreeSet<Digest>),
     /// Sign with the hub's key; answered with [`Event::TwinSigned`].
     SignTwin(Box<v1::Twin>),
     /// Sign a command for a node and send it to a child.

@@ -2,22 +2,27 @@
 //! publish. [`parse`] reports every mistake with its line, its column and what was probably meant.
 
 mod checks;
+mod checks_conditions;
 mod convert;
+mod convert_conditions;
 mod errors;
 mod manifest;
 mod model;
 mod quantity;
 mod schema;
+mod settings;
+mod settings_checks;
 mod site_pattern;
 mod tree;
 mod wire;
+mod wire_conditions;
 mod wire_values;
 
 pub use errors::{MAX_REPORTED_ERRORS, ManifestError, ManifestErrors};
 pub use manifest::Manifest;
 pub use model::{
-    Application, ArtifactRef, FileInput, Grants, Limits, PlacementRule, Replicas, Resources, Restart, RestartPolicy,
-    RuntimeKind, WorkloadDef,
+    Application, ArtifactRef, FileInput, Grants, Limits, Need, PlacementRule, Replicas, Resources, Restart,
+    RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef,
 };
 pub use quantity::{MAX_CPU_MILLIS, MAX_DURATION_MS};
 pub use schema::json_schema;
@@ -51,7 +56,23 @@ const DEFAULT_BACKOFF_MAX_MS: u64 = 60_000;
 /// Everything that is wrong, by place. Only a syntax error or a broken limit stands alone, because nothing
 /// after it can be trusted.
 pub fn parse(text: &str, source_name: &str) -> Result<Manifest, ManifestErrors> {
-    Manifest::parse(text, source_name)
+    Manifest::parse(text, source_name, Origin::Written)
+}
+
+/// Reads a manifest that was accepted once and comes back from the hub's own store. Its settings are not judged again:
+/// a runtime that has learned to refuse something must not take down what runs.
+///
+/// # Errors
+/// As [`parse`].
+pub fn restore(text: &str, source_name: &str) -> Result<Manifest, ManifestErrors> {
+    Manifest::parse(text, source_name, Origin::Stored)
+}
+
+/// Where a manifest comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Written,
+    Stored,
 }
 
 /// The one text for a manifest: JSON without spaces, keys in the order of the schema, every default filled in.

@@ -1,10 +1,9 @@
 //! The hub: applications, placement, twins, inventory, and the tree below.
 
-mod children;
-
-mod twins;
-
 mod applications;
+mod artifacts;
+mod children;
+mod twins;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,11 +14,14 @@ use cnova_shared::tree::{Clock, Said, Tree, TreeEvent};
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, WorkloadState};
 
-use crate::api::{Action, CompileKey, Config, Event, Op, Outcome, RequestId, Stored, StoredApp};
+use crate::api::{
+    Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp,
+};
 use crate::cndl::{self, RuntimeKind};
 use crate::inventory::Inventory;
 use crate::placement::{
     CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placement, Placer, RuntimeView,
+    required_accelerators,
 };
 use crate::policy::{AdmissionContext, AdmittedManifest};
 use crate::rollout::{self, ArtifactView, Composed, PlacedApp};
@@ -33,12 +35,14 @@ pub(crate) struct App {
     pub(crate) problems: BTreeMap<String, String>,
 }
 
-/// An application that waits for its compilations.
+/// An application that waits until its artifacts are compiled and looked into.
 #[derive(Debug)]
 struct Candidate {
     request: RequestId,
     manifest: AdmittedManifest,
-    waits_for: BTreeSet<CompileKey>,
+    /// With the workload that each is for.
+    compilations: BTreeMap<CompileKey, String>,
+    inspections: BTreeMap<InspectKey, String>,
     since_ms: u64,
 }
 
@@ -55,6 +59,8 @@ pub struct Hub {
     compiled: BTreeMap<CompileKey, v1::Artifact>,
     compiling: BTreeSet<CompileKey>,
     failed: BTreeMap<CompileKey, String>,
+    inspected: BTreeMap<InspectKey, Inspection>,
+    inspecting: BTreeSet<InspectKey>,
     candidates: Vec<Candidate>,
     composed: BTreeMap<NodeId, Vec<v1::Workload>>,
     signing: BTreeMap<NodeId, Version>,
@@ -86,6 +92,8 @@ impl Hub {
             compiled: stored.compiled,
             compiling: BTreeSet::new(),
             failed: BTreeMap::new(),
+            inspected: BTreeMap::new(),
+            inspecting: BTreeSet::new(),
             candidates: Vec::new(),
             composed,
             signing: BTreeMap::new(),
@@ -127,7 +135,7 @@ impl Hub {
     }
 
     fn restore_app(&mut self, name: Name, app: StoredApp) {
-        match cndl::parse(&app.manifest, name.as_str()) {
+        match cndl::restore(&app.manifest, name.as_str()) {
             Ok(manifest) => {
                 let context = AdmissionContext {
                     user: app.user,
@@ -163,11 +171,11 @@ impl Hub {
             Event::Delete { request, name } => self.on_delete(request, &name, now),
             Event::Ask { request, node, op } => self.on_ask(request, node, op),
             Event::Uploaded { digest, size } => {
-                if self.artifacts.insert(digest, size).is_none() {
-                    self.ops.push(Op::PutArtifact { digest, size });
-                }
+                self.on_uploaded(digest, size, now);
             }
             Event::Compiled { key, result } => self.on_compiled(key, result, now),
+            Event::Inspected { key, result } => self.on_inspected(key, result, now),
+            Event::Collect(digests) => self.on_collect(&digests),
             Event::TwinSigned(bytes) => self.on_signed(&bytes, now),
             Event::ChildConnected(child) => self.tree.child_connected(&child),
             Event::ChildDisconnected { child, reason } => {

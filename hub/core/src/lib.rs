@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod cndl;
+pub mod explain;
 mod hub;
 pub mod inventory;
 pub mod placement;
@@ -11,5 +12,5 @@ pub mod rollout;
 pub mod timeline;
 pub mod views;
 
-pub use api::{Action, CompileKey, Config, Event, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry};
+pub use api::{Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry};
 pub use hub::Hub;

@@ -1,12 +1,15 @@
 //! Placement: which nodes run which workload, and for every other node why not.
 
+mod accelerators;
 mod labels_and_resources;
 mod reason;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cnova_shared::wire::v1::Accelerator;
 use serde::{Deserialize, Serialize};
 
+use crate::cndl::WorkloadDef;
 use crate::policy::AdmittedManifest;
 
 pub use labels_and_resources::LabelsAndResources;
@@ -23,6 +26,12 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// The runtimes it has reported.
     pub runtimes: Vec<RuntimeView>,
+    /// The accelerators that it has reported.
+    pub accelerators: Vec<Accelerator>,
+    /// What other applications were promised of them: classes or kinds, each for one workload.
+    pub promised: Vec<String>,
+    /// The devices that it offers.
+    pub devices: Vec<String>,
     /// What it has to give. `None` where it has not said; then its own admission decides.
     pub capacity: Option<NodeResources>,
     /// What other applications were promised of it; not the application that is being placed.
@@ -42,6 +51,12 @@ pub struct RuntimeView {
     pub name: String,
     /// What it can load, for example target triples.
     pub targets: Vec<String>,
+}
+
+/// The accelerators that a workload cannot do without: classes or kinds.
+pub fn required_accelerators(workload: &WorkloadDef) -> impl Iterator<Item = &str> {
+    let required = workload.accelerators.iter().filter(|c| !c.optional);
+    required.map(|c| c.kind.as_str())
 }
 
 /// Amounts of what workloads share.

@@ -163,6 +163,13 @@ impl fmt::Display for PolicyDenied {
 
 impl std::error::Error for PolicyDenied {}
 
+fn builtin_source() -> PolicySource {
+    PolicySource {
+        name: "default.rego".to_owned(),
+        text: BUILTIN_POLICY.to_owned(),
+    }
+}
+
 impl PolicySet {
     /// Compiles named Rego texts.
     ///
@@ -198,10 +205,23 @@ impl PolicySet {
     /// # Errors
     /// Never, which a test pins; the caller still starts nothing without it.
     pub fn builtin() -> Result<Self, PolicyError> {
-        Self::new(&[PolicySource {
-            name: "default.rego".to_owned(),
-            text: BUILTIN_POLICY.to_owned(),
-        }])
+        Self::new(&[builtin_source()])
+    }
+
+    /// The texts of a site. Where none of them decides on admission, the built-in policy does, and the site's texts are
+    /// what it looks its grants up in.
+    ///
+    /// # Errors
+    /// As [`PolicySet::new`].
+    pub fn of_site(sources: &[PolicySource]) -> Result<Self, PolicyError> {
+        match Self::new(sources) {
+            Err(PolicyError::NoAdmissionPolicy) => {
+                let mut all = sources.to_vec();
+                all.push(builtin_source());
+                Self::new(&all)
+            }
+            done => done,
+        }
     }
 
     /// Names of the admission policies, sorted.

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use cnova_shared::ids::{Digest, Name, WorkloadId};
 use cnova_shared::wire::v1;
 
-use crate::api::CompileKey;
-use crate::cndl::{ArtifactRef, RestartPolicy, RuntimeKind, WorkloadDef};
+use crate::api::{CompileKey, InspectKey, Inspection};
+use crate::cndl::{ArtifactRef, Need, RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef};
 use crate::placement::Placement;
 
 /// An application, placed.
@@ -30,6 +30,39 @@ pub struct ArtifactView<'a> {
     pub uploaded: &'a BTreeMap<Digest, u64>,
     /// Precompiled ones.
     pub compiled: &'a BTreeMap<CompileKey, v1::Artifact>,
+    /// Compilations that failed, and why.
+    pub failed: &'a BTreeMap<CompileKey, String>,
+    /// Artifacts that were looked into.
+    pub inspected: &'a BTreeMap<InspectKey, Inspection>,
+}
+
+impl ArtifactView<'_> {
+    /// The parts of an artifact that was looked into, all of them uploaded; or what is wrong.
+    ///
+    /// # Errors
+    /// Why the runtime could do nothing with it.
+    pub fn parts(&self, key: &InspectKey, named: &[v1::Artifact]) -> Result<Vec<v1::Artifact>, String> {
+        let image = key.digest;
+        let part = |(i, part): (usize, &v1::Artifact)| {
+            let what = if i == 0 {
+                "configuration".to_owned()
+            } else {
+                format!("layer {i} of {}", named.len() - 1)
+            };
+            match self.uploaded.get(&part.digest) {
+                Some(size) if *size == part.size => Ok(part.clone()),
+                Some(size) => Err(format!(
+                    "image {image} says that its {what} has {} bytes; {} has {size}",
+                    part.size, part.digest
+                )),
+                None => Err(format!(
+                    "{what} ({}) of image {image} was never uploaded: cnova artifact import IMAGE",
+                    part.digest
+                )),
+            }
+        };
+        named.iter().enumerate().map(part).collect()
+    }
 }
 
 /// What one node shall run, or what must be compiled before that can be said.
@@ -39,18 +72,28 @@ pub struct Composed {
     pub workloads: Vec<v1::Workload>,
     /// Compilations that are still missing.
     pub missing: BTreeSet<CompileKey>,
+    /// Artifacts that must be looked into first.
+    pub uninspected: BTreeSet<InspectKey>,
     /// Workloads that cannot be composed, and why.
     pub problems: BTreeMap<WorkloadId, String>,
 }
 
-/// The target and engine of a node's Wasm runtime.
+/// What portable bytecode is compiled for, whatever the node's processor is.
+pub const PULLEY_TARGET: &str = "pulley64";
+
+/// The target and engine that a Wasm workload is compiled for on a node.
 #[must_use]
-pub fn wasm_target(capabilities: &v1::Capabilities) -> Option<(&str, &str)> {
+pub fn wasm_target<'a>(def: &WorkloadDef, capabilities: &'a v1::Capabilities) -> Option<(&'a str, &'a str)> {
     let runtime = capabilities
         .runtimes
         .iter()
         .find(|r| r.name == RuntimeKind::Wasm.as_str())?;
-    Some((runtime.targets.first()?, &runtime.engine))
+    let target = if def.pulley() {
+        PULLEY_TARGET
+    } else {
+        runtime.targets.first()?
+    };
+    Some((target, &runtime.engine))
 }
 
 /// Composes one node's workloads from all applications.
@@ -83,6 +126,9 @@ pub fn compose(
                 Err(Unready::Compile(key)) => {
                     composed.missing.insert(key);
                 }
+                Err(Unready::Inspect(key)) => {
+                    composed.uninspected.insert(key);
+                }
                 Err(Unready::Problem(why)) => {
                     composed.problems.insert(id, why);
                 }
@@ -95,6 +141,7 @@ pub fn compose(
 
 enum Unready {
     Compile(CompileKey),
+    Inspect(InspectKey),
     Problem(String),
 }
 
@@ -120,18 +167,35 @@ fn workload(
     artifacts: &ArtifactView<'_>,
 ) -> Result<v1::Workload, Unready> {
     let source = digest_of(&def.artifact)?;
+    let mut parts = Vec::new();
     let artifact = match def.runtime {
         RuntimeKind::Wasm => {
-            let (target, engine) = wasm_target(capabilities)
+            let (target, engine) = wasm_target(def, capabilities)
                 .ok_or_else(|| Unready::Problem("the node names no target for its Wasm runtime".into()))?;
             let key = CompileKey {
                 source,
                 target: target.to_owned(),
                 engine: engine.to_owned(),
             };
-            artifacts.compiled.get(&key).cloned().ok_or(Unready::Compile(key))?
+            match (artifacts.compiled.get(&key), artifacts.failed.get(&key)) {
+                (Some(artifact), _) => artifact.clone(),
+                (None, Some(why)) => return Err(Unready::Problem(why.clone())),
+                (None, None) => return Err(Unready::Compile(key)),
+            }
         }
-        RuntimeKind::Container | RuntimeKind::Ebpf => uploaded(artifacts, source)?,
+        RuntimeKind::Container | RuntimeKind::Ebpf => {
+            let artifact = uploaded(artifacts, source)?;
+            let key = InspectKey {
+                digest: source,
+                runtime: def.runtime,
+            };
+            parts = match artifacts.inspected.get(&key) {
+                None => return Err(Unready::Inspect(key)),
+                Some(Err(why)) => return Err(Unready::Problem(why.clone())),
+                Some(Ok(named)) => artifacts.parts(&key, named).map_err(Unready::Problem)?,
+            };
+            artifact
+        }
     };
     let mut files = Vec::with_capacity(def.files.len());
     for f in &def.files {
@@ -141,7 +205,6 @@ fn workload(
         });
     }
     Ok(v1::Workload {
-        id,
         app_generation,
         runtime: def.runtime.as_str().to_owned(),
         artifact,
@@ -157,8 +220,8 @@ fn workload(
             clocks: def.grants.clocks,
             random: def.grants.random,
             network: def.grants.network.clone(),
-            threads: false,
-            nn: false,
+            threads: def.grants.threads,
+            nn: def.grants.nn,
         },
         restart: restart(def),
         stop_grace_ms: def.stop_grace_ms,
@@ -168,16 +231,59 @@ fn workload(
         } else {
             serde_json::to_string(&def.settings).unwrap_or_default()
         },
-        parts: Vec::new(),
-        volumes: Vec::new(),
-        needs: Vec::new(),
-        accelerators: Vec::new(),
-        devices: Vec::new(),
-        schedule: None,
-        power: v1::PowerLevel::default(),
-        health: v1::Health::default(),
-        on_bad_update: v1::OnBadUpdate::default(),
+        parts,
+        volumes: volumes(def)?,
+        needs: needs(&id, def)?,
+        accelerators: def.accelerators.clone(),
+        devices: def.devices.clone(),
+        schedule: def.schedule.as_ref().map(schedule),
+        power: def.power,
+        health: def.health.clone(),
+        on_bad_update: def.on_bad_update,
+        id,
     })
+}
+
+/// The checks of the manifest let only names through.
+fn name(text: &str) -> Result<Name, Unready> {
+    Name::new(text).map_err(|e| Unready::Problem(e.to_string()))
+}
+
+fn volumes(def: &WorkloadDef) -> Result<Vec<v1::Volume>, Unready> {
+    let volume = |v: &VolumeDef| {
+        Ok(v1::Volume {
+            name: name(&v.name)?,
+            path: v.path.clone(),
+        })
+    };
+    def.volumes.iter().map(volume).collect()
+}
+
+fn needs(id: &WorkloadId, def: &WorkloadDef) -> Result<Vec<v1::Dependency>, Unready> {
+    let need = |n: &Need| {
+        let application = match &n.application {
+            Some(other) => name(other)?,
+            None => id.application.clone(),
+        };
+        Ok(v1::Dependency {
+            id: WorkloadId {
+                application,
+                name: name(&n.workload)?,
+            },
+            condition: n.condition,
+        })
+    };
+    def.needs.iter().map(need).collect()
+}
+
+/// Whole seconds; what is finer is rounded up, so that a window is never shorter than was asked for.
+fn schedule(def: &ScheduleDef) -> v1::Schedule {
+    v1::Schedule {
+        cron: def.cron.clone(),
+        zone: def.zone.clone(),
+        window_seconds: def.window_ms.map(|ms| ms.div_ceil(1000)),
+        late_seconds: def.late_ms.div_ceil(1000),
+    }
 }
 
 fn restart(def: &WorkloadDef) -> v1::Restart {

@@ -172,7 +172,7 @@ impl Hub {
     }
 
     /// The twin that a node said it has, from its report stream or its hello, whichever is newer.
-    fn reported_version(&self, node: &NodeId) -> Option<cnova_shared::twin::Version> {
+    pub(crate) fn reported_version(&self, node: &NodeId) -> Option<cnova_shared::twin::Version> {
         let record = self.inventory.nodes().get(node)?;
         let entry = record.entries.get("twin").and_then(|e| match &e.entry.body {
             Body::Twin { epoch, generation, .. } => Some(cnova_shared::twin::Version {
@@ -185,7 +185,7 @@ impl Hub {
     }
 
     /// What parents last said of their children's links: when it came, the parent, whether it stands.
-    fn links(&self) -> BTreeMap<NodeId, (u64, NodeId, bool)> {
+    pub(crate) fn links(&self) -> BTreeMap<NodeId, (u64, NodeId, bool)> {
         let mut links: BTreeMap<NodeId, (u64, NodeId, bool)> = BTreeMap::new();
         for (parent, record) in self.inventory.nodes() {
             let from = "link/".to_owned();
@@ -203,7 +203,7 @@ impl Hub {
 
     /// A link is as good as the weakest hop on its way. Nodes may claim anything of each other, circles too, so the way
     /// up is followed no further than a site path can be deep.
-    fn link(&self, node: &NodeId, links: &BTreeMap<NodeId, (u64, NodeId, bool)>) -> &'static str {
+    pub(crate) fn link(&self, node: &NodeId, links: &BTreeMap<NodeId, (u64, NodeId, bool)>) -> &'static str {
         let mut at = node;
         for _ in 0..cnova_shared::limits::SITE_PATH_SEGMENTS {
             if self.tree.is_connected(at) {

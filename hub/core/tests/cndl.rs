@@ -23,7 +23,7 @@ workloads:
     grants: {clocks: true, random: false, network: []}
     restart: {policy: on-failure, backoffMin: 1s, backoffMax: 60s, crashLoopAfter: 5}
     stopGrace: 5s
-    settings: {threshold: 3.5, nested: {list: [1, two, true]}}
+    settings: {coreDump: true, cpuBudgetMs: 1500}
     priority: 100
     placement:
       site: "plant-7/line-2/**"
@@ -45,7 +45,7 @@ const FULL_JSON: &str = r#"{
 		"grants": {"clocks": true, "random": false, "network": []},
 		"restart": {"policy": "on-failure", "backoffMin": "1000ms", "backoffMax": "1m", "crashLoopAfter": 5},
 		"stopGrace": 5, "priority": 100,
-		"settings": {"threshold": 3.5, "nested": {"list": [1, "two", true]}},
+		"settings": {"cpuBudgetMs": 1500, "coreDump": true, "pulley": false},
 		"placement": {"site": "plant-7/line-2/**", "labels": {"role": "plc"}, "replicas": "each", "spread": true}
 	}]
 }"#;
@@ -104,7 +104,10 @@ fn every_field_arrives_in_base_units() {
         (1_000, 60_000, 5_000)
     );
     assert_eq!((w.restart.crash_loop_after, w.priority), (5, 100));
-    assert_eq!(w.settings["nested"], serde_json::json!({"list": [1, "two", true]}));
+    assert_eq!(
+        serde_json::json!(w.settings),
+        serde_json::json!({"coreDump": true, "cpuBudgetMs": 1500})
+    );
     assert_eq!(w.placement.site.as_str(), "plant-7/line-2/**");
     assert_eq!(w.placement.replicas, Replicas::Each);
 }
@@ -155,7 +158,7 @@ fn canonical_form_parses_to_the_same_manifest_and_the_same_text() {
 #[test]
 fn canonical_form_survives_awkward_text() {
     let text = format!(
-        "{SMALL}    args: [\"tab\\t nul-free \\u0001 \\\"quoted\\\" \\U0001F600\", \"# no: comment\", \"\"]\n    settings: {{\"a: b\": \"\\n\", \"0x10\": 1e300, \"~\": -0.0, empty: {{}}, none: null, big: 18446744073709551615}}\n"
+        "{SMALL}    args: [\"tab\\t nul-free \\u0001 \\\"quoted\\\" \\U0001F600\", \"# no: comment\", \"\"]\n    env: {{A: \"a: b\\n\", B: \"0x10\", C: \"~\", D: \"\"}}\n"
     );
     let manifest = parse(&text);
     assert_eq!(parse(&cndl::canonical_json(&manifest)), manifest);
@@ -297,12 +300,12 @@ fn billion_laughs() {
 fn aliases_that_stay_small_are_fine() {
     let text = SMALL.replace(
         "    runtime: wasm",
-        "    env: &e {A: x}\n    settings: *e\n    runtime: wasm",
+        "    env: &e {A: x}\n    placement: {labels: *e}\n    runtime: wasm",
     );
     let manifest = parse(&text);
-    assert_eq!(manifest.application().workloads[0].settings["A"], "x");
+    assert_eq!(manifest.application().workloads[0].placement.labels["A"], "x");
     // An error stands where the alias is used, not where it was defined.
-    let said = said(&text.replace("settings: *e", "resources: *e"));
+    let said = said(&text.replace("placement: {labels: *e}", "resources: *e"));
     assert!(
         said.starts_with("m.yaml:7:16 /workloads/0/resources/A: unknown field \"A\""),
         "{said}"
@@ -399,22 +402,22 @@ fn what_grows_too_large_when_written_out() {
     // Small as text, larger than the limit in the canonical form.
     let list = vec!["*t"; 300].join(", ");
     let text = format!(
-        "{SMALL}    settings:\n      t: &t \"{}\"\n      l: [{list}]\n",
+        "{SMALL}    env: {{T: &t \"{}\"}}\n    args: [{list}]\n",
         "x".repeat(4_000)
     );
     let expected = "m.yaml:10:1055: with its aliases written out the manifest has more than 1048576 bytes";
     assert_eq!(said(&text), expected);
     let (list, text) = (vec!["*t"; 900].join(", "), "x".repeat(900_000));
     let said = said(&format!(
-        "{SMALL}    settings:\n      t: &t {text}\n      l: [{list}]\n"
+        "{SMALL}    env:\n      T: &t {text}\n    args: [{list}]\n"
     ));
     assert!(said.contains("with its aliases written out"), "{said}");
 }
 
 #[test]
 fn defaults_count_towards_the_written_size() {
-    let quoted = "\\e".repeat(300_000);
-    let raw = format!("{SMALL}    settings: {{a: \"{quoted}\"}}\n");
+    let quoted = vec![format!("\"{}\"", "\\e".repeat(15_000)); 20].join(", ");
+    let raw = format!("{SMALL}    args: [{quoted}]\n");
     let said = said(&raw);
     assert!(
         said.contains("cannot be stored with its defaults and aliases written out: it has"),
@@ -464,8 +467,9 @@ fn defaults_count_towards_the_number_of_values() {
     let many: String = (0..200)
         .map(|i| one.replace("name: one", &format!("name: w{i}")))
         .collect();
-    let list = vec!["1"; 95_000].join(",");
-    let said = said(&format!("{}    settings: {{a: [{list}]}}\n", SMALL.replace(one, &many)));
+    let list = vec!["a"; 95_000].join(",");
+    let many = SMALL.replace(one, &many).replace("runtime: wasm", "runtime: container");
+    let said = said(&format!("{many}    settings: {{entrypoint: [{list}]}}\n"));
     assert!(said.contains("cannot be stored"), "{said}");
 }
 
@@ -473,7 +477,9 @@ proptest::proptest! {
     #[test]
     fn any_text_survives_the_round_trip(
         args in proptest::collection::vec("\\PC*|.*", 0..4),
-        settings in proptest::collection::btree_map("\\PC{0,20}|.{0,20}", "\\PC*|.*", 0..4),
+        budget in 1_u64..=u64::MAX,
+        window in proptest::option::of(1..=cndl::MAX_DURATION_MS),
+        claims in proptest::collection::vec(("[a-z][a-z0-9]{0,10}", proptest::bool::ANY), 0..8),
         memory in 1_u64..=1 << 53,
         cpu in 1_u32..=cndl::MAX_CPU_MILLIS,
         grace in 0..=cndl::MAX_DURATION_MS,
@@ -482,13 +488,28 @@ proptest::proptest! {
         let mut value = serde_json::to_value(parse(SMALL)).unwrap();
         let workload = &mut value["workloads"][0];
         workload["args"] = serde_json::json!(args);
-        workload["settings"] = serde_json::json!(settings);
+        workload["settings"] = serde_json::json!({"cpuBudgetMs": budget});
+        workload["accelerators"] = claims
+            .iter()
+            .map(|(kind, optional)| match optional {
+                true => serde_json::json!({"kind": kind, "optional": true}),
+                false => serde_json::json!(kind),
+            })
+            .collect();
+        workload["schedule"] = serde_json::json!({"cron": "*/5  6-18 * * MON-FRI", "zone": "Europe/Berlin"});
+        if let Some(ms) = window {
+            workload["schedule"]["for"] = serde_json::json!(format!("{ms}ms"));
+        }
         workload["resources"] = serde_json::json!({"memory": memory, "cpu": format!("{cpu}m")});
         workload["stopGrace"] = serde_json::json!(format!("{grace}ms"));
         let manifest = parse(&ascii_json(&value));
         let parsed = &manifest.application().workloads[0];
         proptest::prop_assert_eq!(&parsed.args, &args);
-        proptest::prop_assert_eq!(serde_json::json!(parsed.settings), serde_json::json!(settings));
+        proptest::prop_assert_eq!(serde_json::json!(parsed.settings), serde_json::json!({"cpuBudgetMs": budget}));
+        let schedule = parsed.schedule.as_ref().unwrap();
+        proptest::prop_assert_eq!((schedule.cron.as_str(), schedule.window_ms), ("*/5 6-18 * * MON-FRI", window));
+        let parsed_claims: Vec<_> = parsed.accelerators.iter().map(|c| (c.kind.clone(), c.optional)).collect();
+        proptest::prop_assert_eq!(parsed_claims, claims);
         proptest::prop_assert_eq!(parsed.resources.memory_bytes, Some(memory));
         proptest::prop_assert_eq!(parsed.resources.cpu_millis, cpu);
         proptest::prop_assert_eq!(parsed.stop_grace_ms, grace);

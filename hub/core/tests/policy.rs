@@ -228,3 +228,92 @@ fn a_policy_set_is_shared_between_threads() {
     fn shared<T: Send + Sync + Clone>(_: &T) {}
     shared(&PolicySet::builtin().unwrap());
 }
+
+/// A manifest with one workload of a runtime and its settings.
+fn workload(runtime: &str, settings: &str) -> Manifest {
+    let digest = "0123456789abcdef".repeat(4);
+    let text = format!(
+        "apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: app}}\nworkloads:\n\
+         - {{name: w, runtime: {runtime}, artifact: {{digest: \"sha256:{digest}\"}}, resources: {{memory: 1MiB}}, settings: {settings}}}\n"
+    );
+    cndl::parse(&text, "m.yaml").unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// Settings that need a grant, with the word of the grant.
+const NEEDS_GRANT: &[(&str, &str, &str)] = &[
+    ("ebpf", "{programs: [{name: p, kind: xdp, attach: eth0}]}", "ebpf:xdp"),
+    ("ebpf", "{programs: [{name: p, kind: tc-ingress, attach: eth0}]}", "ebpf:tc-ingress"),
+    ("ebpf", "{programs: [{name: p, kind: tracepoint, attach: sched/sched_switch}]}", "ebpf:tracepoint"),
+    ("ebpf", "{programs: [{name: p, kind: cgroup-skb, attach: /sys/fs/cgroup}]}", "ebpf:cgroup-skb"),
+    (
+        "ebpf",
+        "{programs: [{name: p, kind: socket-filter, attach: eth0}], helpers: [bpf_probe_read_kernel]}",
+        "ebpf-helper:bpf_probe_read_kernel",
+    ),
+    ("container", "{network: host}", "network:host"),
+    // serde takes this for the same thing.
+    ("container", "{network: {host: null}}", "network:host"),
+    ("container", "{capabilities: [CHOWN, SYS_ADMIN]}", "capability:SYS_ADMIN"),
+    ("container", "{seccomp: {allow: [getpid, bpf]}}", "seccomp:bpf"),
+    ("container", "{seccomp: [[mount]]}", "seccomp:mount"),
+];
+
+#[test]
+fn what_reaches_further_is_denied_unless_the_site_grants_it() {
+    let builtin = PolicySet::builtin().unwrap();
+    for (runtime, settings, word) in NEEDS_GRANT {
+        let said = reasons(&builtin, workload(runtime, settings));
+        assert_eq!(said.len(), 1, "{settings}: {said:?}");
+        let how = format!("package cnova.grants, allow contains \"{word}\" if input.manifest.metadata.name == \"app\"");
+        assert!(said[0].1.contains(&how), "{said:?}");
+        for (grant, enough) in [
+            (word.to_string(), true),
+            (format!("w/{word}"), true),
+            (format!("other/{word}"), false),
+            ("ebpf".to_owned(), false),
+        ] {
+            let text = format!(
+                "package cnova.grants\nallow contains \"{grant}\" if input.manifest.metadata.name == \"app\"\n"
+            );
+            let site = [PolicySource {
+                name: "grants.rego".into(),
+                text,
+            }];
+            let set = PolicySet::of_site(&site).unwrap();
+            assert_eq!(reasons(&set, workload(runtime, settings)).is_empty(), enough, "{grant} {settings}");
+        }
+    }
+}
+
+#[test]
+fn what_stays_inside_needs_no_grant() {
+    let builtin = PolicySet::builtin().unwrap();
+    for (runtime, settings) in [
+        ("ebpf", "{programs: [{name: p, kind: socket-filter, attach: eth0}]}"),
+        ("container", "{}"),
+        ("container", "{network: {own: {address: 10.9.0.2, prefix: 24, gateway: 10.9.0.1}}}"),
+        ("container", "{capabilities: [CHOWN, NET_BIND_SERVICE], seccomp: {allow: [getpid]}, isolation: vm}"),
+        ("wasm", "{pulley: true}"),
+    ] {
+        assert_eq!(reasons(&builtin, workload(runtime, settings)), [], "{settings}");
+    }
+}
+
+#[test]
+fn a_grant_is_the_sites_and_not_the_applications() {
+    // Labels are the manifest's own words.
+    let text = "package cnova.grants\nallow contains \"network:host\" if input.user == \"root\"\n";
+    let site = [PolicySource {
+        name: "grants.rego".into(),
+        text: text.into(),
+    }];
+    let set = PolicySet::of_site(&site).unwrap();
+    assert_eq!(reasons(&set, workload("container", "{network: host}")).len(), 1);
+    // A site that decides on admission itself decides alone.
+    let own = [PolicySource {
+        name: "mine.rego".into(),
+        text: "package cnova.admission\ndeny contains \"no\" if input.user == \"nobody\"\n".into(),
+    }];
+    let set = PolicySet::of_site(&own).unwrap();
+    assert_eq!((set.names(), reasons(&set, workload("container", "{network: host}"))), (vec!["mine.rego"], vec![]));
+}

@@ -141,6 +141,7 @@ impl Played {
             attempt: 1,
             pid: 4711,
             adopted: false,
+            returned: false,
         };
         let has = Body::Twin {
             epoch: twin.version().epoch,

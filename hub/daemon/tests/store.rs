@@ -68,6 +68,7 @@ fn body() -> impl Strategy<Value = Body> {
             attempt,
             pid: 7,
             adopted: true,
+            returned: false,
         })),
         Just(Body::Gone { id: id() }),
         Just(Body::Unknown),

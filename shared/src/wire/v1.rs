@@ -288,6 +288,9 @@ pub struct WorkloadReport {
     /// Whether it was found running after a restart of the agent.
     #[serde(default)]
     pub adopted: bool,
+    /// Whether the new version did not become healthy and the one before runs again.
+    #[serde(rename = "ret", default, skip_serializing_if = "is_default")]
+    pub returned: bool,
 }
 
 /// Up: what a gateway's descendants said, unchanged, in the gateway's own sequence.

@@ -8,14 +8,14 @@ impl Agent {
         // Without a twin nothing is known, so nothing that runs is touched; the parent is asked for the twin.
         let Some(twin) = &self.twin else { return };
         let version = twin.version();
-        let decisions = schedule::schedule(&twin.twin().workloads, &self.config.capabilities);
+        let (salt, now_s) = (self.salt, self.now_s(now));
         let mut gone: BTreeSet<WorkloadId> = self.machines.keys().cloned().collect();
         for w in &twin.twin().workloads {
             gone.remove(&w.id);
             let machine = self
                 .machines
                 .entry(w.id.clone())
-                .or_insert_with(|| Machine::new(w.id.clone()));
+                .or_insert_with(|| Machine::new(w.id.clone(), salt, now_s));
             let spec = spec_digest(w);
             let same = |d: &&Desired| d.spec == spec && d.workload.app_generation == w.app_generation;
             let told = self.reporter.entry(&entry_key(&w.id)).and_then(|e| match &e.body {
@@ -33,28 +33,33 @@ impl Agent {
                 .map(|d| d.asked_by)
                 .or(told)
                 .unwrap_or(version);
-            let decision = decisions.get(&w.id).cloned().unwrap_or(Decision::Run);
-            machine.set_desired(Some(Desired {
+            let desired = Desired {
                 workload: w.clone(),
                 spec,
                 asked_by,
-                decision,
-            }));
+            };
+            machine.set_desired(Some(desired), now.mono_ms);
         }
         for id in gone {
             if let Some(machine) = self.machines.get_mut(&id) {
-                machine.set_desired(None);
+                machine.set_desired(None, now.mono_ms);
             }
         }
-        self.want_artifacts(now);
+        self.want_artifacts();
     }
 
-    pub(super) fn want_artifacts(&mut self, _now: Now) {
+    pub(super) fn want_artifacts(&mut self) {
         let Some(twin) = &self.twin else { return };
+        let returned = self
+            .machines
+            .values()
+            .filter(|m| m.has_returned())
+            .filter_map(Machine::target);
         let needed: BTreeMap<Digest, u64> = twin
             .twin()
             .workloads
             .iter()
+            .chain(returned)
             .flat_map(artifacts_of)
             .map(|a| (a.digest, a.size))
             .collect();
@@ -73,7 +78,7 @@ impl Agent {
     }
 
     pub(super) fn missing(&self, machine: &Machine) -> Option<String> {
-        let w = &machine.desired()?.workload;
+        let w = machine.target()?;
         let a = artifacts_of(w).find(|a| !self.artifacts.contains(&a.digest))?;
         Some(match self.fetches.problem(&a.digest) {
             Some(why) => format!("artifact {}: {why}", a.digest.short()),
@@ -83,14 +88,55 @@ impl Agent {
 
     /// Whether a workload fits beside everything that may still be running.
     pub(super) fn fits(&self, machine: &Machine) -> bool {
-        let Some(d) = machine.desired() else { return true };
+        let Some(w) = machine.target() else { return true };
         let (memory, cpu) = self
             .machines
             .values()
             .map(Machine::live_cost)
             .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let Decision::Run { leases, .. } = machine.decision() else {
+            return true;
+        };
+        let leased = |lease: &String| self.machines.values().any(|m| m.live_leases().contains(lease));
         let have = &self.config.capabilities;
-        memory + d.workload.memory_bytes <= have.memory_bytes && cpu + d.workload.cpu_millis <= have.cpu_millis
+        memory + w.memory_bytes <= have.memory_bytes
+            && cpu + w.cpu_millis <= have.cpu_millis
+            && !leases.iter().any(leased)
+    }
+
+    /// Asks the scheduler what runs now.
+    pub(super) fn schedule(&mut self, now: Now) {
+        if self.twin.is_none() {
+            return;
+        }
+        let candidates: Vec<Candidate<'_>> = self
+            .machines
+            .values()
+            .filter_map(|m| {
+                Some(Candidate {
+                    workload: m.target()?,
+                    progress: m.progress(),
+                    leases: m.live_leases(),
+                    fired_s: m.row().fired_s,
+                    pending: m.is_pending(),
+                })
+            })
+            .collect();
+        let wall_s = now.wall_ms / 1000;
+        let node = schedule::Node {
+            capabilities: &self.config.capabilities,
+            power: self.power.0,
+            power_why: &self.power.1,
+            // A clock that is behind what was verified long ago is not set.
+            clock_s: (wall_s >= self.floor_s).then_some(wall_s),
+            mono_ms: now.mono_ms,
+        };
+        let decisions = self.scheduler.decide(&candidates, &node);
+        for (id, decision) in decisions {
+            if let Some(machine) = self.machines.get_mut(&id) {
+                machine.decide(decision, now.mono_ms);
+            }
+        }
     }
 
     pub(super) fn step(&mut self, id: &WorkloadId, starts: bool, now: Now) {
@@ -123,36 +169,39 @@ impl Agent {
                     grace_ms,
                 });
             }
-            Step::Start => self.start(id),
+            Step::Start => self.start(id, now),
         }
     }
 
-    pub(super) fn start(&mut self, id: &WorkloadId) {
+    pub(super) fn start(&mut self, id: &WorkloadId, now: Now) {
         let Some(machine) = self.machines.get_mut(id) else {
             return;
         };
-        machine.starting();
-        let (row, Some(desired)) = (machine.row().clone(), machine.desired()) else {
+        machine.starting(now.mono_ms);
+        let (row, Some(desired), Some(target)) = (machine.row().clone(), machine.desired(), machine.target()) else {
             return;
         };
         let launch = Launch {
-            workload: desired.workload.clone(),
+            workload: target.clone(),
             version: desired.asked_by,
             attempt: row.attempt,
             spec: row.spec,
+            accelerators: row.leases.clone(),
         };
         self.ops.push(Op::PutInstance(row));
         self.effects.push_back(Action::Start(Box::new(launch)));
         self.collect_garbage();
     }
 
-    /// Artifacts of the twin in force stay; what no workload needs any more goes.
+    /// Artifacts of the twin in force, and of the versions that may be returned to, stay; all others go.
     pub(super) fn collect_garbage(&mut self) {
         let Some(twin) = &self.twin else { return };
+        let good = self.machines.values().filter_map(|m| m.row().good.as_deref());
         let keep: BTreeSet<Digest> = twin
             .twin()
             .workloads
             .iter()
+            .chain(good)
             .flat_map(artifacts_of)
             .map(|a| a.digest)
             .collect();

@@ -6,9 +6,10 @@
 //! this crate is its only implementation in Rust.
 //!
 //! - both sides: [`Spec`], [`State`], [`Exit`], [`Description`], [`Health`], [`Metrics`]
-//! - the agent: [`write_spec`], [`spawn`], [`read_state`], [`is_alive`], [`Handle`], [`Client`], [`read_exit`], [`tail_log`]
+//! - the agent: [`write_spec`], [`cgroup`], [`spawn_in`], [`read_state`], [`is_alive`], [`Handle`], [`Client`], [`read_exit`], [`tail_log`]
 //! - a runtime: [`open_folder`], [`serve`], [`Control`], [`LogWriter`], [`write_state`], [`write_exit`]
 
+pub mod cgroup;
 mod client;
 mod folder;
 mod log;
@@ -22,7 +23,9 @@ mod state;
 pub use client::{CALL_TIMEOUT, CallError, Client};
 pub use folder::{FolderError, FolderLock, is_held, open_folder, prepare_folder, read_spec, write_spec};
 pub use log::{LINE_BYTES_MAX, LOG_BYTES_MIN, Lines, LogError, LogLine, LogStats, LogWriter, Stream, tail_log};
-pub use process::{Handle, HandleError, boot_id, describe, is_alive, pidfd_open, process_start_time, spawn};
+pub use process::{
+    Handle, HandleError, boot_id, describe, is_alive, pidfd_open, process_start_time, run_command, spawn, spawn_in,
+};
 pub use protocol::{
     CONNECTIONS_MAX, COUNTERS_MAX, Health, Metrics, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Request,
 };

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::cgroup::Group;
 use crate::{Description, State, file};
 
 /// What a runtime printed is kept up to here, in bytes; it starts anew with the next start after that.
@@ -21,8 +22,23 @@ const DESCRIPTION_BYTES_MAX: u64 = 64 << 10;
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts `exe run --state dir` in a session of its own with an empty environment (except PATH), no standard input,
-/// and what it prints appended to `dir/runtime.err`. The caller reaps the child, or leaves it to init.
+/// no other descriptor of the caller, and what it prints appended to `dir/runtime.err`. The caller reaps the child, or
+/// leaves it to init.
 pub fn spawn(exe: &Path, dir: &Path) -> io::Result<Child> {
+    spawn_in(exe, dir, None)
+}
+
+/// [`spawn`] in an instance's control group: the runtime is in it before its first instruction.
+pub fn spawn_in(exe: &Path, dir: &Path, group: Option<&Group>) -> io::Result<Child> {
+    let mut command = run_command(exe, dir)?;
+    if let Some(group) = group {
+        group.enter_command(&mut command).map_err(io::Error::other)?;
+    }
+    command.spawn()
+}
+
+/// The command that [`spawn`] starts.
+pub fn run_command(exe: &Path, dir: &Path) -> io::Result<Command> {
     let dir = std::path::absolute(dir)?;
     let err_path = dir.join(file::RUNTIME_ERR);
     let chatty = fs::metadata(&err_path).is_ok_and(|meta| meta.len() > RUNTIME_ERR_BYTES_MAX);
@@ -47,14 +63,24 @@ pub fn spawn(exe: &Path, dir: &Path) -> io::Result<Child> {
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }
-    // SAFETY: between fork and exec only setsid is called, which is async-signal-safe and allocates nothing.
+    // SAFETY: between fork and exec only two system calls are made, which are async-signal-safe and allocate nothing.
     unsafe {
         command.pre_exec(|| {
             rustix::process::setsid()?;
+            close_rest_on_exec();
             Ok(())
         });
     }
-    command.spawn()
+    Ok(command)
+}
+
+/// Some library may have opened a file without close-on-exec: the runtime gets none of them. A kernel before 5.11 does
+/// not know how, and then it is as it was.
+fn close_rest_on_exec() {
+    // SAFETY: a system call with three numbers; it only marks descriptors, which stay open until the exec.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
 }
 
 /// Asks a runtime executable what it is. It is killed if it does not answer within five seconds.

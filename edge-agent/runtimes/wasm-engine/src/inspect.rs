@@ -2,21 +2,22 @@
 
 use wasmparser::{Encoding, ExternalKind, Parser, Payload, Validator, WasmFeatures};
 
-/// Interfaces that the runtime offers to modules.
-const MODULE_NAMESPACE: &str = "wasi_snapshot_preview1";
-/// Interfaces that the runtime offers to components.
-const COMPONENT_PACKAGES: [&str; 6] = [
+/// Interfaces that the runtime offers to modules: the second only with `grants.nn`.
+const MODULE_NAMESPACES: [&str; 2] = ["wasi_snapshot_preview1", "wasi_ephemeral_nn"];
+/// Interfaces that the runtime offers to components: the last only with `grants.nn`.
+const COMPONENT_PACKAGES: [&str; 7] = [
     "wasi:cli/",
     "wasi:clocks/",
     "wasi:filesystem/",
     "wasi:io/",
     "wasi:random/",
     "wasi:sockets/",
+    "wasi:nn/",
 ];
 /// What a runnable module exports.
 const MODULE_ENTRY: &str = "_start";
-/// What a runnable component exports.
-const COMPONENT_ENTRY: &str = "wasi:cli/run@0.2.";
+/// What a runnable component exports: a program, or a workload that is asked.
+const COMPONENT_ENTRIES: [&str; 2] = ["wasi:cli/run@0.2.", "cnova:workload/lifecycle@1."];
 /// Imports that are listed; a file may have more.
 const IMPORTS_MAX: usize = 1_000;
 /// Longest name of an import that is kept, in bytes; the rest is cut off.
@@ -64,8 +65,11 @@ pub struct Inspection {
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
     /// Something else entirely.
-    #[error("not a WebAssembly binary: it does not begin with \\0asm")]
-    NotWasm,
+    #[error("not a WebAssembly binary: it does not begin with \\0asm; {what}")]
+    NotWasm {
+        /// What it looks like.
+        what: &'static str,
+    },
     /// Damaged, or made by a broken tool.
     #[error("not valid WebAssembly: {reason}")]
     Invalid {
@@ -79,20 +83,25 @@ pub enum InspectError {
         feature: &'static str,
     },
     /// It wants something from the host that no runtime gives.
-    #[error("imports `{import}`, which the runtime does not offer: it has WASI preview 1 and WASI 0.2 without HTTP")]
+    #[error("imports `{import}`, which the runtime does not offer: it has WASI preview 1, WASI 0.2 without HTTP, and wasi-nn")]
     Import {
         /// The first such import.
         import: String,
     },
     /// A library, not a program.
-    #[error("has no entry point: a module must export `_start`, a component `wasi:cli/run@0.2.x`")]
+    #[error(
+        "has no entry point: a module must export `_start`, a component `wasi:cli/run@0.2.x` or \
+         `cnova:workload/lifecycle@1.x`"
+    )]
     NoEntry,
 }
 
 /// Validates a file and lists what it imports. It neither compiles nor runs anything.
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, InspectError> {
     if !bytes.starts_with(b"\0asm") {
-        return Err(InspectError::NotWasm);
+        return Err(InspectError::NotWasm {
+            what: looks_like(bytes),
+        });
     }
     let ours = WasmFeatures::from_bits_truncate(crate::features().bits());
     if let Err(error) = validate(bytes, ours) {
@@ -114,6 +123,22 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, InspectError> {
         kind: found.kind,
         imports,
     })
+}
+
+/// What a file that is no WebAssembly looks like, for the person who named the wrong one.
+fn looks_like(bytes: &[u8]) -> &'static str {
+    let text = bytes.trim_ascii_start();
+    match bytes {
+        [] => "it is empty",
+        [0x7f, b'E', b'L', b'F', ..] => "it is an ELF program or an artifact that is compiled already: give the .wasm file",
+        [0x1f, 0x8b, ..] => "it is compressed with gzip: unpack it first",
+        [b'P', b'K', 3, 4, ..] => "it is a zip archive: unpack it first",
+        [b'#', b'!', ..] => "it is a script",
+        _ if text.starts_with(b"(module") || text.starts_with(b"(component") => {
+            "it is WebAssembly as text: make it binary first, with `wasm-tools parse`"
+        }
+        _ => "it is of no kind known here",
+    }
 }
 
 fn validate(bytes: &[u8], features: WasmFeatures) -> wasmparser::Result<()> {
@@ -184,7 +209,7 @@ fn outermost(payload: Payload<'_>, found: &mut Found) -> wasmparser::Result<()> 
             for import in imports.into_imports() {
                 let import = import?;
                 found.import(
-                    import.module == MODULE_NAMESPACE,
+                    MODULE_NAMESPACES.contains(&import.module),
                     format!("{}.{}", import.module, import.name),
                 );
             }
@@ -204,7 +229,8 @@ fn outermost(payload: Payload<'_>, found: &mut Found) -> wasmparser::Result<()> 
         }
         Payload::ComponentExportSection(exports) => {
             for export in exports {
-                found.has_entry |= export?.name.name.starts_with(COMPONENT_ENTRY);
+                let name = export?.name.name;
+                found.has_entry |= COMPONENT_ENTRIES.iter().any(|entry| name.starts_with(entry));
             }
         }
         _ => {}

@@ -21,7 +21,11 @@ use wasmtime::{Config, Inlining, ModuleVersionStrategy, WasmBacktraceDetails, Wa
 pub const ENGINE: &str = "cnova-1-wasmtime-48.0.8";
 
 /// Targets that artifacts are compiled for.
-pub const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
+pub const TARGETS: [&str; 3] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", PULLEY_TARGET];
+
+/// Bytecode of wasmtime's own interpreter instead of machine code, the same for every 64-bit little-endian machine.
+/// The interpreter is in every runtime, but a runtime takes such an artifact only if the manifest asks for it.
+pub const PULLEY_TARGET: &str = "pulley64";
 
 /// The target of the machine this was built for, if artifacts can be compiled for it.
 pub const HOST_TARGET: Option<&str> = if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
@@ -95,6 +99,15 @@ pub fn config() -> Config {
         .is_err()
     {
         unreachable!("an engine name of more than 255 bytes");
+    }
+    config
+}
+
+/// The settings of an engine that runs [`PULLEY_TARGET`] and nothing else: it never maps memory as executable.
+pub fn pulley_config() -> Config {
+    let mut config = config();
+    if config.target(PULLEY_TARGET).is_err() {
+        unreachable!("wasmtime without its interpreter");
     }
     config
 }

@@ -39,7 +39,7 @@ impl PrecompileError {
     pub fn code(&self) -> &'static str {
         match self {
             PrecompileError::Target { .. } => "target",
-            PrecompileError::Wasm(InspectError::NotWasm) => "not_wasm",
+            PrecompileError::Wasm(InspectError::NotWasm { .. }) => "not_wasm",
             PrecompileError::Wasm(InspectError::Invalid { .. }) => "invalid",
             PrecompileError::Wasm(InspectError::Feature { .. }) => "feature",
             PrecompileError::Wasm(InspectError::Import { .. }) => "import",

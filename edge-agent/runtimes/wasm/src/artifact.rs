@@ -3,15 +3,19 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use cnova_ral::Spec;
+use cnova_ral::settings::Wasm;
 use ring::digest::{Context, SHA256};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 /// Read at a time while hashing, in bytes.
 const CHUNK_BYTES: usize = 64 << 10;
+/// How much of a foreign file is shown.
+const BEGINNING_BYTES: usize = 16;
 
 /// Machine code that is mapped and ready to be instantiated.
 pub(crate) enum Artifact {
@@ -32,8 +36,23 @@ pub(crate) enum ArtifactError {
         found: String,
         wanted: String,
     },
-    #[error("artifact {path} is not precompiled: the hub must compile it for this node first")]
+    #[error("artifact {path} is WebAssembly that is not compiled yet: the hub must compile it for this node first")]
     NotPrecompiled { path: PathBuf },
+    #[error(
+        "artifact {path} is no WebAssembly and nothing compiled from it: it begins with {beginning}; is the \
+         workload's `runtime` right?"
+    )]
+    Foreign { path: PathBuf, beginning: String },
+    #[error(
+        "artifact {path} is for the interpreter ({}), which only `settings.pulley: true` allows",
+        cnova_wasm_engine::PULLEY_TARGET
+    )]
+    Pulley { path: PathBuf },
+    #[error(
+        "artifact {path} is machine code, but `settings.pulley` says interpreter: the hub must compile it for {}",
+        cnova_wasm_engine::PULLEY_TARGET
+    )]
+    NotPulley { path: PathBuf },
     #[error(
         "artifact {path} does not load: {reason} (this runtime takes {})",
         cnova_wasm_engine::ENGINE
@@ -42,7 +61,7 @@ pub(crate) enum ArtifactError {
 }
 
 /// Opens the file once, checks its digest and maps the very file that was checked.
-pub(crate) fn load(engine: &Engine, spec: &Spec) -> Result<Artifact, ArtifactError> {
+pub(crate) fn load(engine: &Engine, spec: &Spec, settings: &Wasm) -> Result<Artifact, ArtifactError> {
     let path = &spec.artifact;
     let read_error = |source| ArtifactError::Read {
         path: path.clone(),
@@ -57,13 +76,18 @@ pub(crate) fn load(engine: &Engine, spec: &Spec) -> Result<Artifact, ArtifactErr
             wanted: spec.digest.clone(),
         });
     }
-    map(engine, &file, path)
+    map(engine, &file, path, settings.pulley)
 }
 
-fn map(engine: &Engine, file: &File, path: &Path) -> Result<Artifact, ArtifactError> {
-    let load_error = |error: wasmtime::Error| ArtifactError::Load {
-        path: path.to_owned(),
-        reason: format!("{error:#}"),
+fn map(engine: &Engine, file: &File, path: &Path, pulley: bool) -> Result<Artifact, ArtifactError> {
+    let load_error = |error: wasmtime::Error| {
+        let (path, reason) = (path.to_owned(), format!("{error:#}"));
+        // wasmtime's words: "Module was compiled for architecture '...'".
+        match (pulley, reason.contains("compiled for architecture"), reason.contains("'pulley")) {
+            (false, true, true) => ArtifactError::Pulley { path },
+            (true, true, _) => ArtifactError::NotPulley { path },
+            _ => ArtifactError::Load { path, reason },
+        }
     };
     // Not by its own name, behind which another file may lie by now.
     let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -77,8 +101,27 @@ fn map(engine: &Engine, file: &File, path: &Path) -> Result<Artifact, ArtifactEr
         Ok(Some(Precompiled::Component)) => unsafe { Component::deserialize_file(engine, &opened) }
             .map(Artifact::Component)
             .map_err(load_error),
-        Ok(None) | Err(_) => Err(ArtifactError::NotPrecompiled { path: path.to_owned() }),
+        Ok(None) | Err(_) => Err(foreign(file, path)),
     }
+}
+
+/// What is wrong with a file that nothing of ours was made of.
+fn foreign(file: &File, path: &Path) -> ArtifactError {
+    let path = path.to_owned();
+    let mut beginning = [0; BEGINNING_BYTES];
+    let count = match file.read_at(&mut beginning, 0) {
+        Ok(count) => count,
+        Err(source) => return ArtifactError::Read { path, source },
+    };
+    let beginning = &beginning[..count];
+    if beginning.starts_with(b"\0asm") {
+        return ArtifactError::NotPrecompiled { path };
+    }
+    let beginning = match beginning {
+        [] => "nothing: it is empty".to_owned(),
+        _ => format!("`{}`", beginning.escape_ascii()),
+    };
+    ArtifactError::Foreign { path, beginning }
 }
 
 fn sha256(file: &mut File) -> io::Result<[u8; 32]> {

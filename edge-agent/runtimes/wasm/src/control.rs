@@ -1,6 +1,6 @@
 //! What the three threads of the process share, and what the agent may ask of it.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use rustix::time::ClockId;
 use tokio::sync::Notify;
 
+use crate::desk::{Desk, Unanswered};
 use crate::output::Output;
 
 /// Why the workload is to end before it ends by itself.
@@ -16,8 +17,10 @@ use crate::output::Output;
 pub(crate) enum Interrupt {
     /// The agent, or whoever sent SIGTERM, asked.
     Stopped,
-    /// Its time is up.
-    Budget,
+    /// Its time by the clock is up.
+    Wall,
+    /// Its CPU time is used up.
+    Cpu,
 }
 
 /// Shared by the workload's thread, the socket's and the supervisor.
@@ -32,6 +35,10 @@ pub(crate) struct Shared {
     pub(crate) wake: Notify,
     /// Where the workload's output goes.
     pub(crate) output: Mutex<Output>,
+    /// Where a workload that answers for itself is asked.
+    pub(crate) desk: Desk,
+    /// The process that computes for wasi-nn; 0 if there is none.
+    pub(crate) nn_pid: AtomicU32,
 }
 
 impl Shared {
@@ -44,6 +51,8 @@ impl Shared {
             memory_bytes: AtomicU64::new(0),
             wake: Notify::new(),
             output: Mutex::new(output),
+            desk: Desk::default(),
+            nn_pid: AtomicU32::new(0),
         })
     }
 
@@ -57,7 +66,8 @@ impl Shared {
         match self.interrupt.load(Ordering::Acquire) {
             0 => None,
             1 => Some(Interrupt::Stopped),
-            _ => Some(Interrupt::Budget),
+            2 => Some(Interrupt::Wall),
+            _ => Some(Interrupt::Cpu),
         }
     }
 
@@ -65,7 +75,8 @@ impl Shared {
     pub(crate) fn interrupt(&self, why: Interrupt) {
         let word = match why {
             Interrupt::Stopped => 1,
-            Interrupt::Budget => 2,
+            Interrupt::Wall => 2,
+            Interrupt::Cpu => 3,
         };
         let _ = self
             .interrupt
@@ -88,31 +99,55 @@ impl Shared {
         act(&mut self.output.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// CPU time of this process and of those that work for it.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        cpu_time() + children_cpu_time() + process_cpu_time(self.nn_pid.load(Ordering::Acquire))
+    }
+
     fn uptime_ms(&self) -> u64 {
         let uptime = self.started.get().map_or(Duration::ZERO, Instant::elapsed);
         u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX)
     }
+
+    fn phase(&self) -> Phase {
+        match (self.started.get(), self.interrupted()) {
+            (_, Some(_)) => Phase::Stopping,
+            _ if self.desk.stop_asked() => Phase::Stopping,
+            (None, None) => Phase::Starting,
+            (Some(_), None) => Phase::Running,
+        }
+    }
 }
 
 impl Control for Shared {
+    /// Asks the workload, if it is one that can be asked; otherwise it is well while it runs.
     fn health(&self) -> Health {
-        let phase = match (self.started.get(), self.interrupted()) {
-            (_, Some(_)) => Phase::Stopping,
-            (None, None) => Phase::Starting,
-            (Some(_), None) => Phase::Running,
+        let phase = self.phase();
+        let complaint = match phase {
+            Phase::Running => match self.desk.ask_health() {
+                Ok(Ok(())) | Err(Unanswered::Nobody) => None,
+                Ok(Err(text)) => Some(text),
+                Err(busy @ Unanswered::Busy { .. }) => Some(busy.to_string()),
+            },
+            _ => None,
         };
         Health {
-            healthy: phase == Phase::Running,
+            healthy: phase == Phase::Running && complaint.is_none(),
             phase,
             uptime_ms: self.uptime_ms(),
-            detail: None,
+            detail: complaint,
         }
     }
 
     fn metrics(&self) -> Metrics {
+        if self.phase() == Phase::Running
+            && let Ok(counters) = self.desk.ask_metrics()
+        {
+            self.with_output(|output| counters.iter().for_each(|(name, value)| output.count(name, *value)));
+        }
         let (counters, log) = self.with_output(|output| (output.counters().clone(), output.log_stats()));
         Metrics {
-            cpu_ms: u64::try_from(cpu_time().as_millis()).unwrap_or(u64::MAX),
+            cpu_ms: u64::try_from(self.cpu_time().as_millis()).unwrap_or(u64::MAX),
             memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
             uptime_ms: self.uptime_ms(),
             counters,
@@ -134,7 +169,39 @@ impl Control for Shared {
 }
 
 /// What this whole process has used of the CPU.
-pub(crate) fn cpu_time() -> Duration {
+fn cpu_time() -> Duration {
     let used = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
     Duration::try_from(used).unwrap_or_default()
+}
+
+/// What processes that this one started, and that have ended, had used of the CPU.
+fn children_cpu_time() -> Duration {
+    // SAFETY: an all-zero rusage is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is live and writable for the call.
+    if unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) } != 0 {
+        return Duration::ZERO;
+    }
+    let time = |time: libc::timeval| {
+        Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
+            + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// What a living process has used of the CPU; nothing for 0 and for one that is gone.
+fn process_cpu_time(pid: u32) -> Duration {
+    let (Ok(pid), mut clock) = (libc::pid_t::try_from(pid), 0) else {
+        return Duration::ZERO;
+    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both pointers are to live values that the calls may write.
+    let read = pid > 0
+        && unsafe {
+            libc::clock_getcpuclockid(pid, &raw mut clock) == 0 && libc::clock_gettime(clock, &raw mut time) == 0
+        };
+    match (read, u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec)) {
+        (true, Ok(seconds), Ok(nanoseconds)) => Duration::new(seconds, nanoseconds),
+        _ => Duration::ZERO,
+    }
 }

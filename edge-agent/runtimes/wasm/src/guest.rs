@@ -1,7 +1,9 @@
 //! The workload itself: from mapped code to its end.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use cnova_ral::settings::Wasm;
 use cnova_ral::{Exit, ExitReason, Spec};
 use wasmtime::component::{self, ResourceTable};
 use wasmtime::{Engine, Linker, Store, UpdateDeadline};
@@ -11,31 +13,51 @@ use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use crate::artifact::Artifact;
 use crate::control::{Interrupt, Shared};
-use crate::limits::{Limiter, MemoryLimit, TableLimit, Throttle};
+use crate::limits::{Limiter, MemoryLimit, PARTS_MAX, TableLimit, Throttle};
+use crate::nn::{self, Nn};
+use crate::{coredump, lifecycle};
 
 /// How often the workload is looked at, in epochs; the supervisor decides how long one is.
 const EPOCHS: u64 = 1;
+/// How wasmtime begins to say that a component is made of too many parts.
+const TOO_MANY: &str = "resource limit exceeded";
+
+/// What is to be run, and by which rules.
+pub(crate) struct Job<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) spec: &'a Spec,
+    pub(crate) settings: &'a Wasm,
+    pub(crate) shared: &'a Arc<Shared>,
+    /// The state folder.
+    pub(crate) dir: &'a Path,
+}
 
 /// How it went on the workload's own terms.
 pub(crate) enum Outcome {
     /// It returned or called exit.
     Code(i32),
+    /// It said in words why it ended.
+    Said(String),
+    /// It was asked to stop and did.
+    Stopped,
     /// It never came to run.
     NotStarted(wasmtime::Error),
-    /// It ran and failed.
-    Failed(wasmtime::Error),
+    /// It ran and failed; with the core dump's path, or why there is none, if one was asked for.
+    Failed(wasmtime::Error, Option<String>),
 }
 
 /// The state of a module of WASI preview 1.
-struct ModuleHost {
+pub(crate) struct ModuleHost {
     wasi: WasiP1Ctx,
+    pub(crate) nn: Option<Nn>,
     limiter: Limiter,
 }
 
 /// The state of a component of WASI 0.2.
-struct ComponentHost {
+pub(crate) struct ComponentHost {
     wasi: WasiCtx,
-    table: ResourceTable,
+    pub(crate) nn: Option<Nn>,
+    pub(crate) table: ResourceTable,
     limiter: Limiter,
 }
 
@@ -55,45 +77,49 @@ struct Interrupted;
 
 /// Instantiates the artifact, calls `started` and runs it until it ends or is interrupted.
 pub(crate) async fn run(
-    engine: &Engine,
+    job: &Job<'_>,
     artifact: Artifact,
     world: WasiCtxBuilder,
-    spec: &Spec,
-    shared: &Arc<Shared>,
+    nn: Option<Nn>,
     started: impl FnOnce() -> wasmtime::Result<()>,
 ) -> Outcome {
     let guest = async {
         match artifact {
-            Artifact::Module(module) => run_module(engine, &module, world, spec, shared, started).await,
-            Artifact::Component(component) => run_component(engine, &component, world, spec, shared, started).await,
+            Artifact::Module(module) => run_module(job, &module, world, nn, started).await,
+            Artifact::Component(component) => run_component(job, &component, world, nn, started).await,
         }
     };
     // A workload that computes leaves by its epoch callback; one that sleeps is left here.
-    tokio::select! {
+    let outcome = tokio::select! {
         biased;
         outcome = guest => outcome,
-        () = shared.wake.notified() => Outcome::Failed(Interrupted.into()),
-    }
+        () = job.shared.wake.notified() => Outcome::Failed(Interrupted.into(), None),
+    };
+    job.shared.desk.close();
+    outcome
 }
 
 async fn run_module(
-    engine: &Engine,
+    job: &Job<'_>,
     module: &wasmtime::Module,
     mut world: WasiCtxBuilder,
-    spec: &Spec,
-    shared: &Arc<Shared>,
+    nn: Option<Nn>,
     started: impl FnOnce() -> wasmtime::Result<()>,
 ) -> Outcome {
     let host = ModuleHost {
         wasi: world.build_p1(),
-        limiter: Limiter::new(shared.clone(), &spec.limits),
+        nn,
+        limiter: Limiter::new(job.shared.clone(), &job.spec.limits, job.settings.instances),
     };
-    let mut store = Store::new(engine, host);
+    let mut store = Store::new(job.engine, host);
     store.limiter(|host| &mut host.limiter);
-    watch(&mut store, spec, shared);
+    watch(&mut store, job);
     let ready = async {
-        let mut linker = Linker::new(engine);
+        let mut linker = Linker::new(job.engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut linker, |host: &mut ModuleHost| &mut host.wasi)?;
+        if store.data().nn.is_some() {
+            nn::add_to_module_linker(&mut linker)?;
+        }
         let instance = linker.instantiate_async(&mut store, module).await?;
         let entry = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
         started()?;
@@ -105,81 +131,95 @@ async fn run_module(
     };
     match entry.call_async(&mut store, ()).await {
         Ok(()) => Outcome::Code(0),
-        Err(error) => failed(error),
+        Err(error) => failed(error, &mut store, job),
     }
 }
 
 async fn run_component(
-    engine: &Engine,
+    job: &Job<'_>,
     component: &component::Component,
     mut world: WasiCtxBuilder,
-    spec: &Spec,
-    shared: &Arc<Shared>,
+    nn: Option<Nn>,
     started: impl FnOnce() -> wasmtime::Result<()>,
 ) -> Outcome {
     let host = ComponentHost {
         wasi: world.build(),
+        nn,
         table: ResourceTable::new(),
-        limiter: Limiter::new(shared.clone(), &spec.limits),
+        limiter: Limiter::new(job.shared.clone(), &job.spec.limits, job.settings.instances),
     };
-    let mut store = Store::new(engine, host);
+    let mut store = Store::new(job.engine, host);
     store.limiter(|host| &mut host.limiter);
-    watch(&mut store, spec, shared);
-    let ready = async {
-        let mut linker = component::Linker::new(engine);
+    watch(&mut store, job);
+    let mut linker = component::Linker::new(job.engine);
+    let linked = async {
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        let command = Command::instantiate_async(&mut store, component, &linker).await?;
-        started()?;
-        wasmtime::Result::Ok(command)
+        if store.data().nn.is_some() {
+            nn::add_to_component_linker(&mut linker)?;
+        }
+        wasmtime::Result::Ok(())
     };
-    let command = match ready.await {
+    if let Err(error) = linked.await {
+        return Outcome::NotStarted(error);
+    }
+    if lifecycle::is_exported_by(component) {
+        return lifecycle::run(job, component, &linker, store, started).await;
+    }
+    let command = match Command::instantiate_async(&mut store, component, &linker).await {
         Ok(command) => command,
         Err(error) => return Outcome::NotStarted(error),
     };
+    if let Err(error) = started() {
+        return Outcome::NotStarted(error);
+    }
     match command.wasi_cli_run().call_run(&mut store).await {
         Ok(Ok(())) => Outcome::Code(0),
         Ok(Err(())) => Outcome::Code(1),
-        Err(error) => failed(error),
+        Err(error) => failed(error, &mut store, job),
     }
 }
 
-fn failed(error: wasmtime::Error) -> Outcome {
-    match error.downcast_ref::<I32Exit>() {
-        Some(I32Exit(code)) => Outcome::Code(*code),
-        None => Outcome::Failed(error),
+/// What a call's error means; a trap leaves its core dump if the settings ask for one.
+pub(crate) fn failed<T: 'static>(error: wasmtime::Error, store: &mut Store<T>, job: &Job<'_>) -> Outcome {
+    if let Some(I32Exit(code)) = error.downcast_ref::<I32Exit>() {
+        return Outcome::Code(*code);
     }
+    let is_trap = !error.is::<Interrupted>() && !error.is::<MemoryLimit>();
+    let note = (job.settings.core_dump && is_trap).then(|| coredump::keep(&error, store, job));
+    Outcome::Failed(error, note)
 }
 
 /// Looks at the workload each time the epoch has moved: is it to end, is it to pause?
-fn watch<T>(store: &mut Store<T>, spec: &Spec, shared: &Arc<Shared>) {
-    let shared = shared.clone();
-    let mut throttle = Throttle::new(&spec.limits);
+fn watch<T>(store: &mut Store<T>, job: &Job<'_>) {
+    let shared = job.shared.clone();
+    let mut throttle = Throttle::new(&job.spec.limits, shared.cpu_time());
     store.set_epoch_deadline(EPOCHS);
     store.epoch_deadline_callback(move |_| {
         if shared.interrupted().is_some() {
             return Err(Interrupted.into());
         }
-        let pause = throttle.as_mut().map(Throttle::pause).unwrap_or_default();
-        if pause.is_zero() {
-            return Ok(UpdateDeadline::Continue(EPOCHS));
+        let pause = throttle.as_mut().map(|throttle| throttle.pause(shared.cpu_time()));
+        match pause {
+            Some(pause) if !pause.is_zero() => {
+                Ok(UpdateDeadline::YieldCustom(EPOCHS, Box::pin(tokio::time::sleep(pause))))
+            }
+            _ => Ok(UpdateDeadline::Continue(EPOCHS)),
         }
-        Ok(UpdateDeadline::YieldCustom(EPOCHS, Box::pin(tokio::time::sleep(pause))))
     });
 }
 
 impl Outcome {
     /// What the exit file says about it.
-    pub(crate) fn into_exit(self, shared: &Shared) -> Exit {
-        let (error, ran) = match self {
+    pub(crate) fn into_exit(self, job: &Job<'_>) -> Exit {
+        let (error, ran, note) = match self {
             Outcome::Code(code) => return Exit::new(ExitReason::Finished).with_code(code),
-            Outcome::NotStarted(error) => (error, false),
-            Outcome::Failed(error) => (error, true),
+            Outcome::Said(text) => return Exit::new(ExitReason::Finished).with_code(1).with_detail(text),
+            Outcome::Stopped => return Exit::new(ExitReason::Stopped),
+            Outcome::NotStarted(error) => (error, false, None),
+            Outcome::Failed(error, note) => (error, true, note),
         };
         if error.is::<Interrupted>() {
-            return match shared.interrupted() {
-                Some(Interrupt::Budget) => Exit::new(ExitReason::Budget).with_detail("limits.wall_seconds is over"),
-                _ => Exit::new(ExitReason::Stopped),
-            };
+            return interrupted_exit(job);
         }
         let reason = if error.is::<MemoryLimit>() {
             ExitReason::Memory
@@ -188,7 +228,32 @@ impl Outcome {
         } else {
             ExitReason::Refused
         };
-        // The long form holds the message, its causes and the backtrace.
-        Exit::new(reason).with_detail(format!("{error:?}"))
+        // The long form holds the message, its causes and the backtrace. A note comes first: the long form is cut.
+        let mut detail = format!("{error:?}");
+        if let Some(note) = note {
+            detail.insert_str(0, &format!("{note}\n"));
+        }
+        if detail.starts_with(TOO_MANY) {
+            let allowed = job.settings.instances.unwrap_or(PARTS_MAX);
+            detail.insert_str(0, &format!("settings.instances allows {allowed} instances, memories and tables each: "));
+        }
+        Exit::new(reason).with_detail(detail)
+    }
+}
+
+fn interrupted_exit(job: &Job<'_>) -> Exit {
+    match job.shared.interrupted() {
+        Some(Interrupt::Wall) => Exit::new(ExitReason::Budget).with_detail("limits.wall_seconds is over"),
+        Some(Interrupt::Cpu) => {
+            let used = job.shared.cpu_time().saturating_sub(job.shared.cpu_base());
+            let budget = job.settings.cpu_budget_ms.unwrap_or_default();
+            let used_ms = used.as_secs_f64() * 1e3;
+            Exit::new(ExitReason::Budget)
+                .with_detail(format!("settings.cpuBudgetMs is used up: {used_ms:.3} ms of {budget} ms"))
+        }
+        Some(Interrupt::Stopped) | None if job.shared.desk.stop_asked() => {
+            Exit::new(ExitReason::Stopped).with_detail("it was interrupted: `stop` had not returned in the grace time")
+        }
+        Some(Interrupt::Stopped) | None => Exit::new(ExitReason::Stopped),
     }
 }

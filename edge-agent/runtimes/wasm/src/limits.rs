@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use cnova_ral::Limits;
 use wasmtime::ResourceLimiter;
 
-use crate::control::{Shared, cpu_time};
+use crate::control::Shared;
 
-/// Instances, memories and tables that one component may be made of.
-const PARTS_MAX: usize = 256;
+/// Instances, memories and tables that one component may be made of, unless its settings say less or more.
+pub(crate) const PARTS_MAX: u32 = 256;
 /// What a workload may use of the CPU at once after it was idle, before its share is enforced.
 const BURST: Duration = Duration::from_millis(50);
 /// Longest pause in one go, so that a clock that jumps costs little.
@@ -39,11 +39,13 @@ pub(crate) struct Limiter {
     memory_bytes_max: u64,
     table_elements: u64,
     table_elements_max: u64,
+    parts_max: usize,
 }
 
 impl Limiter {
-    pub(crate) fn new(shared: Arc<Shared>, limits: &Limits) -> Limiter {
+    pub(crate) fn new(shared: Arc<Shared>, limits: &Limits, instances: Option<u32>) -> Limiter {
         Limiter {
+            parts_max: usize::try_from(instances.unwrap_or(PARTS_MAX)).unwrap_or(usize::MAX),
             shared,
             memory_bytes_max: limits.memory_bytes,
             table_elements: 0,
@@ -86,15 +88,15 @@ impl ResourceLimiter for Limiter {
     }
 
     fn instances(&self) -> usize {
-        PARTS_MAX
+        self.parts_max
     }
 
     fn tables(&self) -> usize {
-        PARTS_MAX
+        self.parts_max
     }
 
     fn memories(&self) -> usize {
-        PARTS_MAX
+        self.parts_max
     }
 }
 
@@ -110,18 +112,18 @@ pub(crate) struct Throttle {
 
 impl Throttle {
     /// Nothing if the limits leave the workload a whole core.
-    pub(crate) fn new(limits: &Limits) -> Option<Throttle> {
+    pub(crate) fn new(limits: &Limits, cpu: Duration) -> Option<Throttle> {
         (1..1000).contains(&limits.cpu_millis).then(|| Throttle {
             share: f64::from(limits.cpu_millis) / 1000.0,
             credit: BURST.as_secs_f64(),
             seen_at: Instant::now(),
-            seen_cpu: cpu_time(),
+            seen_cpu: cpu,
         })
     }
 
     /// How long the workload must pause now.
-    pub(crate) fn pause(&mut self) -> Duration {
-        self.account(Instant::now(), cpu_time())
+    pub(crate) fn pause(&mut self, cpu: Duration) -> Duration {
+        self.account(Instant::now(), cpu)
     }
 
     fn account(&mut self, now: Instant, cpu: Duration) -> Duration {
@@ -146,7 +148,7 @@ mod tests {
             cpu_millis,
             ..Limits::default()
         };
-        let mut throttle = Throttle::new(&limits).unwrap();
+        let mut throttle = Throttle::new(&limits, Duration::ZERO).unwrap();
         let (start, cpu_start) = (throttle.seen_at, throttle.seen_cpu);
         let (mut now, mut cpu) = (start, cpu_start);
         for _ in 0..10_000 {
@@ -172,7 +174,7 @@ mod tests {
             cpu_millis: 100,
             ..Limits::default()
         };
-        let mut throttle = Throttle::new(&limits).unwrap();
+        let mut throttle = Throttle::new(&limits, Duration::ZERO).unwrap();
         let (mut now, mut cpu) = (throttle.seen_at, throttle.seen_cpu);
         for _ in 0..100 {
             now += Duration::from_secs(1);
@@ -188,7 +190,7 @@ mod tests {
                 cpu_millis,
                 ..Limits::default()
             };
-            assert!(Throttle::new(&limits).is_none());
+            assert!(Throttle::new(&limits, Duration::ZERO).is_none());
         }
     }
 }

@@ -43,6 +43,13 @@ impl Output {
         &self.counters
     }
 
+    /// Sets a counter; one with a name that is too long or odd, or without a number, is left out.
+    pub(crate) fn count(&mut self, name: &str, value: f64) {
+        if is_name(name) && value.is_finite() {
+            set_counter(&mut self.counters, name, value);
+        }
+    }
+
     pub(crate) fn log_stats(&self) -> LogStats {
         self.log.stats()
     }
@@ -79,21 +86,28 @@ fn take_metric(counters: &mut BTreeMap<String, f64>, line: &[u8]) -> bool {
     let Some((name, value)) = parse_metric(line) else {
         return false;
     };
+    set_counter(counters, name, value);
+    true
+}
+
+fn set_counter(counters: &mut BTreeMap<String, f64>, name: &str, value: f64) {
     if let Some(counter) = counters.get_mut(name) {
         *counter = value;
     } else if counters.len() < COUNTERS_MAX {
         counters.insert(name.to_owned(), value);
     }
-    true
+}
+
+fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(plain)
 }
 
 fn parse_metric(line: &[u8]) -> Option<(&str, f64)> {
     let rest = std::str::from_utf8(line.strip_prefix(METRIC)?).ok()?;
     let (name, value) = rest.trim().split_once(' ')?;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     let value: f64 = value.trim().parse().ok()?;
-    let good = !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(plain) && value.is_finite();
-    good.then_some((name, value))
+    (is_name(name) && value.is_finite()).then_some((name, value))
 }
 
 /// Standard output or standard error of the workload. Writing never waits: the log is a local file.

@@ -8,10 +8,16 @@ use serde_json::Value;
 use super::errors::{ManifestError, quoted};
 use super::quantity::{self, InvalidQuantity};
 use super::site_pattern::SitePattern;
+use super::Origin;
 use super::tree::Node;
 
 /// Everything that is wrong beyond the schema.
-pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError]) -> Vec<ManifestError> {
+pub(super) fn check(
+    tree: &Node,
+    value: &Value,
+    schema_errors: &[ManifestError],
+    origin: Origin,
+) -> Vec<ManifestError> {
     let refused = schema_errors.iter().map(|e| e.pointer.as_str()).collect();
     let mut checker = Checker {
         tree,
@@ -21,23 +27,39 @@ pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError])
     };
     let workloads = value.get("workloads").and_then(Value::as_array).map_or(0, Vec::len);
     for index in 0..workloads.min(super::MAX_WORKLOADS) {
-        checker.workload(&format!("/workloads/{index}"));
+        let at = format!("/workloads/{index}");
+        checker.workload(&at);
+        checker.conditions(&at);
+        if origin == Origin::Written {
+            checker.settings(&at);
+        }
+    }
+    if workloads <= super::MAX_WORKLOADS {
+        checker.needs(workloads);
     }
     let names: Vec<String> = (0..workloads).map(|i| format!("/workloads/{i}/name")).collect();
     checker.unique(&names, "workload name");
     checker.errors
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     tree: &'a Node,
-    root: &'a Value,
+    pub(super) root: &'a Value,
     refused: BTreeSet<&'a str>,
     errors: Vec<ManifestError>,
 }
 
 impl<'a> Checker<'a> {
-    fn push(&mut self, pointer: &str, message: String, hint: Option<String>) {
-        let position = self.tree.position_of(pointer);
+    pub(super) fn push(&mut self, pointer: &str, message: String, hint: Option<String>) {
+        self.push_at(pointer, false, message, hint);
+    }
+
+    pub(super) fn push_at(&mut self, pointer: &str, at_key: bool, message: String, hint: Option<String>) {
+        let position = if at_key {
+            self.tree.key_position_of(pointer)
+        } else {
+            self.tree.position_of(pointer)
+        };
         self.errors.push(ManifestError {
             line: position.line,
             column: position.column,
@@ -48,7 +70,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The value, unless it is absent or the schema has already refused it.
-    fn get(&self, pointer: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, pointer: &str) -> Option<&'a Value> {
         if self.refused.contains(pointer) {
             None
         } else {
@@ -56,11 +78,11 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn text(&self, pointer: &str) -> Option<&'a str> {
+    pub(super) fn text(&self, pointer: &str) -> Option<&'a str> {
         self.get(pointer)?.as_str()
     }
 
-    fn items(&self, pointer: &str) -> usize {
+    pub(super) fn items(&self, pointer: &str) -> usize {
         self.get(pointer).and_then(Value::as_array).map_or(0, Vec::len)
     }
 
@@ -110,7 +132,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn quantity<T>(&mut self, pointer: &str, parse: impl Fn(&Value) -> Result<T, InvalidQuantity>) {
+    pub(super) fn quantity<T>(&mut self, pointer: &str, parse: impl Fn(&Value) -> Result<T, InvalidQuantity>) {
         if let Some(Err(why)) = self.get(pointer).map(parse) {
             let written = self.root.pointer(pointer).map(ToString::to_string).unwrap_or_default();
             self.push(
@@ -122,7 +144,7 @@ impl<'a> Checker<'a> {
     }
 
     /// JSON Schema takes 5.0 for an integer; we want it written as one, so that every reader agrees.
-    fn whole_number(&mut self, pointer: &str) {
+    pub(super) fn whole_number(&mut self, pointer: &str) {
         if let Some(Value::Number(number)) = self.get(pointer)
             && number.as_u64().is_none()
         {
@@ -160,7 +182,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn mount_path(&mut self, pointer: &str) {
+    pub(super) fn mount_path(&mut self, pointer: &str) {
         if let Some(text) = self.text(pointer)
             && text.split('/').any(|s| s == "." || s == "..")
         {
@@ -189,11 +211,20 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn unique(&mut self, pointers: &[String], what: &str) {
+    pub(super) fn unique(&mut self, pointers: &[String], what: &str) {
+        self.unique_from(pointers, what, 0);
+    }
+
+    /// The same, where the pointers before `first` are only compared with and were judged before.
+    pub(super) fn unique_from(&mut self, pointers: &[String], what: &str, first: usize) {
+        let judged: BTreeSet<&String> = pointers.iter().skip(first).collect();
         let mut seen: BTreeMap<&str, &String> = BTreeMap::new();
         for pointer in pointers {
             let Some(text) = self.text(pointer) else { continue };
             if let Some(first) = seen.get(text) {
+                if !judged.contains(pointer) {
+                    continue;
+                }
                 let line = self.tree.position_of(first).line;
                 let message = format!("the {what} {} is already used in line {line}", quoted(text));
                 self.push(pointer, message, None);
@@ -204,6 +235,6 @@ impl<'a> Checker<'a> {
     }
 }
 
-fn positive_duration(value: &Value) -> Result<u64, InvalidQuantity> {
+pub(super) fn positive_duration(value: &Value) -> Result<u64, InvalidQuantity> {
     quantity::duration(value).and_then(|ms| if ms == 0 { Err(InvalidQuantity::Zero) } else { Ok(ms) })
 }

@@ -1,25 +1,35 @@
 //! Wire form <-> domain form. Both ways are total on what the checks let through.
 
+use cnova_shared::wire::v1::AcceleratorClaim;
+
 use super::model::{
-    Application, ArtifactRef, FileInput, Grants, Limits, PlacementRule, Replicas, Resources, Restart, RestartPolicy,
-    RuntimeKind, WorkloadDef,
+    Application, ArtifactRef, FileInput, Grants, Limits, Need, PlacementRule, Replicas, Resources, Restart,
+    RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef,
 };
 use super::site_pattern::{InvalidSitePattern, SitePattern};
 use super::wire;
+use super::wire_conditions as condition;
 use super::wire_values as value;
 
 impl TryFrom<wire::Document> for Application {
     type Error = InvalidSitePattern;
 
     fn try_from(document: wire::Document) -> Result<Self, Self::Error> {
+        let name = document.metadata.name.0;
+        let mut workloads = document
+            .workloads
+            .into_iter()
+            .map(WorkloadDef::try_from)
+            .collect::<Result<Vec<_>, _>>()?;
+        for need in workloads.iter_mut().flat_map(|w| &mut w.needs) {
+            if need.application.as_deref() == Some(&name) {
+                need.application = None;
+            }
+        }
         Ok(Self {
-            name: document.metadata.name.0,
+            name,
             labels: document.metadata.labels.0,
-            workloads: document
-                .workloads
-                .into_iter()
-                .map(WorkloadDef::try_from)
-                .collect::<Result<_, _>>()?,
+            workloads,
         })
     }
 }
@@ -28,9 +38,10 @@ impl TryFrom<wire::Workload> for WorkloadDef {
     type Error = InvalidSitePattern;
 
     fn try_from(w: wire::Workload) -> Result<Self, Self::Error> {
+        let runtime: RuntimeKind = w.runtime.into();
         Ok(Self {
             name: w.name.0,
-            runtime: w.runtime.into(),
+            runtime,
             artifact: w.artifact.into(),
             files: w
                 .files
@@ -54,6 +65,8 @@ impl TryFrom<wire::Workload> for WorkloadDef {
                 clocks: w.grants.clocks,
                 random: w.grants.random,
                 network: w.grants.network.into_iter().map(|p| p.0).collect(),
+                threads: w.grants.threads,
+                nn: w.grants.nn,
             },
             restart: Restart {
                 policy: w.restart.policy.into(),
@@ -62,7 +75,15 @@ impl TryFrom<wire::Workload> for WorkloadDef {
                 crash_loop_after: w.restart.crash_loop_after,
             },
             stop_grace_ms: w.stop_grace.0,
-            settings: w.settings,
+            settings: super::settings::canonical(runtime, w.settings),
+            volumes: w.volumes.into_iter().map(VolumeDef::from).collect(),
+            needs: w.needs.into_iter().map(Need::from).collect(),
+            accelerators: w.accelerators.into_iter().map(AcceleratorClaim::from).collect(),
+            devices: w.devices.into_iter().map(|d| d.0).collect(),
+            schedule: w.schedule.map(ScheduleDef::from),
+            power: w.power.into(),
+            health: w.health.into(),
+            on_bad_update: w.on_bad_update.into(),
             priority: w.priority,
             placement: PlacementRule {
                 site: SitePattern::new(&w.placement.site)?,
@@ -153,6 +174,8 @@ impl From<&WorkloadDef> for wire::Workload {
                 clocks: w.grants.clocks,
                 random: w.grants.random,
                 network: w.grants.network.iter().cloned().map(value::Peer).collect(),
+                threads: w.grants.threads,
+                nn: w.grants.nn,
             },
             restart: wire::Restart {
                 policy: w.restart.policy.into(),
@@ -162,6 +185,14 @@ impl From<&WorkloadDef> for wire::Workload {
             },
             stop_grace: value::Duration(w.stop_grace_ms),
             settings: w.settings.clone(),
+            volumes: w.volumes.iter().map(condition::Volume::from).collect(),
+            needs: w.needs.iter().map(condition::Need::from).collect(),
+            accelerators: w.accelerators.iter().map(condition::Accelerator::from).collect(),
+            devices: w.devices.iter().cloned().map(value::Name).collect(),
+            schedule: w.schedule.as_ref().map(condition::Schedule::from),
+            power: w.power.into(),
+            health: (&w.health).into(),
+            on_bad_update: w.on_bad_update.into(),
             priority: w.priority,
             placement: (&w.placement).into(),
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::errors::{ManifestError, ManifestErrors, quoted};
 use super::model::{Application, ArtifactRef};
 use super::tree::{Node, Position};
-use super::{MAX_MANIFEST_BYTES, checks, convert_error, schema, tree, wire};
+use super::{MAX_MANIFEST_BYTES, Origin, checks, convert_error, schema, tree, wire};
 
 /// A manifest that passed the schema and every check. Only [`parse`](super::parse) makes one.
 ///
@@ -34,12 +34,12 @@ impl Serialize for Manifest {
 }
 
 impl Manifest {
-    pub(super) fn parse(text: &str, source_name: &str) -> Result<Self, ManifestErrors> {
+    pub(super) fn parse(text: &str, source_name: &str, origin: Origin) -> Result<Self, ManifestErrors> {
         let fail = |errors| ManifestErrors::new(source_name, errors);
         let tree = tree::read(text).map_err(|e| fail(vec![e]))?;
         let value = tree.to_value();
         let mut errors = schema::check(&tree, &value);
-        let more = checks::check(&tree, &value, &errors);
+        let more = checks::check(&tree, &value, &errors, origin);
         errors.extend(more);
         if !errors.is_empty() {
             return Err(fail(errors));
@@ -92,6 +92,25 @@ impl Manifest {
         artifacts(&self.application)
             .filter_map(|(_, artifact)| artifact.digest())
             .collect()
+    }
+
+    /// What only showed when the programs of workloads were looked into, each at the place of its artifact: the
+    /// workload's name, what is wrong, and what would be right.
+    #[must_use]
+    pub fn artifact_mistakes(&self, found: Vec<(String, String, Option<String>)>) -> ManifestErrors {
+        let place = |(workload, message, hint): (String, String, Option<String>)| {
+            let index = self.application.workloads.iter().position(|w| w.name == workload);
+            let pointer = format!("/workloads/{}/artifact", index.unwrap_or_default());
+            let Position { line, column } = self.places.get(&pointer).copied().unwrap_or(Position::START);
+            ManifestError {
+                line,
+                column,
+                pointer,
+                message,
+                hint,
+            }
+        };
+        ManifestErrors::new(&self.source_name, found.into_iter().map(place).collect())
     }
 
     /// Replaces each file by the digest (`sha256:<64 hex digits>`) that the map gives for its path as written.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cnova_shared::wire::v1::{AcceleratorClaim, DependencyCondition, Health, OnBadUpdate, PowerLevel};
 use serde::{Serialize, Serializer};
 
 use super::site_pattern::SitePattern;
@@ -50,12 +51,37 @@ pub struct WorkloadDef {
     pub restart: Restart,
     /// Time between the request to stop and the kill.
     pub stop_grace_ms: u64,
-    /// Free settings, handed to the workload as they are.
+    /// Settings of the runtime: those that differ from its defaults, each in the one form that its type prints.
     pub settings: BTreeMap<String, serde_json::Value>,
+    /// Writable folders that it keeps.
+    pub volumes: Vec<VolumeDef>,
+    /// Workloads of the same node that come first.
+    pub needs: Vec<Need>,
+    /// Accelerators that it holds alone while it runs.
+    pub accelerators: Vec<AcceleratorClaim>,
+    /// Devices of the node's configuration that it may use, by name.
+    pub devices: Vec<String>,
+    /// When it runs; always, where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleDef>,
+    /// The worst supply with power and cooling at which it still runs.
+    pub power: PowerLevel,
+    /// How its health is watched.
+    pub health: Health,
+    /// What happens when a new version does not become healthy.
+    pub on_bad_update: OnBadUpdate,
     /// 0..=1000; under pressure the lowest is shed first.
     pub priority: u16,
     /// Where it may run and how often.
     pub placement: PlacementRule,
+}
+
+impl WorkloadDef {
+    /// Whether a Wasm workload runs as portable bytecode instead of machine code.
+    #[must_use]
+    pub fn pulley(&self) -> bool {
+        self.settings.get("pulley") == Some(&serde_json::Value::Bool(true))
+    }
 }
 
 /// What runs a workload.
@@ -170,6 +196,56 @@ pub struct Grants {
     pub random: bool,
     /// Peers it may connect to: `host:port`, `tcp:host:port`, `udp:host:port`, or `*`.
     pub network: Vec<String>,
+    /// Threads, in a Wasm workload.
+    pub threads: bool,
+    /// Neural networks (wasi-nn), in a Wasm workload.
+    pub nn: bool,
+}
+
+/// A writable folder that belongs to one workload on its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VolumeDef {
+    /// Name among the workload's volumes.
+    pub name: String,
+    /// Absolute path inside the workload.
+    pub path: String,
+}
+
+/// Another workload of the same node that comes first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Need {
+    /// Its application; `None` for the same one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application: Option<String>,
+    /// Its name there.
+    pub workload: String,
+    /// How far it must have come.
+    pub condition: DependencyCondition,
+}
+
+impl Need {
+    /// As it is written: `workload` or `application/workload`.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        match &self.application {
+            Some(application) => format!("{application}/{}", self.workload),
+            None => self.workload.clone(),
+        }
+    }
+}
+
+/// When a workload runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ScheduleDef {
+    /// Five fields of cron.
+    pub cron: String,
+    /// IANA time zone.
+    pub zone: String,
+    /// Length of the window that each firing opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<u64>,
+    /// How late a firing may still start a run that was missed.
+    pub late_ms: u64,
 }
 
 /// What happens when a workload ends.

@@ -97,6 +97,13 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
             let expected = expected_at(schema).unwrap_or("something else");
             vec![error(here, pointer, format!("expected {expected}"), None)]
         }
+        Kind::AnyOf { context } if found.is_object() => match branch_for_maps(context, pointer) {
+            Some(branch) => branch.iter().flat_map(|e| explain(tree, e)).collect(),
+            None => {
+                let expected = expected_at(schema).unwrap_or("something else");
+                vec![error(here, pointer, format!("expected {expected}, found {}", describe(found)), None)]
+            }
+        },
         kind => {
             let message = expected_by(kind, schema).map_or_else(
                 || problem.masked().to_string(),
@@ -105,6 +112,16 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
             vec![error(here, pointer, message, hint_for_type(kind, found))]
         }
     }
+}
+
+/// Of the forms that a value may have, what is wrong with it in the one that is a map.
+fn branch_for_maps<'e>(forms: &'e [Vec<ValidationError<'static>>], pointer: &str) -> Option<&'e [ValidationError<'static>]> {
+    let is_other = |e: &ValidationError<'_>| {
+        e.instance_path().as_str() == pointer && matches!(e.kind(), Kind::Type { .. } | Kind::Constant { .. })
+    };
+    let mut maps = forms.iter().filter(|errors| !errors.iter().any(is_other));
+    let first = maps.next()?;
+    maps.next().is_none().then_some(first.as_slice())
 }
 
 /// The schema that holds the keyword at the end of the path.
@@ -196,7 +213,7 @@ fn type_names(kind: &TypeKind) -> String {
     }
 }
 
-fn describe(value: &Value) -> String {
+pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "nothing".to_owned(),
         Value::Bool(b) => format!("the boolean {b}"),

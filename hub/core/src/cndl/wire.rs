@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::wire_conditions::{Accelerator, Health, Need, OnBadUpdate, Power, Schedule, Volume};
 use super::wire_values::{
     AbsolutePath, Cpu, Digest, Duration, Environment, Labels, Name, Peer, RelativePath, Replicas, Size, Text,
 };
@@ -86,10 +87,39 @@ pub(super) struct Workload {
     /// Time between the request to stop and the kill.
     #[serde(default = "default_stop_grace")]
     pub(super) stop_grace: Duration,
-    /// Free settings, handed to the workload as they are.
+    /// Settings of the runtime; which there are depends on `runtime` (docs/MANIFEST.md).
     #[serde(default)]
     #[schemars(length(max = 256), extend("x-expected" = "at most 256 settings"))]
     pub(super) settings: BTreeMap<String, Value>,
+    /// Writable folders that it keeps.
+    #[serde(default)]
+    #[schemars(length(max = 16), extend("x-expected" = "at most 16 volumes"))]
+    pub(super) volumes: Vec<Volume>,
+    /// Workloads of the same node that come first.
+    #[serde(default)]
+    #[schemars(length(max = 32), extend("x-expected" = "at most 32 needs"))]
+    pub(super) needs: Vec<Need>,
+    /// Accelerators that it holds alone while it runs.
+    #[serde(default)]
+    #[schemars(length(max = 8), extend("x-expected" = "at most 8 accelerators"))]
+    pub(super) accelerators: Vec<Accelerator>,
+    /// Devices of the node's configuration that it may use, by name.
+    #[serde(default)]
+    #[schemars(length(max = 32), extend("x-expected" = "at most 32 devices"))]
+    pub(super) devices: Vec<Name>,
+    /// When it runs; always, where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Schedule", transform = drop_default)]
+    pub(super) schedule: Option<Schedule>,
+    /// The worst supply with power and cooling at which it still runs.
+    #[serde(default)]
+    pub(super) power: Power,
+    /// How its health is watched.
+    #[serde(default)]
+    pub(super) health: Health,
+    /// Whether the last good version comes back when a new one does not become healthy.
+    #[serde(default)]
+    pub(super) on_bad_update: OnBadUpdate,
     /// Under pressure the lowest priority is shed first.
     #[serde(default = "default_priority")]
     #[schemars(range(max = 1000), extend("x-expected" = "a whole number from 0 to 1000"))]
@@ -177,6 +207,12 @@ pub(super) struct Grants {
     #[serde(default)]
     #[schemars(length(max = 64), extend("x-expected" = "at most 64 peers"))]
     pub(super) network: Vec<Peer>,
+    /// Threads, in a Wasm workload.
+    #[serde(default)]
+    pub(super) threads: bool,
+    /// Neural networks (wasi-nn), in a Wasm workload.
+    #[serde(default)]
+    pub(super) nn: bool,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -249,6 +285,8 @@ impl Default for Grants {
             clocks: true,
             random: true,
             network: Vec::new(),
+            threads: false,
+            nn: false,
         }
     }
 }
@@ -312,6 +350,6 @@ fn everywhere() -> String {
 }
 
 /// An optional field is left out, never null: the `default: null` that schemars writes would contradict the type.
-fn drop_default(schema: &mut Schema) {
+pub(super) fn drop_default(schema: &mut Schema) {
     schema.remove("default");
 }

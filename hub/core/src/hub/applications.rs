@@ -1,6 +1,7 @@
 //! Applications: applied, compiled for, stored, deleted.
 
 use super::*;
+use crate::cndl::Application;
 
 impl Hub {
     pub(super) fn on_apply(&mut self, request: RequestId, manifest: AdmittedManifest, now: Now) {
@@ -21,28 +22,87 @@ impl Hub {
         if !unknown.is_empty() {
             return self.refuse(request, unknown);
         }
-        let waits_for = self.compilations(&manifest);
-        if let Some(why) = waits_for.iter().find_map(|k| self.failed.get(k)) {
-            let why = why.clone();
+        if let Some(why) = self.circle_through_others(manifest.application()) {
             return self.refuse(request, vec![why]);
         }
-        let waits_for: BTreeSet<_> = waits_for
-            .into_iter()
-            .filter(|k| !self.compiled.contains_key(k))
-            .collect();
         let candidate = Candidate {
             request,
+            compilations: self.compilations(&manifest),
+            inspections: inspections(manifest.application()),
             manifest,
-            waits_for,
             since_ms: now.wall_ms,
         };
-        if candidate.waits_for.is_empty() {
-            return self.commit(candidate, now);
+        // A failure may have been the worker's and not the artifact's: it is tried again.
+        self.failed.retain(|key, _| !candidate.compilations.contains_key(key));
+        self.inspected
+            .retain(|key, result| result.is_ok() || !candidate.inspections.contains_key(key));
+        for key in candidate.compilations.keys().filter(|k| !self.compiled.contains_key(k)) {
+            if self.compiling.insert(key.clone()) {
+                self.effects.push_back(Action::Compile(key.clone()));
+            }
         }
-        for key in candidate.waits_for.clone() {
-            self.compile(key);
+        for key in candidate.inspections.keys() {
+            self.inspect(*key);
         }
         self.candidates.push(candidate);
+        self.judge_candidates(now);
+    }
+
+    /// Commits the candidates whose artifacts are all there, and turns those down whose artifacts are not what they
+    /// should be.
+    pub(super) fn judge_candidates(&mut self, now: Now) {
+        for candidate in std::mem::take(&mut self.candidates) {
+            match self.judge(&candidate) {
+                None => self.candidates.push(candidate),
+                Some(mistakes) if mistakes.is_empty() => self.commit(candidate, now),
+                Some(mistakes) => {
+                    let errors = candidate.manifest.manifest().artifact_mistakes(mistakes);
+                    self.answer(candidate.request, Outcome::Mistakes(errors));
+                }
+            }
+        }
+    }
+
+    /// What is wrong with a candidate's artifacts; `None` while that is not known yet.
+    fn judge(&self, candidate: &Candidate) -> Option<Vec<(String, String, Option<String>)>> {
+        let mut mistakes = Vec::new();
+        for (key, workload) in &candidate.compilations {
+            match (self.compiled.contains_key(key), self.failed.get(key)) {
+                (true, _) => {}
+                (false, Some(why)) => mistakes.push((workload.clone(), why.clone(), None)),
+                (false, None) => return None,
+            }
+        }
+        let view = self.artifact_view();
+        for (key, workload) in &candidate.inspections {
+            let named = self.inspected.get(key)?;
+            let verdict = named.as_ref().map_err(Clone::clone).and_then(|n| view.parts(key, n));
+            if let Err(why) = verdict {
+                mistakes.push((workload.clone(), why, None));
+            }
+        }
+        Some(mistakes)
+    }
+
+    /// A circle of needs that goes through other applications, in words.
+    fn circle_through_others(&self, application: &Application) -> Option<String> {
+        let others = self.apps.values().map(|a| a.placement.manifest().application());
+        let others = others.filter(|a| a.name != application.name);
+        let all = others.chain(std::iter::once(application));
+        let needs: BTreeMap<(&str, &str), Vec<(&str, &str)>> = all
+            .flat_map(|a| a.workloads.iter().map(move |w| (a, w)))
+            .map(|(a, w)| {
+                let needed = w.needs.iter();
+                let target = needed.map(|n| (n.application.as_deref().unwrap_or(&a.name), n.workload.as_str()));
+                ((a.name.as_str(), w.name.as_str()), target.collect())
+            })
+            .collect();
+        let path = application.workloads.iter().find_map(|w| way_back(&needs, (&application.name, &w.name)))?;
+        let names: Vec<String> = path.iter().map(|(a, w)| format!("{a}/{w}")).collect();
+        Some(format!(
+            "the needs go in a circle through other applications, so that none would ever start: {}",
+            names.join(" -> ")
+        ))
     }
 
     pub(super) fn compile(&mut self, key: CompileKey) {
@@ -53,11 +113,11 @@ impl Hub {
 
     /// Everything that must be compiled for a manifest on the targets of all nodes that could run it. Without any such
     /// node it is compiled for one target all the same, so that a file that is not Wasm is refused now and not later.
-    pub(super) fn compilations(&self, manifest: &AdmittedManifest) -> BTreeSet<CompileKey> {
+    pub(super) fn compilations(&self, manifest: &AdmittedManifest) -> BTreeMap<CompileKey, String> {
         let name = Name::new(&manifest.application().name).ok();
         let views = self.node_views(name.as_ref());
         let placement = LabelsAndResources.place(manifest, &views, &CurrentPlacement::default());
-        let mut keys = BTreeSet::new();
+        let mut keys = BTreeMap::new();
         for def in manifest
             .application()
             .workloads
@@ -79,17 +139,18 @@ impl Hub {
             {
                 let caps = record.hello.as_ref().map(|h| &h.capabilities);
                 targets.extend(
-                    caps.and_then(rollout::wasm_target)
+                    caps.and_then(|c| rollout::wasm_target(def, c))
                         .map(|(t, e)| (t.to_owned(), e.to_owned())),
                 );
             }
             if targets.is_empty() {
-                targets.insert((DEFAULT_TARGET.0.to_owned(), DEFAULT_TARGET.1.to_owned()));
+                let target = if def.pulley() { rollout::PULLEY_TARGET } else { DEFAULT_TARGET.0 };
+                targets.insert((target.to_owned(), DEFAULT_TARGET.1.to_owned()));
             }
             keys.extend(
                 targets
                     .into_iter()
-                    .map(|(target, engine)| CompileKey { source, target, engine }),
+                    .map(|(target, engine)| (CompileKey { source, target, engine }, def.name.clone())),
             );
         }
         keys
@@ -190,27 +251,50 @@ impl Hub {
                     key: key.clone(),
                     artifact: artifact.clone(),
                 });
-                self.compiled.insert(key.clone(), artifact);
+                self.compiled.insert(key, artifact);
             }
             Err(why) => {
                 let why = format!("artifact {} cannot be compiled for {}: {why}", key.source, key.target);
                 self.note(why.clone());
-                self.failed.insert(key.clone(), limits::clip(&why));
+                self.keep_failure(key, &why);
             }
         }
-        for mut candidate in std::mem::take(&mut self.candidates) {
-            if !candidate.waits_for.remove(&key) {
-                self.candidates.push(candidate);
-            } else if let Some(why) = self.failed.get(&key).cloned() {
-                self.refuse(candidate.request, vec![why]);
-            } else if candidate.waits_for.is_empty() {
-                self.commit(candidate, now);
-            } else {
-                self.candidates.push(candidate);
-            }
-        }
-        // A failure may be the worker's and not the module's; the next apply tries again.
-        self.failed.remove(&key);
+        self.judge_candidates(now);
         self.reconcile(now);
     }
+}
+
+fn inspections(application: &Application) -> BTreeMap<InspectKey, String> {
+    let looked_into = application.workloads.iter().filter(|w| w.runtime != RuntimeKind::Wasm);
+    let key = |w: &crate::cndl::WorkloadDef| {
+        let digest = w.artifact.digest()?.parse().ok()?;
+        let runtime = w.runtime;
+        Some((InspectKey { digest, runtime }, w.name.clone()))
+    };
+    looked_into.filter_map(key).collect()
+}
+
+type Place<'a> = (&'a str, &'a str);
+
+/// The shortest way along needs from a workload back to itself.
+fn way_back<'a>(needs: &BTreeMap<Place<'a>, Vec<Place<'a>>>, start: Place<'a>) -> Option<Vec<Place<'a>>> {
+    let mut came_from: BTreeMap<Place<'a>, Place<'a>> = BTreeMap::new();
+    let mut waiting = VecDeque::from([start]);
+    while let Some(at) = waiting.pop_front() {
+        for next in needs.get(&at).into_iter().flatten() {
+            if *next == start {
+                let mut path = vec![start, at];
+                while let Some(before) = path.last().filter(|p| **p != start).and_then(|p| came_from.get(p)) {
+                    path.push(*before);
+                }
+                path.reverse();
+                return Some(path);
+            }
+            if !came_from.contains_key(next) {
+                came_from.insert(*next, at);
+                waiting.push_back(*next);
+            }
+        }
+    }
+    None
 }

@@ -24,22 +24,24 @@ impl Hub {
 
     /// What placement may know of the fleet. `apart_from` is the application that is being placed.
     pub(crate) fn node_views(&self, apart_from: Option<&Name>) -> Vec<NodeView> {
-        let mut used: BTreeMap<&str, NodeResources> = BTreeMap::new();
+        let mut used: BTreeMap<&str, (NodeResources, Vec<String>)> = BTreeMap::new();
         for (_, app) in self.apps.iter().filter(|(n, _)| Some(*n) != apart_from) {
             for def in &app.placement.manifest().application().workloads {
                 let Some(placed) = app.placement.workloads().get(&def.name) else {
                     continue;
                 };
                 for node in &placed.nodes {
-                    let u = used.entry(node).or_default();
+                    let (u, promised) = used.entry(node).or_default();
                     u.memory_bytes += def.resources.memory_bytes.unwrap_or(0);
                     u.cpu_millis += def.resources.cpu_millis;
+                    promised.extend(required_accelerators(def).map(str::to_owned));
                 }
             }
         }
         let view = |(id, record): (&NodeId, &crate::inventory::NodeRecord)| {
             let hello = record.hello.as_ref()?;
             let caps = &hello.capabilities;
+            let (used, promised) = used.get(id.as_str()).cloned().unwrap_or_default();
             Some(NodeView {
                 id: id.to_string(),
                 site: hello.site.to_string(),
@@ -56,7 +58,10 @@ impl Hub {
                     memory_bytes: caps.memory_bytes,
                     cpu_millis: u32::try_from(caps.cpu_millis).unwrap_or(u32::MAX),
                 }),
-                used: used.get(id.as_str()).copied().unwrap_or_default(),
+                used,
+                accelerators: caps.accelerators.clone(),
+                promised,
+                devices: caps.devices.clone(),
                 seen: true,
                 revoked: false,
                 role: match hello.role {
@@ -93,23 +98,35 @@ impl Hub {
             .collect();
         let mut problems: BTreeMap<Name, BTreeMap<String, String>> = BTreeMap::new();
         for node in agents {
-            let composed = self.compose(&node);
+            let mut composed = self.compose(&node);
             for key in composed.missing.clone() {
                 self.compile(key);
             }
+            for key in composed.uninspected.clone() {
+                self.inspect(key);
+            }
+            self.keep_last_good(&node, &mut composed);
             for (id, why) in composed.problems {
                 problems
                     .entry(id.application)
                     .or_default()
                     .insert(format!("{}@{node}", id.name), why);
             }
-            if composed.missing.is_empty() {
+            if composed.missing.is_empty() && composed.uninspected.is_empty() {
                 self.sign_if_new(node, composed.workloads);
             }
         }
         for (name, app) in &mut self.apps {
             app.problems = problems.remove(name).unwrap_or_default();
         }
+    }
+
+    /// What cannot be composed now stays as the node's last twin had it: a problem on the hub takes nothing down.
+    fn keep_last_good(&self, node: &NodeId, composed: &mut Composed) {
+        let before = self.composed.get(node).into_iter().flatten();
+        let kept = before.filter(|w| composed.problems.contains_key(&w.id)).cloned();
+        composed.workloads.extend(kept.collect::<Vec<_>>());
+        composed.workloads.sort_by(|a, b| a.id.cmp(&b.id));
     }
 
     pub(super) fn compose(&self, node: &NodeId) -> Composed {
@@ -125,11 +142,7 @@ impl Hub {
                 placement: &a.placement,
             })
             .collect();
-        let view = ArtifactView {
-            uploaded: &self.artifacts,
-            compiled: &self.compiled,
-        };
-        rollout::compose(node.as_str(), &hello.capabilities, &apps, &view)
+        rollout::compose(node.as_str(), &hello.capabilities, &apps, &self.artifact_view())
     }
 
     pub(super) fn sign_if_new(&mut self, node: NodeId, workloads: Vec<v1::Workload>) {

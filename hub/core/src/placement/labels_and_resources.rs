@@ -3,13 +3,15 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::accelerators::{all_met, is_meant};
 use super::{
     Constraint, CurrentPlacement, NodeResources, NodeRole, NodeView, Placement, Placer, Reason, WorkloadPlacement,
+    required_accelerators,
 };
 use crate::cndl::{Replicas, WorkloadDef};
 use crate::policy::AdmittedManifest;
 
-/// Site, labels, runtime, memory and CPU are hard; among the nodes that remain the one with the most free memory
+/// Site, labels, runtime, accelerators, devices, memory and CPU are hard; among the nodes that remain the one with the most free memory
 /// wins, then the smaller id.
 ///
 /// A node that runs a workload keeps it while it still fits: all workloads keep what they have before any of them
@@ -39,6 +41,8 @@ impl Placer for LabelsAndResources {
 struct Board<'a> {
     nodes: Vec<&'a NodeView>,
     taken: Vec<NodeResources>,
+    /// Accelerators that workloads of this application were given here, by class or kind.
+    claimed: BTreeMap<usize, Vec<String>>,
 }
 
 impl<'a> Board<'a> {
@@ -48,7 +52,11 @@ impl<'a> Board<'a> {
         nodes.sort_by(|a, b| a.id.cmp(&b.id));
         nodes.dedup_by(|later, first| later.id == first.id);
         let taken = vec![NodeResources::default(); nodes.len()];
-        Self { nodes, taken }
+        Self {
+            nodes,
+            taken,
+            claimed: BTreeMap::new(),
+        }
     }
 
     /// Reserves the nodes that run the workload now and still can.
@@ -130,7 +138,39 @@ impl<'a> Board<'a> {
         if !node.runtimes.iter().any(|r| r.name == runtime) {
             return Some(Reason::Runtime { name: runtime });
         }
-        self.shortage(workload, index)
+        self.lacks(workload, index).or_else(|| self.shortage(workload, index))
+    }
+
+    /// An accelerator or a device that the node cannot give.
+    fn lacks(&self, workload: &WorkloadDef, index: usize) -> Option<Reason> {
+        let node = self.nodes[index];
+        if let Some(name) = workload.devices.iter().find(|d| !node.devices.contains(d)) {
+            return Some(Reason::Device {
+                name: name.clone(),
+                has: node.devices.clone(),
+            });
+        }
+        let asked: Vec<&str> = required_accelerators(workload).collect();
+        if asked.is_empty() {
+            return None;
+        }
+        let has = || node.accelerators.iter().map(|a| format!("{} ({})", a.kind, a.class)).collect();
+        let nowhere = |claim: &&&str| !node.accelerators.iter().any(|a| is_meant(a, claim));
+        if let Some(claim) = asked.iter().find(nowhere) {
+            return Some(Reason::Accelerator {
+                wanted: (*claim).to_owned(),
+                has: has(),
+            });
+        }
+        let claimed = self.claimed.get(&index).into_iter().flatten();
+        let others = node.promised.iter().chain(claimed).map(String::as_str);
+        // What was promised of accelerators that are gone is nobody's loss here.
+        let others = others.filter(|o| node.accelerators.iter().any(|a| is_meant(a, o)));
+        let all: Vec<&str> = others.chain(asked.iter().copied()).collect();
+        (!all_met(&node.accelerators, &all)).then(|| Reason::AcceleratorPromised {
+            wanted: asked.iter().map(ToString::to_string).collect(),
+            has: has(),
+        })
     }
 
     fn shortage(&self, workload: &WorkloadDef, index: usize) -> Option<Reason> {
@@ -176,6 +216,10 @@ impl<'a> Board<'a> {
             let taken = &mut self.taken[*index];
             taken.memory_bytes = taken.memory_bytes.saturating_add(asked.memory_bytes);
             taken.cpu_millis = taken.cpu_millis.saturating_add(asked.cpu_millis);
+            let claims: Vec<String> = required_accelerators(workload).map(str::to_owned).collect();
+            if !claims.is_empty() {
+                self.claimed.entry(*index).or_default().extend(claims);
+            }
         }
         candidates.into_iter().collect()
     }
@@ -185,7 +229,11 @@ impl<'a> Board<'a> {
         let labels = &workload.placement.labels;
         let unable = self.nodes.iter().filter(|node| {
             rejected.get(&node.id).is_some_and(|reason| match reason.constraint() {
-                Constraint::Runtime | Constraint::Memory | Constraint::Cpu => true,
+                Constraint::Runtime
+                | Constraint::Accelerator
+                | Constraint::Device
+                | Constraint::Memory
+                | Constraint::Cpu => true,
                 Constraint::NeverReported => labels.iter().all(|(k, v)| node.labels.get(k) == Some(v)),
                 _ => false,
             })

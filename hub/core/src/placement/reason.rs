@@ -38,6 +38,27 @@ pub enum Reason {
         /// Which.
         name: &'static str,
     },
+    /// An accelerator that it does not have.
+    Accelerator {
+        /// The class or kind asked for.
+        wanted: String,
+        /// What it has, for a person.
+        has: Vec<String>,
+    },
+    /// It has such an accelerator, but not for this workload.
+    AcceleratorPromised {
+        /// The classes or kinds asked for.
+        wanted: Vec<String>,
+        /// What it has, for a person.
+        has: Vec<String>,
+    },
+    /// A device that it does not offer.
+    Device {
+        /// Its name.
+        name: String,
+        /// What it offers.
+        has: Vec<String>,
+    },
     /// Too little memory.
     Memory {
         /// Bytes asked for.
@@ -78,6 +99,10 @@ pub enum Constraint {
     Label,
     /// [`Reason::Runtime`].
     Runtime,
+    /// [`Reason::Accelerator`] and [`Reason::AcceleratorPromised`].
+    Accelerator,
+    /// [`Reason::Device`].
+    Device,
     /// [`Reason::Memory`].
     Memory,
     /// [`Reason::Cpu`].
@@ -97,6 +122,8 @@ impl Reason {
             Self::NeverReported => Constraint::NeverReported,
             Self::Label { .. } => Constraint::Label,
             Self::Runtime { .. } => Constraint::Runtime,
+            Self::Accelerator { .. } | Self::AcceleratorPromised { .. } => Constraint::Accelerator,
+            Self::Device { .. } => Constraint::Device,
             Self::Memory { .. } => Constraint::Memory,
             Self::Cpu { .. } => Constraint::Cpu,
             Self::NotNeeded { .. } => Constraint::NotNeeded,
@@ -127,6 +154,14 @@ impl fmt::Display for Reason {
                 found: None,
             } => write!(f, "label {key}={wanted} missing (has no {key})"),
             Self::Runtime { name } => write!(f, "runtime {name} not installed"),
+            Self::Accelerator { wanted, has } => write!(f, "no accelerator {wanted} (has {})", list(has)),
+            Self::AcceleratorPromised { wanted, has } => {
+                let wanted = wanted.join(" and ");
+                write!(f, "accelerator {wanted} is promised to other workloads (has {})", list(has))
+            }
+            Self::Device { name, has } => {
+                write!(f, "device {name} is not offered (offers {}); add it to the agent's configuration", list(has))
+            }
             Self::Memory { asked, free, capacity } => {
                 let [asked, free, capacity] = comparable([*asked, *free, *capacity]);
                 write!(f, "memory: asks {asked}, {free} free of {capacity}")
@@ -154,10 +189,20 @@ impl fmt::Display for Constraint {
             Self::NeverReported => "never reported",
             Self::Label => "label",
             Self::Runtime => "runtime",
+            Self::Accelerator => "accelerator",
+            Self::Device => "device",
             Self::Memory => "memory",
             Self::Cpu => "cpu",
             Self::NotNeeded => "not needed",
         })
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
     }
 }
 

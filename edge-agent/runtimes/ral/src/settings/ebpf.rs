@@ -18,6 +18,9 @@ pub struct Ebpf {
     pub log: Option<String>,
     /// How its records are written.
     pub log_encoding: LogEncoding,
+    /// For the encoding `format`: what each kind of record looks like. The first byte of a record is the place of its
+    /// format in this list; see [`LogEncoding::Format`].
+    pub log_formats: Vec<String>,
     /// Values to put into hash and array maps before the programs are attached: map name to key and value, in hex.
     pub init: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -33,6 +36,9 @@ pub struct Program {
     /// Where it is attached: an interface (socket filter, tc, XDP), `category/name` (tracepoint), an absolute cgroup path
     /// (cgroup_skb).
     pub attach: String,
+    /// For a socket filter: also frames that are not for this node, as on the mirror port of a switch.
+    #[serde(default)]
+    pub promiscuous: bool,
 }
 
 /// What kinds of programs can be granted.
@@ -62,6 +68,9 @@ pub enum MapMetric {
     Sum,
     /// The names of an array's elements, from index 0.
     Elements(Vec<String>),
+    /// As by key, with the name made from the key: a text with fields as in [`LogEncoding::Format`], such as
+    /// `{0:ipv4}.function.{8:u8}` after the map's name and a dot.
+    Format(String),
 }
 
 /// How a ring buffer's record is written as a line.
@@ -73,4 +82,8 @@ pub enum LogEncoding {
     Text,
     /// As hexadecimal digits.
     Hex,
+    /// As a text of `log_formats` with fields `{OFFSET:TYPE}`, where OFFSET is a byte of the record and TYPE one of `u8`,
+    /// `u16`, `u32`, `u64` (as the node stores numbers), `be16`, `be32`, `be64` (as networks do), `x8`, `x16`, `x32`
+    /// (the first three in hex), `ipv4`, `mac`. `{{` and `}}` are braces.
+    Format,
 }
