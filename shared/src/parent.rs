@@ -33,6 +33,7 @@ pub struct Parent {
     welcomed: bool,
     hello_at: Option<u64>,
     greeted_at: u64,
+    is_changed: bool,
     backoff: Backoff,
 }
 
@@ -47,6 +48,7 @@ impl Parent {
             welcomed: false,
             hello_at: None,
             greeted_at: 0,
+            is_changed: false,
             backoff: Backoff::default(),
         }
     }
@@ -80,19 +82,31 @@ impl Parent {
         }
     }
 
+    /// What the hello tells has changed: it is said again, as soon as [`limits::GREET_AGAIN_MS`] allows.
+    pub fn changed(&mut self, mono_ms: u64) {
+        match self.hello_at {
+            _ if !self.connected => {}
+            // The one that is under way may tell the old; whether it does is known when the next one is sent.
+            Some(_) => self.is_changed = true,
+            None => self.hello_at = Some(mono_ms.max(self.greeted_at + limits::GREET_AGAIN_MS)),
+        }
+    }
+
     /// Whether a hello is due; it is repeated with backoff until [`Parent::welcomed`].
     pub fn poll_hello(&mut self, mono_ms: u64) -> bool {
         let due = self.connected && self.hello_at.is_some_and(|t| t <= mono_ms);
         if due {
             self.hello_at = Some(mono_ms + self.backoff.next_pause());
             self.greeted_at = mono_ms;
+            self.is_changed = false;
         }
         due
     }
 
     /// The hello was answered. True for the first answer on this connection.
     pub fn welcomed(&mut self) -> bool {
-        self.hello_at = None;
+        let again = std::mem::take(&mut self.is_changed);
+        self.hello_at = again.then_some(self.greeted_at + limits::GREET_AGAIN_MS);
         self.backoff.reset();
         !std::mem::replace(&mut self.welcomed, true)
     }

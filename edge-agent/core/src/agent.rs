@@ -364,7 +364,7 @@ impl Agent {
         }
         have.accelerators = accelerators;
         have.devices = devices;
-        self.parent.greet_again(now.mono_ms);
+        self.parent.changed(now.mono_ms);
     }
 
     /// When the twin was on disk is said with the next thing that is written anyway, so that it costs no commit.

@@ -108,6 +108,9 @@ struct Live {
 /// Grace for an instance whose specification is not known any more.
 const ORPHAN_GRACE_MS: u64 = 5_000;
 
+/// A clock may be set back by this much, seconds, without a firing of a schedule coming twice.
+const CLOCK_STEP_S: u64 = 3600;
+
 /// The digest that decides whether a running instance is what is desired. The application's generation is left out: a
 /// new version of an application does not touch those of its workloads that did not change.
 #[must_use]
@@ -191,6 +194,14 @@ impl Machine {
     /// Whether the row changed by itself since this was asked last.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.is_changed)
+    }
+
+    /// A firing that lies well in the future was noted by a wrong clock and would keep its schedule from firing again.
+    pub fn forget_future(&mut self, now_s: u64) {
+        if self.row.fired_s > now_s + CLOCK_STEP_S {
+            self.row.fired_s = now_s;
+            self.is_changed = true;
+        }
     }
 
     /// What is desired of it.

@@ -264,7 +264,16 @@ fn a_job_that_fails_is_tried_again_and_one_that_a_power_cut_ended_too() {
         "{}",
         report.reason
     );
-    assert_eq!(stopped_or_started(&rig.wait(60_000)), ["start app/a#4 of 1.1"]);
+    assert_eq!(stopped_or_started(&rig.wait(120_000)), ["start app/a#4 of 1.1"]);
+
+    // A firing that a clock in the future noted does not keep it from running when the clock is right again.
+    rig.started(4);
+    rig.exited(4, true, "exit 0");
+    let mut stored = rig.stored;
+    stored.instances[0].fired_s += 70 * 365 * 86_400;
+    let (mut rig, actions) = Rig::boot(stored, &["one"], Vec::new());
+    assert!(stopped_or_started(&actions).is_empty());
+    assert_eq!(stopped_or_started(&rig.wait(60_000)), ["start app/a#5 of 1.1"]);
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub struct Pressure {
 pub enum PressureError {
     /// The kernel does not measure it.
     #[error(
-        "{path} is not there: the kernel measures no pressure (CONFIG_PSI is off or the group has none), so nothing is \
+        "{path} is not there: the kernel measures no pressure (without CONFIG_PSI, or started without psi=1), so nothing is \
          shed for pressure", path = path.display()
     )]
     Absent {

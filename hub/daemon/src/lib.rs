@@ -14,6 +14,7 @@ pub mod compile;
 pub mod config;
 pub mod downstream;
 pub mod event_loop;
+pub mod inspect;
 pub mod library;
 pub mod lock;
 pub mod outgoing;

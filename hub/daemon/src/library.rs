@@ -114,6 +114,18 @@ impl Library {
         self.known().insert(digest);
     }
 
+    /// Removes artifacts that the database no longer names.
+    pub fn remove(&self, digests: &BTreeSet<Digest>) {
+        // An upload of the same bytes must not find its file gone when it is told that it is there.
+        let _one_at_a_time = self.importing.lock().unwrap_or_else(PoisonError::into_inner);
+        for digest in digests.iter().filter(|d| self.artifacts.has(d)) {
+            self.known().remove(digest);
+            if let Err(error) = self.artifacts.remove(digest) {
+                tracing::warn!(%digest, %error, "an artifact that nothing uses is not removed");
+            }
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

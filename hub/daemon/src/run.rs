@@ -155,7 +155,7 @@ fn load_policy(folder: Option<&Path>) -> Result<PolicySet, RunError> {
             sources.push(PolicySource { name, text });
         }
     }
-    PolicySet::new(&sources).map_err(|source| RunError::Policy { path: path(), source })
+    PolicySet::of_site(&sources).map_err(|source| RunError::Policy { path: path(), source })
 }
 
 /// Runs the hub until it is told to stop.

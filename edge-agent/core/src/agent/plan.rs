@@ -109,6 +109,12 @@ impl Agent {
         if self.twin.is_none() {
             return;
         }
+        let wall_s = now.wall_ms / 1000;
+        // A clock that is behind what was verified long ago is not set.
+        let clock_s = (wall_s >= self.floor_s).then_some(wall_s);
+        if let Some(now_s) = clock_s {
+            self.machines.values_mut().for_each(|m| m.forget_future(now_s));
+        }
         let candidates: Vec<Candidate<'_>> = self
             .machines
             .values()
@@ -122,13 +128,11 @@ impl Agent {
                 })
             })
             .collect();
-        let wall_s = now.wall_ms / 1000;
         let node = schedule::Node {
             capabilities: &self.config.capabilities,
             power: self.power.0,
             power_why: &self.power.1,
-            // A clock that is behind what was verified long ago is not set.
-            clock_s: (wall_s >= self.floor_s).then_some(wall_s),
+            clock_s,
             mono_ms: now.mono_ms,
         };
         let decisions = self.scheduler.decide(&candidates, &node);

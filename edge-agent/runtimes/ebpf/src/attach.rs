@@ -248,7 +248,15 @@ fn listen(socket: BorrowedFd<'_>, interface: u32, promiscuous: bool) -> io::Resu
 fn set_option<T>(socket: BorrowedFd<'_>, level: i32, option: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the value lives through the call and is as long as said.
-    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length) } {
+    match unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(value).cast(),
+            length,
+        )
+    } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -261,19 +269,26 @@ fn find_tracepoint(name: &str) -> Result<u64, AttachError> {
         reason,
     };
     let plain = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    let well_formed = name.split_once('/').is_some_and(|(category, event)| plain(category) && plain(event));
+    let well_formed = name
+        .split_once('/')
+        .is_some_and(|(category, event)| plain(category) && plain(event));
     if !well_formed {
         return Err(missing("write it as `category/name`".to_owned()));
     }
     let folder = trace_folder().map_err(|e| missing(format!("its events cannot be read: {e}")))?;
     let path = folder.join("events").join(name).join("id");
     let text = std::fs::read_to_string(&path).map_err(|e| missing(format!("{}: {e}", path.display())))?;
-    text.trim().parse().map_err(|_| missing(format!("{} holds no number", path.display())))
+    text.trim()
+        .parse()
+        .map_err(|_| missing(format!("{} holds no number", path.display())))
 }
 
 /// Mounts the kernel's events for this process alone if nobody has mounted them for all.
 fn trace_folder() -> io::Result<PathBuf> {
-    if let Some(there) = TRACE_FOLDERS.iter().find(|folder| Path::new(folder).join("events").exists()) {
+    if let Some(there) = TRACE_FOLDERS
+        .iter()
+        .find(|folder| Path::new(folder).join("events").exists())
+    {
         return Ok(PathBuf::from(there));
     }
     // SAFETY: this process has one thread, and nothing of it depends on sharing its mounts.

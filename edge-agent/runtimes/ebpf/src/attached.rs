@@ -78,7 +78,11 @@ impl Attached {
         let system = |action| move |source| AttachedError::System { action, source };
         let mut fds = fds.into_iter();
         let mut programs = Vec::new();
-        for (wanted, (program, link)) in settings.programs.iter().zip(std::iter::from_fn(|| fds.next().zip(fds.next())).take(settings.programs.len())) {
+        for (wanted, (program, link)) in settings
+            .programs
+            .iter()
+            .zip(std::iter::from_fn(|| fds.next().zip(fds.next())).take(settings.programs.len()))
+        {
             programs.push(Held {
                 name: wanted.name.clone(),
                 kind: wanted.kind,
@@ -122,7 +126,10 @@ impl Attached {
     pub fn lost(&self) -> Option<String> {
         self.programs.iter().find_map(|held| match held.interface() {
             _ if sys::program_info(held.program.as_fd()).is_err() => Some(format!("program `{}` is gone", held.name)),
-            Target::Gone => Some(format!("`{}`, where program `{}` was attached, is gone", held.target, held.name)),
+            Target::Gone => Some(format!(
+                "`{}`, where program `{}` was attached, is gone",
+                held.target, held.name
+            )),
             _ => None,
         })
     }
@@ -132,9 +139,10 @@ impl Attached {
     pub fn trouble(&self) -> Option<String> {
         self.lost().or_else(|| {
             self.programs.iter().find_map(|held| match held.interface() {
-                Target::Interface(number) if !is_up(self.questions.as_fd(), number) => {
-                    Some(format!("interface `{}` of program `{}` is down", held.target, held.name))
-                }
+                Target::Interface(number) if !is_up(self.questions.as_fd(), number) => Some(format!(
+                    "interface `{}` of program `{}` is down",
+                    held.target, held.name
+                )),
                 _ => None,
             })
         })

@@ -114,7 +114,10 @@ fn read_sections(bytes: &[u8]) -> Result<Vec<Section>, ElfError> {
             size: usize_at(bytes, at.saturating_add(32))?,
             link: u32_at(bytes, at.saturating_add(40))? as usize,
         };
-        let inside = section.offset.checked_add(section.size).is_some_and(|end| end <= bytes.len());
+        let inside = section
+            .offset
+            .checked_add(section.size)
+            .is_some_and(|end| end <= bytes.len());
         if number > 0 && section.kind != SECTION_NO_BITS && !inside {
             return Err(damaged(format!("section {number} ends after the file")));
         }
@@ -199,7 +202,14 @@ mod tests {
             assert!(look(bytes).unwrap_err().to_string().contains(expected));
         }
         let mut header = vec![0; HEADER_BYTES];
-        header[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, if cfg!(target_endian = "little") { 1 } else { 2 }]);
+        header[..6].copy_from_slice(&[
+            0x7f,
+            b'E',
+            b'L',
+            b'F',
+            2,
+            if cfg!(target_endian = "little") { 1 } else { 2 },
+        ]);
         header[16..18].copy_from_slice(&TYPE_RELOCATABLE.to_ne_bytes());
         header[18..20].copy_from_slice(&62u16.to_ne_bytes());
         assert!(look(&header).unwrap_err().to_string().contains("another machine"));

@@ -186,7 +186,10 @@ mod tests {
         record.extend_from_slice(&0x8892u16.to_ne_bytes());
         let text = "{{k}} {0:u8} from {2:ipv4} {6:mac} {12:x16} {12:u16} {4:be16}.";
         let template = Template::parse(text, record.len()).unwrap();
-        assert_eq!(template.render(&record), "{k} 1 from 10.0.0.9 02:42:ac:00:00:01 8892 34962 9.");
+        assert_eq!(
+            template.render(&record),
+            "{k} 1 from 10.0.0.9 02:42:ac:00:00:01 8892 34962 9."
+        );
         assert_eq!(template.render(&record[..4]), "{k} 1 from ? ? ? ? ?.");
         assert_eq!(Template::parse("", 0).unwrap().render(&[]), "");
     }

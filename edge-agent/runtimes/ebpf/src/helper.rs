@@ -90,7 +90,9 @@ impl Helper {
         signals: &Signals,
     ) -> Result<(T, Vec<OwnedFd>), HelperError> {
         let system = |action| move |source| HelperError::System { action, source };
-        self.stream.set_write_timeout(Some(ASK_TIMEOUT)).map_err(system("speak to"))?;
+        self.stream
+            .set_write_timeout(Some(ASK_TIMEOUT))
+            .map_err(system("speak to"))?;
         // One that cannot be asked has died, and how comes out below.
         let asked = wire::ask(&mut self.stream, text, object);
         self.wait(signals)?;

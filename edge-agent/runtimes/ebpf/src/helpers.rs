@@ -125,13 +125,17 @@ pub fn tables(kind: ProgramKind) -> [&'static [(&'static str, &'static str)]; 3]
 /// Whether a program of a kind may call a helper without being granted it.
 #[must_use]
 pub fn is_allowed(kind: ProgramKind, helper: &str) -> bool {
-    tables(kind).iter().any(|table| table.iter().any(|(name, _)| *name == helper))
+    tables(kind)
+        .iter()
+        .any(|table| table.iter().any(|(name, _)| *name == helper))
 }
 
 /// The name of a helper as manifests use it (`bpf_map_lookup_elem`), or its number if it has none here.
 #[must_use]
 pub fn name(number: i32) -> String {
-    let known = usize::try_from(number).ok().and_then(|at| NAMES.split_ascii_whitespace().nth(at));
+    let known = usize::try_from(number)
+        .ok()
+        .and_then(|at| NAMES.split_ascii_whitespace().nth(at));
     match known {
         Some(name) if number > 0 => format!("bpf_{name}"),
         _ => format!("helper number {number}"),

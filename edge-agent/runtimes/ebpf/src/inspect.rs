@@ -85,11 +85,15 @@ pub fn inspect(bytes: &[u8]) -> Result<Verdict, String> {
     let mut object = Object::parse(bytes).map_err(|e| format!("the object does not parse: {e}"))?;
     if object.programs.len() > OBJECT_PROGRAMS_MAX {
         let count = object.programs.len();
-        return Err(format!("the object has {count} programs, at most {OBJECT_PROGRAMS_MAX} are possible"));
+        return Err(format!(
+            "the object has {count} programs, at most {OBJECT_PROGRAMS_MAX} are possible"
+        ));
     }
     if object.maps.len() > OBJECT_MAPS_MAX {
         let count = object.maps.len();
-        return Err(format!("the object has {count} maps, at most {OBJECT_MAPS_MAX} are possible"));
+        return Err(format!(
+            "the object has {count} maps, at most {OBJECT_MAPS_MAX} are possible"
+        ));
     }
     let mut verdict = Verdict {
         undefined: look.undefined,
@@ -138,7 +142,9 @@ fn map_facts(object: &Object) -> Result<Vec<MapFacts>, String> {
         let is_data = !matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps);
         // The kernel copies as many bytes as the map says from where the data are.
         if is_data && map.data().len() != map.value_size() as usize {
-            return Err(format!("the object is damaged: section `{name}` is not as long as it says"));
+            return Err(format!(
+                "the object is damaged: section `{name}` is not as long as it says"
+            ));
         }
         facts.push(MapFacts {
             name: name.clone(),

@@ -88,7 +88,12 @@ fn load_program(loaded: &mut Loaded, wanted: &Wanted) -> Result<(), String> {
         (ProgramKind::Xdp, Program::Xdp(program)) => program.load(),
         (ProgramKind::Tracepoint, Program::TracePoint(program)) => program.load(),
         (ProgramKind::CgroupSkb, Program::CgroupSkb(program)) => program.load(),
-        _ => return Err(format!("program `{}` is of another kind than the settings say", wanted.name)),
+        _ => {
+            return Err(format!(
+                "program `{}` is of another kind than the settings say",
+                wanted.name
+            ));
+        }
     };
     result.map_err(|error| explain_program(&wanted.name, &error))
 }
@@ -96,10 +101,13 @@ fn load_program(loaded: &mut Loaded, wanted: &Wanted) -> Result<(), String> {
 fn attach_program(loaded: &Loaded, wanted: &Wanted, place: Place) -> Result<(OwnedFd, OwnedFd), String> {
     let failed = |what: &dyn std::fmt::Display| format!("program `{}`: {what}", wanted.name);
     let program = loaded.program(&wanted.name).ok_or_else(|| failed(&"is gone"))?;
-    let egress = matches!(program, Program::CgroupSkb(p) if *p.expected_attach_type() == Some(CgroupSkbAttachType::Egress));
+    let egress =
+        matches!(program, Program::CgroupSkb(p) if *p.expected_attach_type() == Some(CgroupSkbAttachType::Egress));
     let fd = program.fd().map_err(|e| failed(&e))?;
     let own = fd.as_fd().try_clone_to_owned().map_err(|e| failed(&e))?;
-    let link = place.take(own.as_fd(), &wanted.attach, egress).map_err(|e| failed(&e))?;
+    let link = place
+        .take(own.as_fd(), &wanted.attach, egress)
+        .map_err(|e| failed(&e))?;
     Ok((own, link))
 }
 
@@ -109,7 +117,8 @@ fn fill(loaded: &Loaded, init: &BTreeMap<String, BTreeMap<String, String>>) -> R
         let map = map.ok_or_else(|| format!("settings.init: there is no map `{name}`"))?;
         for (key, value) in entries {
             let bytes = policy::from_hex(key).zip(policy::from_hex(value));
-            let (key_bytes, value_bytes) = bytes.ok_or_else(|| format!("settings.init: map `{name}`: not hexadecimal"))?;
+            let (key_bytes, value_bytes) =
+                bytes.ok_or_else(|| format!("settings.init: map `{name}`: not hexadecimal"))?;
             sys::update(map.as_fd(), &key_bytes, &value_bytes)
                 .map_err(|e| format!("settings.init: map `{name}`: the kernel does not take key {key}: {e}"))?;
         }
@@ -155,6 +164,9 @@ fn explain_program(name: &str, error: &ProgramError) -> String {
         Some(libc::EPERM) if log.is_empty() => {
             format!("program `{name}` does not load: {io_error}; the runtime needs CAP_BPF, or root before Linux 5.8")
         }
-        _ => format!("the kernel's verifier rejects program `{name}` ({io_error}):\n{}", &log[start..]),
+        _ => format!(
+            "the kernel's verifier rejects program `{name}` ({io_error}):\n{}",
+            &log[start..]
+        ),
     }
 }

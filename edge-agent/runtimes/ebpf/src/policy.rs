@@ -119,14 +119,20 @@ pub fn judge(verdict: &Verdict, settings: &Ebpf, bounds: Bounds) -> Result<u64, 
     check_object(verdict)?;
     for helper in &settings.helpers {
         if !helpers::exists(helper) {
-            return Err(setting("helpers", format!("`{helper}` is no helper: write it as `bpf_probe_read_kernel`")));
+            return Err(setting(
+                "helpers",
+                format!("`{helper}` is no helper: write it as `bpf_probe_read_kernel`"),
+            ));
         }
     }
     for wanted in &settings.programs {
         let found = verdict.programs.iter().find(|p| p.name == wanted.name);
         let facts = found.ok_or_else(|| Refusal::Program {
             name: wanted.name.clone(),
-            what: format!("is not in the object, which has {}", list(verdict.programs.iter().map(|p| &p.name))),
+            what: format!(
+                "is not in the object, which has {}",
+                list(verdict.programs.iter().map(|p| &p.name))
+            ),
         })?;
         check_program(facts, wanted.kind, &settings.helpers)?;
     }
@@ -148,7 +154,10 @@ fn check_counts(verdict: &Verdict, settings: &Ebpf) -> Result<(), Refusal> {
             return Err(setting("programs", format!("`{}` is named twice", program.name)));
         }
         if program.promiscuous && program.kind != ProgramKind::SocketFilter {
-            return Err(setting("programs", format!("`{}`: only a socket filter can be promiscuous", program.name)));
+            return Err(setting(
+                "programs",
+                format!("`{}`: only a socket filter can be promiscuous", program.name),
+            ));
         }
     }
     let maps = verdict.maps.len();
@@ -159,7 +168,10 @@ fn check_counts(verdict: &Verdict, settings: &Ebpf) -> Result<(), Refusal> {
     }
     let entries: usize = settings.init.values().map(std::collections::BTreeMap::len).sum();
     if entries > INIT_ENTRIES_MAX {
-        return Err(setting("init", format!("{entries} entries, at most {INIT_ENTRIES_MAX} are possible")));
+        return Err(setting(
+            "init",
+            format!("{entries} entries, at most {INIT_ENTRIES_MAX} are possible"),
+        ));
     }
     Ok(())
 }
@@ -173,9 +185,10 @@ fn check_object(verdict: &Verdict) -> Result<(), Refusal> {
         return Err(Refusal::Object { what });
     }
     if verdict.relocates_types {
-        let what = "must be fitted to the kernel's types (CO-RE), which this runtime does not do: read kernel structures \
+        let what =
+            "must be fitted to the kernel's types (CO-RE), which this runtime does not do: read kernel structures \
                     without preserve_access_index"
-            .to_owned();
+                .to_owned();
         return Err(Refusal::Object { what });
     }
     Ok(())
@@ -189,11 +202,17 @@ fn check_program(facts: &ProgramFacts, kind: ProgramKind, granted: &[String]) ->
         })
     };
     if facts.kind != Some(kind) {
-        return refuse(format!("settings say {}, its section makes it {}", kind_name(kind), facts.section));
+        return refuse(format!(
+            "settings say {}, its section makes it {}",
+            kind_name(kind),
+            facts.section
+        ));
     }
     if facts.instructions > INSTRUCTIONS_MAX {
         let count = facts.instructions;
-        return refuse(format!("has {count} instructions, at most {INSTRUCTIONS_MAX} are possible"));
+        return refuse(format!(
+            "has {count} instructions, at most {INSTRUCTIONS_MAX} are possible"
+        ));
     }
     if facts.calls_kernel {
         return refuse("calls kernel functions (kfuncs), which is not allowed".to_owned());
@@ -222,15 +241,23 @@ fn check_maps(verdict: &Verdict, settings: &Ebpf, bounds: Bounds) -> Result<u64,
             what,
         };
         if map.pinned {
-            return Err(refuse("wants to be pinned, which would outlive the workload: remove `pinning`".to_owned()));
+            return Err(refuse(
+                "wants to be pinned, which would outlive the workload: remove `pinning`".to_owned(),
+            ));
         }
         let known = MAP_TYPES.iter().find(|(number, ..)| *number == map.map_type);
         let (_, _, shape) = known.ok_or_else(|| {
             let names = list(MAP_TYPES.iter().map(|(_, name, _)| name));
-            refuse(format!("is of type {}, which is not allowed; allowed are {names}", map.map_type))
+            refuse(format!(
+                "is of type {}, which is not allowed; allowed are {names}",
+                map.map_type
+            ))
         })?;
         if map.flags & !FLAGS_ALLOWED != 0 {
-            return Err(refuse(format!("has flags {:#x}, of which {FLAGS_ALLOWED:#x} are allowed", map.flags)));
+            return Err(refuse(format!(
+                "has flags {:#x}, of which {FLAGS_ALLOWED:#x} are allowed",
+                map.flags
+            )));
         }
         total = total.saturating_add(map_bytes(map, *shape, bounds.possible_cpus));
     }
@@ -240,7 +267,10 @@ fn check_maps(verdict: &Verdict, settings: &Ebpf, bounds: Bounds) -> Result<u64,
         return Err(Refusal::Object { what });
     }
     if total > bounds.memory_bytes {
-        let what = format!("has maps of {total} bytes, the workload's memory is {}", bounds.memory_bytes);
+        let what = format!(
+            "has maps of {total} bytes, the workload's memory is {}",
+            bounds.memory_bytes
+        );
         return Err(Refusal::Object { what });
     }
     Ok(total)
@@ -256,7 +286,9 @@ fn map_bytes(map: &MapFacts, shape: Shape, possible_cpus: usize) -> u64 {
     match shape {
         Shape::Array => entries.saturating_mul(value),
         Shape::PerCpuArray => entries.saturating_mul(8 + value.saturating_mul(cpus)),
-        Shape::Hash => entries.saturating_mul(HASH_ENTRY_BYTES + key + value).saturating_add(buckets),
+        Shape::Hash => entries
+            .saturating_mul(HASH_ENTRY_BYTES + key + value)
+            .saturating_add(buckets),
         Shape::PerCpuHash => entries
             .saturating_mul(HASH_ENTRY_BYTES + 8 + key + value.saturating_mul(cpus))
             .saturating_add(buckets),
@@ -271,21 +303,31 @@ fn check_references(verdict: &Verdict, settings: &Ebpf) -> Result<(), Refusal> {
         let found = verdict.maps.iter().find(|m| m.name == name);
         let map = found.ok_or_else(|| {
             let names = list(verdict.maps.iter().map(|m| &m.name));
-            setting(field, format!("there is no map `{name}` in the object, which has {names}"))
+            setting(
+                field,
+                format!("there is no map `{name}` in the object, which has {names}"),
+            )
         })?;
         if !types.contains(&map.map_type) {
-            return Err(setting(field, format!("map `{name}` is {}, which does not fit", type_name(map.map_type))));
+            return Err(setting(
+                field,
+                format!("map `{name}` is {}, which does not fit", type_name(map.map_type)),
+            ));
         }
         Ok(map.clone())
     };
     for (name, metric) in &settings.metrics {
         let map = find("metrics", name, &READABLE)?;
         if !matches!(map.value_size, 1 | 2 | 4 | 8) {
-            let what = format!("values of map `{name}` have {} bytes, a number has 1, 2, 4 or 8", map.value_size);
+            let what = format!(
+                "values of map `{name}` have {} bytes, a number has 1, 2, 4 or 8",
+                map.value_size
+            );
             return Err(setting("metrics", what));
         }
         if let MapMetric::Format(text) = metric {
-            Template::parse(text, map.key_size as usize).map_err(|e| setting("metrics", format!("map `{name}`: {e}")))?;
+            Template::parse(text, map.key_size as usize)
+                .map_err(|e| setting("metrics", format!("map `{name}`: {e}")))?;
         }
         if matches!(metric, MapMetric::Elements(_)) && !matches!(map.map_type, 2 | 6) {
             return Err(setting("metrics", format!("map `{name}`: only arrays have elements")));

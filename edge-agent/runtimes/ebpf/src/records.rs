@@ -156,18 +156,28 @@ mod tests {
         }
         writer.turn(now + SECOND * 2, &mut log);
         log.flush();
-        tail_log(dir.path(), 1 << 20).unwrap().into_iter().map(|line| line.text).collect()
+        tail_log(dir.path(), 1 << 20)
+            .unwrap()
+            .into_iter()
+            .map(|line| line.text)
+            .collect()
     }
 
     #[test]
     fn records_become_lines() {
         let mut settings = Ebpf::default();
-        assert_eq!(lines(&settings, &[b"hello\0\0\0", b"two\nlines", b"b\xffd"]), ["hello", "two", "lines", "b\u{fffd}d"]);
+        assert_eq!(
+            lines(&settings, &[b"hello\0\0\0", b"two\nlines", b"b\xffd"]),
+            ["hello", "two", "lines", "b\u{fffd}d"]
+        );
         settings.log_encoding = LogEncoding::Hex;
         assert_eq!(lines(&settings, &[&[0, 1, 0xfe]]), ["0001fe"]);
         settings.log_encoding = LogEncoding::Format;
         settings.log_formats = vec!["zero {1:u8}".into(), "one {2:u8}".into()];
-        assert_eq!(lines(&settings, &[&[0, 7, 8], &[1, 7, 8], &[2, 7, 8]]), ["zero 7", "one 8", "020708"]);
+        assert_eq!(
+            lines(&settings, &[&[0, 7, 8], &[1, 7, 8], &[2, 7, 8]]),
+            ["zero 7", "one 8", "020708"]
+        );
     }
 
     #[test]

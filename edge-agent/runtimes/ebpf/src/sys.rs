@@ -54,7 +54,11 @@ impl Attributes {
 /// # Errors
 /// What the kernel answers.
 pub fn create_link(program: BorrowedFd<'_>, target: u32, kind: bpf_attach_type, flags: u32) -> io::Result<OwnedFd> {
-    let attributes = Attributes::new().fd(0, program).u32(4, target).u32(8, kind as u32).u32(12, flags);
+    let attributes = Attributes::new()
+        .fd(0, program)
+        .u32(4, target)
+        .u32(8, kind as u32)
+        .u32(12, flags);
     // SAFETY: no pointers.
     unsafe { attributes.call_for_fd(bpf_cmd::BPF_LINK_CREATE) }
 }
@@ -105,7 +109,10 @@ unsafe fn info_by_fd(fd: BorrowedFd<'_>, pointer: u64, length: u32) -> io::Resul
 /// What the kernel answers.
 pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
     let before = key.map_or(0, |key| key.as_ptr() as u64);
-    let attributes = Attributes::new().fd(0, map).u64(8, before).u64(16, next.as_mut_ptr() as u64);
+    let attributes = Attributes::new()
+        .fd(0, map)
+        .u64(8, before)
+        .u64(16, next.as_mut_ptr() as u64);
     // SAFETY: both buffers live and have the map's key size, which all callers take from the map.
     match unsafe { attributes.call(bpf_cmd::BPF_MAP_GET_NEXT_KEY) } {
         Ok(_) => Ok(true),
@@ -156,7 +163,12 @@ pub fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
     const FIRST_CPU: libc::c_long = 0;
     const NO_GROUP: libc::c_long = -1;
     const CLOSE_ON_EXEC: libc::c_long = 8;
-    let attributes = Attributes::new().u32(0, TRACEPOINT).u32(4, LENGTH).u64(8, id).u64(16, 1).u32(48, 1);
+    let attributes = Attributes::new()
+        .u32(0, TRACEPOINT)
+        .u32(4, LENGTH)
+        .u64(8, id)
+        .u64(16, 1)
+        .u32(48, 1);
     // SAFETY: the structure is live and longer than it says; the event is opened without a buffer.
     let fd = unsafe {
         libc::syscall(

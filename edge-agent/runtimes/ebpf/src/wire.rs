@@ -64,7 +64,12 @@ pub fn answer<T: Serialize>(stream: &mut UnixStream, answer: &Answer<T>, fds: &[
         if !control.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::Error::other("more descriptors than an answer may carry"));
         }
-        let sent = rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(&length)], &mut control, SendFlags::NOSIGNAL)?;
+        let sent = rustix::net::sendmsg(
+            stream.as_fd(),
+            &[IoSlice::new(&length)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
         stream.write_all(&length[sent..])?;
     }
     stream.write_all(&text)

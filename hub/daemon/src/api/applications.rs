@@ -1,6 +1,6 @@
 //! Applications: applied, looked at, deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
@@ -63,6 +63,7 @@ pub(super) async fn apply(
         return Err(too_large());
     }
     let dry_run = request.dry_run;
+    let brought: BTreeSet<String> = request.artifacts.values().cloned().collect();
     let now_unix_s = app.clock.now_s();
     let context = AdmissionContext {
         user: caller.name.clone(),
@@ -80,7 +81,7 @@ pub(super) async fn apply(
             Err(Refusal::Policy(name, denied)) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
         };
     if dry_run {
-        return try_out(&app, admitted).await.map(|plan| Json(plan).into_response());
+        return try_out(&app, admitted, &brought).await.map(|plan| Json(plan).into_response());
     }
     let name = admitted.application().name.clone();
     let draft = draft(&app, &caller, "apply", format!("application {name}"));
@@ -129,25 +130,28 @@ async fn deny(app: &App, caller: &Caller, name: &str, denied: &PolicyDenied, dry
     ApiError::new(StatusCode::FORBIDDEN, "policy", denied.to_string()).with(reasons)
 }
 
-async fn try_out(app: &App, admitted: AdmittedManifest) -> Result<Value, ApiError> {
+/// `brought` are the digests of files that an apply would upload first; a plan does not need them.
+async fn try_out(app: &App, admitted: AdmittedManifest, brought: &BTreeSet<String>) -> Result<Value, ApiError> {
     let library = app.library.clone();
     let missing = |d: &&str| d.parse().map_or(true, |d: Digest| !library.knows(&d));
-    let unknown: Vec<String> = admitted
+    let unknown: BTreeSet<String> = admitted
         .manifest()
         .digests()
         .into_iter()
         .filter(missing)
-        .map(|d| format!("artifact {d} was never uploaded"))
+        .map(str::to_owned)
         .collect();
-    if !unknown.is_empty() {
-        return Err(refused(unknown));
+    let never = |d: &String| format!("artifact {d} was never uploaded");
+    let reasons: Vec<String> = unknown.iter().filter(|d| !brought.contains(*d)).map(never).collect();
+    if !reasons.is_empty() {
+        return Err(refused(reasons));
     }
     let copy = |hub: &Hub| Fleet {
         nodes: hub.nodes(),
         applications: hub.applications().iter().filter_map(|n| hub.application(n)).collect(),
     };
     let fleet = app.hub.query(copy).await?;
-    let planned = tokio::task::spawn_blocking(move || plan(&admitted, &fleet)).await;
+    let planned = tokio::task::spawn_blocking(move || plan(&admitted, &fleet, &unknown)).await;
     planned.map_err(|_| ApiError::internal("the plan failed: the hub's log says why"))
 }
 
@@ -158,6 +162,7 @@ fn refused(reasons: Vec<String>) -> ApiError {
 fn answer(outcome: Outcome) -> Result<Response, ApiError> {
     match outcome {
         Outcome::Refused { reasons } => Err(refused(reasons)),
+        Outcome::Mistakes(errors) => Err(manifest_error(&errors)),
         Outcome::NotFound { what } => Err(ApiError::not_found(&what)),
         done => Ok(Json(done).into_response()),
     }

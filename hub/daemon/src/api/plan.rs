@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_hub_core::cndl;
 use cnova_hub_core::placement::{
-    CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placer, RuntimeView,
+    CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placer, RuntimeView, required_accelerators,
 };
 use cnova_hub_core::policy::AdmittedManifest;
 use cnova_hub_core::views::{ApplicationInfo, NodeInfo};
@@ -20,7 +20,7 @@ pub(super) struct Fleet {
 
 /// Places an admitted manifest on a copy of the fleet.
 #[must_use]
-pub(super) fn plan(manifest: &AdmittedManifest, fleet: &Fleet) -> Value {
+pub(super) fn plan(manifest: &AdmittedManifest, fleet: &Fleet, uploads: &BTreeSet<String>) -> Value {
     let name = &manifest.application().name;
     let current = fleet.applications.iter().find(|a| a.name.as_str() == name);
     let used = used_by_others(fleet, name);
@@ -40,6 +40,7 @@ pub(super) fn plan(manifest: &AdmittedManifest, fleet: &Fleet) -> Value {
         "changed": changed,
         "placed": placement.to_current().workloads,
         "unplaced": unplaced,
+        "uploads": uploads,
     })
 }
 
@@ -52,26 +53,28 @@ fn current_placement(application: &ApplicationInfo) -> CurrentPlacement {
     }
 }
 
-fn used_by_others<'a>(fleet: &'a Fleet, name: &str) -> BTreeMap<&'a str, NodeResources> {
+fn used_by_others<'a>(fleet: &'a Fleet, name: &str) -> BTreeMap<&'a str, (NodeResources, Vec<String>)> {
     let mut used: BTreeMap<&str, NodeResources> = BTreeMap::new();
     for other in fleet.applications.iter().filter(|a| a.name.as_str() != name) {
         // It comes from the hub's own store in canonical form.
-        let Ok(manifest) = cndl::parse(&other.manifest.to_string(), other.name.as_str()) else {
+        let Ok(manifest) = cndl::restore(&other.manifest.to_string(), other.name.as_str()) else {
             continue;
         };
         for def in &manifest.application().workloads {
             for node in other.workloads.get(&def.name).iter().flat_map(|w| &w.nodes) {
-                let u = used.entry(node).or_default();
+                let (u, promised) = used.entry(node).or_default();
                 u.memory_bytes += def.resources.memory_bytes.unwrap_or(0);
                 u.cpu_millis += def.resources.cpu_millis;
+                promised.extend(required_accelerators(def).map(str::to_owned));
             }
         }
     }
     used
 }
 
-fn view(node: &NodeInfo, used: &BTreeMap<&str, NodeResources>) -> NodeView {
+fn view(node: &NodeInfo, used: &BTreeMap<&str, (NodeResources, Vec<String>)>) -> NodeView {
     let caps = &node.capabilities;
+    let (used, promised) = used.get(node.node.as_str()).cloned().unwrap_or_default();
     let runtime = |r: &cnova_shared::wire::v1::RuntimeCapability| RuntimeView {
         name: r.name.clone(),
         targets: r.targets.clone(),
@@ -85,7 +88,10 @@ fn view(node: &NodeInfo, used: &BTreeMap<&str, NodeResources>) -> NodeView {
             memory_bytes: caps.memory_bytes,
             cpu_millis: u32::try_from(caps.cpu_millis).unwrap_or(u32::MAX),
         }),
-        used: used.get(node.node.as_str()).copied().unwrap_or_default(),
+        used,
+        accelerators: caps.accelerators.clone(),
+        promised,
+        devices: caps.devices.clone(),
         seen: true,
         revoked: false,
         role: if node.role == "gateway" {

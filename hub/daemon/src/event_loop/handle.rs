@@ -1,5 +1,7 @@
 //! How the API speaks with the loop.
 
+use std::collections::BTreeSet;
+
 use cnova_hub_core::policy::AdmittedManifest;
 use cnova_hub_core::{Hub, Outcome};
 use cnova_shared::ids::{Digest, Name, NodeId};
@@ -63,6 +65,7 @@ pub(super) enum Request {
         draft: Draft,
         reply: Reply<()>,
     },
+    Collect(BTreeSet<Digest>),
     Query(Question),
 }
 
@@ -112,6 +115,14 @@ impl HubHandle {
     /// [`Unavailable`]; it is not written.
     pub async fn audit(&self, draft: Draft) -> Result<(), Unavailable> {
         self.ask(|reply| Request::Audit { draft, reply }).await
+    }
+
+    /// Lets go of artifacts that nothing uses.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; nothing was removed.
+    pub fn collect(&self, digests: BTreeSet<Digest>) -> Result<(), Unavailable> {
+        self.send(Request::Collect(digests))
     }
 
     /// Looks at the core, whose changes are all on the disk then.

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
-use cnova_hub_core::{Action, CompileKey, Event, Hub, Op};
+use cnova_hub_core::{Action, CompileKey, Event, Hub, InspectKey, Inspection, Op};
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
 use cnova_shared::wire::v1;
 use cnova_store::CallError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::handle::{Question, Request};
 use self::pending::Pending;
@@ -27,6 +27,7 @@ use crate::chunks::{Chunks, Piece};
 use crate::clock::Clock;
 use crate::compile::Compiler;
 use crate::downstream::Downstream;
+use crate::inspect::inspect;
 use crate::library::Library;
 use crate::outgoing::send;
 use crate::signer::Signer;
@@ -41,7 +42,9 @@ pub use self::handle::{Change, HubHandle, REQUESTS_WAITING, Requests, Unavailabl
 const EVENTS_AT_ONCE: usize = 64;
 /// Shortest pause before a tick, so that a timer that is late does not take the whole processor.
 const TICK_MIN: Duration = Duration::from_millis(1);
-/// Results of compilations that wait for the loop.
+/// Artifacts that are looked into at once; each takes a thread that reads the disk.
+const INSPECTIONS_AT_ONCE: usize = 4;
+/// Results of compilations and inspections that wait for the loop.
 const COMPLETIONS_WAITING: usize = 64;
 
 /// What the loop works with.
@@ -107,7 +110,11 @@ struct Batch {
     queries: Vec<Question>,
 }
 
-type Completion = (CompileKey, Result<v1::Artifact, String>);
+/// What a worker is done with.
+enum Completion {
+    Compiled(CompileKey, Result<v1::Artifact, String>),
+    Inspected(InspectKey, Inspection),
+}
 
 /// The children's side, while it is there.
 struct Link {
@@ -124,6 +131,7 @@ pub struct EventLoop {
     link: Option<Link>,
     requests: mpsc::Receiver<Request>,
     completions: (mpsc::Sender<Completion>, mpsc::Receiver<Completion>),
+    inspections: Arc<Semaphore>,
     pending: Pending,
     batch: Batch,
     children: BTreeSet<NodeId>,
@@ -133,7 +141,7 @@ pub struct EventLoop {
 enum Happened {
     Endpoint(Option<EndpointEvent>),
     Request(Option<Request>),
-    Compiled(Option<Completion>),
+    Completed(Option<Completion>),
     Tick,
     Stop,
 }
@@ -159,6 +167,7 @@ impl EventLoop {
             link: None,
             requests: requests.0,
             completions: mpsc::channel(COMPLETIONS_WAITING),
+            inspections: Arc::new(Semaphore::new(INSPECTIONS_AT_ONCE)),
             pending: Pending::new(first_request),
             batch: Batch::default(),
             children: BTreeSet::new(),
@@ -242,7 +251,7 @@ impl EventLoop {
             () = stopped(stop) => Happened::Stop,
             event = events => Happened::Endpoint(event),
             request = self.requests.recv() => Happened::Request(request),
-            completion = self.completions.1.recv() => Happened::Compiled(completion),
+            completion = self.completions.1.recv() => Happened::Completed(completion),
             () = tick => Happened::Tick,
         }
     }
@@ -272,10 +281,15 @@ impl EventLoop {
                 return Err(LoopError::Stalled("its events ended".into()).into());
             }
             Happened::Request(Some(request)) => self.on_request(request),
-            Happened::Compiled(Some((key, result))) => self.handle(Event::Compiled { key, result }),
+            Happened::Completed(Some(Completion::Compiled(key, result))) => {
+                self.handle(Event::Compiled { key, result });
+            }
+            Happened::Completed(Some(Completion::Inspected(key, result))) => {
+                self.handle(Event::Inspected { key, result });
+            }
             Happened::Tick => self.handle(Event::Tick),
             // Every handle is gone: nobody can ask, children still can. The loop itself holds a sender of completions.
-            Happened::Request(None) | Happened::Compiled(None) | Happened::Stop => {}
+            Happened::Request(None) | Happened::Completed(None) | Happened::Stop => {}
         }
         Ok(())
     }
@@ -363,6 +377,7 @@ impl EventLoop {
                 self.batch.drafts.push(draft);
                 self.batch.committed.push(reply);
             }
+            Request::Collect(digests) => self.handle(Event::Collect(digests)),
             Request::Query(question) => self.batch.queries.push(question),
         }
     }
@@ -419,6 +434,12 @@ impl EventLoop {
         match effect {
             Action::Answer { request, outcome } => self.pending.answer(request, outcome),
             Action::Compile(key) => self.compile(key),
+            Action::Inspect(key) => self.inspect(key),
+            Action::RemoveArtifacts(digests) => {
+                let library = self.parts.library.clone();
+                // The database no longer names them: what is left of them at a crash is swept at the next start.
+                tokio::task::spawn_blocking(move || library.remove(&digests));
+            }
             Action::Command { child, node, command } => {
                 self.say(&child, Kind::Command, signer.command(&node, &command, now_s));
             }
@@ -466,7 +487,19 @@ impl EventLoop {
         tokio::spawn(async move {
             let result = compiler.compile(key.clone()).await.map_err(|e| e.to_string());
             // The loop may have ended.
-            let _ = done.send((key, result)).await;
+            let _ = done.send(Completion::Compiled(key, result)).await;
+        });
+    }
+
+    fn inspect(&self, key: InspectKey) {
+        let (library, done) = (self.parts.library.clone(), self.completions.0.clone());
+        let slots = self.inspections.clone();
+        tokio::spawn(async move {
+            let Ok(_slot) = slots.acquire().await else { return };
+            let looked = tokio::task::spawn_blocking(move || inspect(&library, &key)).await;
+            let result = looked.unwrap_or_else(|e| Err(format!("it could not be looked into: {e}")));
+            // The loop may have ended.
+            let _ = done.send(Completion::Inspected(key, result)).await;
         });
     }
 }

@@ -58,6 +58,7 @@ impl Pending {
             Outcome::Applied { generation, .. } => ("unchanged", format!("generation {generation}")),
             Outcome::Deleted { .. } => ("done", String::new()),
             Outcome::Refused { reasons } => ("refused", reasons.join("; ")),
+            Outcome::Mistakes(errors) => ("refused", errors.to_string()),
             Outcome::NotFound { what } => ("refused", format!("there is no {what}")),
             Outcome::Replied { .. } => ("done", String::new()),
         };

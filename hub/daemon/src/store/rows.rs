@@ -80,6 +80,11 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
                 artifact.size.cast_signed()
             ],
         )?,
+        Op::DropArtifact { digest } => {
+            let digest = digest.to_string();
+            run(db, "DELETE FROM artifact WHERE digest = ?1", params![digest])?;
+            run(db, "DELETE FROM compiled WHERE digest = ?1", params![digest])?;
+        }
         Op::PutEntry { node, stored } => {
             put_entry(db, node, stored)?;
             history::append(db, node, stored)?;

@@ -214,22 +214,26 @@ prop_compose! {
 }
 
 proptest! {
-    /// A charge that wanders within one band changes the level at most once, on its first way in or out.
+    /// A charge that wanders across one end of a band, but not across the other, changes the level once at most.
     #[test]
     fn charge_does_not_flap(
-        start in 0u8..=100, band in prop_oneof![Just(30u8..=34), Just(10u8..=14)], walk in prop::collection::vec(0u8..5, 1..60)
+        start in 0u8..=100,
+        low in prop::sample::select(vec![29u8, 30, 9, 10]),
+        walk in prop::collection::vec(0u8..=5, 1..60),
     ) {
-        let low = *band.start();
         let readings = std::iter::once(battery(start)).chain(walk.into_iter().map(|step| battery(low + step)));
-        prop_assert!(changes(&levels(readings)) <= 1);
+        // The step from the start to the band may be one over several levels.
+        prop_assert!(changes(&levels(readings)[1..]) <= 1);
     }
 
     #[test]
     fn heat_does_not_flap(
-        start in 20i32..=110, low in prop_oneof![Just(75_000), Just(90_000)], walk in prop::collection::vec(0i32..5000, 1..60)
+        start in 20i32..=110,
+        low in prop::sample::select(vec![74_999, 75_000, 89_999, 90_000]),
+        walk in prop::collection::vec(prop_oneof![Just(0), 0i32..=5000, Just(5000)], 1..60),
     ) {
         let readings = std::iter::once(heat(start * 1000)).chain(walk.into_iter().map(|step| heat(low + step)));
-        prop_assert!(changes(&levels(readings)) <= 1);
+        prop_assert!(changes(&levels(readings)[1..]) <= 1);
     }
 
     /// Noise on a slow discharge changes the level no more often than the discharge itself does.

@@ -88,7 +88,13 @@ const LIVE: &[libc::c_long] = &[
 
 /// Calls that only the older of the two machines has.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[libc::c_long] = &[libc::SYS_poll, libc::SYS_rename, libc::SYS_unlink, libc::SYS_readlink, libc::SYS_open];
+const OLD: &[libc::c_long] = &[
+    libc::SYS_poll,
+    libc::SYS_rename,
+    libc::SYS_unlink,
+    libc::SYS_readlink,
+    libc::SYS_open,
+];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[libc::c_long] = &[];
 
