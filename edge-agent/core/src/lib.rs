@@ -10,7 +10,9 @@ mod commands;
 pub mod intake;
 pub mod ledger;
 pub mod schedule;
+mod status;
 pub mod workload;
 
 pub use agent::Agent;
 pub use api::{Action, Config, Event, Launch, Message, Observed, ObservedState, RuntimeEvent, Stage};
+pub use status::{AcceleratorStatus, Status, WorkloadStatus};

@@ -7,10 +7,11 @@ use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::wire;
-use cnova_shared::wire::v1::Entry;
+use cnova_shared::wire::v1::{Entry, Workload};
 use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The largest that the database may grow: the largest twin and a full report stream, several times over.
@@ -20,7 +21,8 @@ const CACHE_KIB: u32 = 256;
 
 const SCHEMA: Schema = Schema {
     application_id: 0x636e_7661,
-    migrations: &["
+    migrations: &[
+        "
         CREATE TABLE twin (id INTEGER PRIMARY KEY CHECK (id = 1), bytes BLOB NOT NULL) STRICT;
         CREATE TABLE number (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
         CREATE TABLE instance (
@@ -28,7 +30,9 @@ const SCHEMA: Schema = Schema {
             failures INTEGER NOT NULL, phase TEXT NOT NULL, PRIMARY KEY (application, name)
         ) STRICT, WITHOUT ROWID;
         CREATE TABLE entry (key TEXT PRIMARY KEY, seq INTEGER NOT NULL, cbor BLOB NOT NULL) STRICT;
-    "],
+    ",
+        "ALTER TABLE instance ADD COLUMN more BLOB;",
+    ],
 };
 
 const TIME_FLOOR: &str = "time-floor";
@@ -202,10 +206,33 @@ fn bump(t: &Transaction<'_>, name: &str) -> Result<(), rusqlite::Error> {
     Ok(())
 }
 
+/// What is known of an instance beyond what a person would look for with SQL.
+#[derive(Default, Serialize, Deserialize)]
+struct More {
+    #[serde(default)]
+    ok: bool,
+    #[serde(default)]
+    leases: Vec<String>,
+    #[serde(default)]
+    fired_s: u64,
+    #[serde(default)]
+    good: Option<Box<Workload>>,
+    #[serde(default)]
+    bad: Option<Digest>,
+}
+
 fn put_instance(t: &Transaction<'_>, row: &InstanceRow) -> Result<(), rusqlite::Error> {
+    let more = More {
+        ok: row.ok,
+        leases: row.leases.clone(),
+        fired_s: row.fired_s,
+        good: row.good.clone(),
+        bad: row.bad,
+    };
+    let more = wire::encode(&more).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
     t.prepare_cached(
-        "INSERT OR REPLACE INTO instance (application, name, attempt, spec, failures, phase)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT OR REPLACE INTO instance (application, name, attempt, spec, failures, phase, more)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
     .execute(params![
         row.id.application.as_str(),
@@ -214,6 +241,7 @@ fn put_instance(t: &Transaction<'_>, row: &InstanceRow) -> Result<(), rusqlite::
         row.spec.0.as_slice(),
         row.failures,
         phase_word(row.phase),
+        more,
     ])?;
     Ok(())
 }
@@ -236,7 +264,7 @@ fn phase_of(word: &str) -> Option<Phase> {
 fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
     let twin = c.query_row("SELECT bytes FROM twin", [], |r| r.get(0)).optional()?;
     let instances = c
-        .prepare("SELECT application, name, attempt, spec, failures, phase FROM instance")?
+        .prepare("SELECT application, name, attempt, spec, failures, phase, more FROM instance")?
         .query_map([], read_instance)?
         .collect::<Result<_, _>>()?;
     let entries = c
@@ -269,6 +297,10 @@ fn damaged(column: usize, kind: Type, error: impl Into<Box<dyn std::error::Error
 fn read_instance(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
     let name = |column: usize| Name::new(row.get::<_, String>(column)?).map_err(|e| damaged(column, Type::Text, e));
     let word: String = row.get(5)?;
+    let more = match row.get::<_, Option<Vec<u8>>>(6)? {
+        Some(cbor) => wire::decode(&cbor).map_err(|e| damaged(6, Type::Blob, e))?,
+        None => More::default(),
+    };
     Ok(InstanceRow {
         id: WorkloadId {
             application: name(0)?,
@@ -278,6 +310,11 @@ fn read_instance(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
         spec: Digest(row.get(3)?),
         failures: row.get(4)?,
         phase: phase_of(&word).ok_or_else(|| damaged(5, Type::Text, format!("{word:?} is not a phase")))?,
+        ok: more.ok,
+        leases: more.leases,
+        fired_s: more.fired_s,
+        good: more.good,
+        bad: more.bad,
     })
 }
 

@@ -232,11 +232,10 @@ mod tests {
             if known {
                 let phase = Phase::Active;
                 self.rows.push(InstanceRow {
-                    id: id.workload,
                     attempt,
                     spec,
-                    failures: 0,
                     phase,
+                    ..InstanceRow::new(id.workload)
                 });
             }
             path

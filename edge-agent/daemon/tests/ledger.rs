@@ -61,11 +61,16 @@ fn op() -> impl Strategy<Value = Op> {
         (workload(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), phase).prop_map(
             |(id, attempt, spec, failures, phase)| {
                 Op::PutInstance(InstanceRow {
-                    id,
                     attempt,
                     spec: Digest(spec),
                     failures,
                     phase,
+                    ok: failures % 2 == 0,
+                    leases: vec![format!("npu{attempt}")],
+                    fired_s: u64::from(attempt) << 32,
+                    good: None,
+                    bad: (failures > 3).then_some(Digest(spec)),
+                    ..InstanceRow::new(id)
                 })
             }
         ),

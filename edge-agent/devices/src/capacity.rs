@@ -1,13 +1,13 @@
 //! How much memory and CPU the node has for workloads.
 //!
-//! Memory: `MemTotal`, or the lowest limit of the control groups above this process. CPU: the CPUs that this process may
-//! run on, or the lowest CPU quota of those groups.
+//! Memory: `MemTotal`, or the lowest limit of the control groups above this process. CPU: the CPUs that this process
+//! may run on, or the lowest CPU quota of those groups.
 //!
-//! Of the memory, the system and the agent keep a tenth, at least [`RESERVE_MIN`] and at most [`RESERVE_MAX`], but never
-//! more than half of all. In figures: of 128 MiB workloads get 64, of 256 MiB 192, of 512 MiB 448, of 1 GiB 922 MiB, of
-//! 4 GiB 3.6, of 16 GiB 15. 64 MiB is what a small Debian or Yocto system without desktop and the agent need; what grows
-//! with the machine beyond that is page tables and caches. CPU can be shared out moment by moment, so nothing of it is
-//! kept unless it is configured: a node with one core admits a workload that asks for a whole core.
+//! Of the memory, the system and the agent keep a tenth, at least [`RESERVE_MIN`] and at most [`RESERVE_MAX`], but
+//! never more than half of all. In figures: of 128 MiB workloads get 64, of 256 MiB 192, of 512 MiB 448, of 1 GiB
+//! 921 MiB, of 4 GiB 3.6, of 16 GiB 15. 64 MiB is what a small Debian or Yocto system without desktop and the agent
+//! need; what grows with the machine beyond that is page tables and caches. CPU can be shared out moment by moment, so
+//! nothing of it is kept unless it is configured: a node with one core admits a workload that asks for a whole core.
 
 use std::io;
 use std::path::Path;

@@ -54,8 +54,8 @@ impl Groups {
         }
     }
 
-    /// The same without the lowest group: for an agent that sits in a group of its own, limited for itself alone, beside
-    /// the groups of its workloads.
+    /// The same without the lowest group: for an agent that sits in a group of its own, limited for itself alone,
+    /// beside the groups of its workloads.
     #[must_use]
     pub fn parent(&self) -> Self {
         let above = |h: &Hierarchy| Hierarchy {

@@ -53,8 +53,8 @@ pub enum DeviceError {
     },
     /// A name that manifests cannot use.
     #[error(
-        "devices: name {name:?} is not valid: use 1 to 63 lower-case letters, digits and `-`, beginning and ending with \
-         a letter or digit"
+        "devices: name {name:?} is not valid: use 1 to 63 lower-case letters, digits and `-`, beginning and ending \
+         with a letter or digit"
     )]
     Name {
         /// The name.

@@ -49,8 +49,8 @@ pub struct Pressure {
 pub enum PressureError {
     /// The kernel does not measure it.
     #[error(
-        "{path} is not there: the kernel measures no pressure (without CONFIG_PSI, or started without psi=1), so nothing is \
-         shed for pressure", path = path.display()
+        "{path} is not there: the kernel measures no pressure (without CONFIG_PSI, or started without psi=1), so \
+         nothing is shed for pressure", path = path.display()
     )]
     Absent {
         /// The file.
@@ -187,8 +187,8 @@ pub enum StallKind {
 }
 
 /// Tells when tasks stalled for longer than a limit within a window. Its descriptor becomes readable as priority data
-/// (`POLLPRI`; in tokio an `AsyncFd` with `Interest::PRIORITY`), at most once per window, and the kernel forgets it when
-/// it is dropped.
+/// (`POLLPRI`; in tokio an `AsyncFd` with `Interest::PRIORITY`), at most once per window, and the kernel forgets it
+/// when it is dropped.
 #[derive(Debug)]
 pub struct Trigger {
     file: File,

@@ -83,6 +83,17 @@ pub struct WorkloadInfo {
     pub since_ms: u64,
 }
 
+/// One artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactInfo {
+    /// Its digest.
+    pub digest: cnova_shared::ids::Digest,
+    /// Its size.
+    pub size: u64,
+    /// Workloads and twins that refer to it.
+    pub used_by: Vec<String>,
+}
+
 /// One application.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApplicationInfo {

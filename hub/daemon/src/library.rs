@@ -18,6 +18,7 @@ pub struct Library {
     next: AtomicU64,
     importing: Mutex<()>,
     known: Mutex<BTreeSet<Digest>>,
+    asked_for: Mutex<BTreeSet<Digest>>,
 }
 
 /// Why there is no library.
@@ -77,6 +78,7 @@ impl Library {
             next: AtomicU64::new(0),
             importing: Mutex::default(),
             known: Mutex::default(),
+            asked_for: Mutex::default(),
         })
     }
 
@@ -114,10 +116,20 @@ impl Library {
         self.known().insert(digest);
     }
 
-    /// Removes artifacts that the database no longer names.
+    /// Somebody was told that this artifact is there, and may name it in a manifest next.
+    pub fn promise(&self, digest: Digest) {
+        self.asked_for.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+    }
+
+    /// What was promised since the last call.
+    #[must_use]
+    pub fn take_promised(&self) -> BTreeSet<Digest> {
+        std::mem::take(&mut self.asked_for.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Removes artifacts that the database no longer names. After a crash in between, their files stay until the same
+    /// bytes are uploaded again.
     pub fn remove(&self, digests: &BTreeSet<Digest>) {
-        // An upload of the same bytes must not find its file gone when it is told that it is there.
-        let _one_at_a_time = self.importing.lock().unwrap_or_else(PoisonError::into_inner);
         for digest in digests.iter().filter(|d| self.artifacts.has(d)) {
             self.known().remove(digest);
             if let Err(error) = self.artifacts.remove(digest) {

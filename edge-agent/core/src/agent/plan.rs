@@ -77,7 +77,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn missing(&self, machine: &Machine) -> Option<String> {
+    pub(crate) fn missing(&self, machine: &Machine) -> Option<String> {
         let w = machine.target()?;
         let a = artifacts_of(w).find(|a| !self.artifacts.contains(&a.digest))?;
         Some(match self.fetches.problem(&a.digest) {
@@ -87,7 +87,7 @@ impl Agent {
     }
 
     /// Whether a workload fits beside everything that may still be running.
-    pub(super) fn fits(&self, machine: &Machine) -> bool {
+    pub(crate) fn fits(&self, machine: &Machine) -> bool {
         let Some(w) = machine.target() else { return true };
         let (memory, cpu) = self
             .machines

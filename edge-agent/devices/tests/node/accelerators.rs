@@ -290,7 +290,8 @@ fn what_cannot_be_used_says_why() {
         .map(|a| a.unusable.unwrap().to_string())
         .collect();
     let expected = [
-        "its driver intel_vpu made no /dev/accel/accel*: read the kernel's log for why it failed (often missing firmware)",
+        "its driver intel_vpu made no /dev/accel/accel*: read the kernel's log for why it failed (often missing \
+         firmware)",
         "no driver is bound to it: load or install hailo_pci (package hailort-pcie-driver)",
         "its driver amdgpu made no /dev/dri/renderD*: read the kernel's log for why it failed (often missing firmware)",
     ];

@@ -1,5 +1,5 @@
 //! Which system calls a container may make: a list of what ordinary servers and tools use, plus what the manifest
-//! grants. Everything else fails with EPERM, or with ENOSYS where programs probe for a newer call and fall back.
+//! grants. Everything else fails: with EPERM where it is refused, with ENOSYS where it is as if the kernel did not have it.
 
 use std::collections::BTreeSet;
 
@@ -42,7 +42,7 @@ const EVENTS: &str = "clock_getres clock_getres_time64 clock_gettime clock_getti
     pselect6_time64 select _newselect signalfd signalfd4 timer_create timer_delete timer_getoverrun timer_gettime \
     timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime \
     timerfd_settime64 sysinfo uname io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit";
-/// Sockets of the families that the filter below lets through.
+/// Sockets, once they are made.
 const SOCKETS: &str = "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg \
     recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair";
 /// Memory, queues and semaphores shared between processes of the container.
@@ -50,19 +50,23 @@ const IPC: &str = "ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedr
     mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat \
     shmctl shmdt shmget";
 
-/// Calls whose absence programs expect of an older kernel, and which reach too far to be given to everybody.
-const ABSENT: &str = "clone3 io_uring_setup io_uring_enter io_uring_register rseq_slice_yield statmount listmount";
+/// Calls that a container has no business with: they are refused, where a call that is only unknown is absent.
+const REFUSED: &str = "acct add_key bpf chroot clock_adjtime clock_settime create_module delete_module finit_module fsconfig \
+    fsmount fsopen fspick get_mempolicy init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie mbind \
+    migrate_pages mount mount_setattr move_mount move_pages name_to_handle_at nfsservctl open_by_handle_at open_tree \
+    perf_event_open pidfd_getfd pivot_root process_madvise process_vm_readv process_vm_writev ptrace query_module quotactl \
+    quotactl_fd reboot request_key set_mempolicy sethostname setdomainname setns settimeofday stime swapoff swapon syslog \
+    umount umount2 unshare uselib userfaultfd vhangup vm86 vm86old";
 
-/// A socket family that is not for ordinary workloads: kernel crypto, and virtual machine sockets.
-const FAMILIES_DENIED: [u64; 2] = [libc::AF_ALG as u64, libc::AF_VSOCK as u64];
+/// Families of sockets: local, IPv4, IPv6, netlink and, for who has the capability, packets. Not among them are the
+/// kernel's cryptography and virtual machine sockets.
+const FAMILIES: [u64; 5] = [1, 2, 10, 16, 17];
 /// Flags of `clone` that make a namespace.
 const NAMESPACES: u64 = 0x7e02_0080;
-/// `ioctl` that puts characters into a terminal's input.
-const TIOCSTI: u64 = 0x5412;
-/// `ioctl` that does the same on a Linux console.
-const TIOCLINUX: u64 = 0x541c;
 /// `personality` as programs use it: the default, 32 bit, without randomisation, and asking.
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+/// The kernel reads these arguments as 32 bit numbers, whatever is in the upper half.
+const LOWER_HALF: u64 = 0xffff_ffff;
 
 /// Whether a name is one of a system call here.
 pub(crate) fn is_system_call(name: &str) -> bool {
@@ -70,18 +74,14 @@ pub(crate) fn is_system_call(name: &str) -> bool {
     plain && name.len() <= 64
 }
 
-/// The default profile and what the manifest grants.
+/// The default profile and what the manifest grants. What it does not know is absent (ENOSYS), as on an older kernel, so
+/// that programs fall back: `clone3`, whose flags no filter can see, and io_uring among them.
 pub(crate) fn profile(granted: &BTreeSet<String>) -> Result<LinuxSeccomp, OciSpecError> {
-    let lists = [FILES, MEMORY, PROCESSES, EVENTS, SOCKETS, IPC];
-    let mut allowed: BTreeSet<String> = lists
-        .iter()
-        .flat_map(|list| list.split_whitespace())
-        .map(str::to_owned)
-        .collect();
-    // What has a condition of its own is not allowed without it, unless granted.
-    allowed.remove("ioctl");
-    allowed.extend(granted.iter().cloned());
-    let absent: Vec<String> = ABSENT
+    let mut allowed = granted.clone();
+    for list in [FILES, MEMORY, PROCESSES, EVENTS, SOCKETS, IPC] {
+        allowed.extend(list.split_whitespace().map(str::to_owned));
+    }
+    let refused: Vec<String> = REFUSED
         .split_whitespace()
         .filter(|name| !granted.contains(*name))
         .map(str::to_owned)
@@ -92,63 +92,44 @@ pub(crate) fn profile(granted: &BTreeSet<String>) -> Result<LinuxSeccomp, OciSpe
             .action(LinuxSeccompAction::ScmpActAllow)
             .build()?,
         LinuxSyscallBuilder::default()
-            .names(absent)
+            .names(refused)
             .action(LinuxSeccompAction::ScmpActErrno)
-            .errno_ret(libc::ENOSYS.unsigned_abs())
+            .errno_ret(libc::EPERM.unsigned_abs())
             .build()?,
     ];
     if !granted.contains("clone") {
-        rules.push(conditional("clone", &[(0, LinuxSeccompOperator::ScmpCmpMaskedEq, NAMESPACES, Some(0))])?);
-    }
-    if !granted.contains("ioctl") {
-        let not = LinuxSeccompOperator::ScmpCmpNe;
-        // The kernel looks at the lower half only.
-        let masked = |value| (1, LinuxSeccompOperator::ScmpCmpMaskedEq, 0xffff_ffff, Some(value));
-        let _ = masked;
-        rules.push(conditional("ioctl", &[(1, LinuxSeccompOperator::ScmpCmpLt, TIOCSTI, None)])?);
-        rules.push(conditional("ioctl", &[(1, LinuxSeccompOperator::ScmpCmpGt, TIOCLINUX, None)])?);
-        for request in TIOCSTI + 1..TIOCLINUX {
-            rules.push(conditional("ioctl", &[(1, LinuxSeccompOperator::ScmpCmpEq, request, None)])?);
-        }
-        let _ = not;
+        rules.push(masked("clone", NAMESPACES, 0)?);
     }
     if !granted.contains("socket") {
-        let family = |value| (0, LinuxSeccompOperator::ScmpCmpEq, value, None);
-        for value in (1..=45).filter(|value| !FAMILIES_DENIED.contains(value)) {
-            rules.push(conditional("socket", &[family(value)])?);
+        for family in FAMILIES {
+            rules.push(masked("socket", LOWER_HALF, family)?);
         }
     }
     if !granted.contains("personality") {
         for value in PERSONALITIES {
-            rules.push(conditional("personality", &[(0, LinuxSeccompOperator::ScmpCmpEq, value, None)])?);
+            rules.push(masked("personality", LOWER_HALF, value)?);
         }
     }
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
-        .default_errno_ret(libc::EPERM.unsigned_abs())
+        .default_errno_ret(libc::ENOSYS.unsigned_abs())
         .architectures(architectures())
         .syscalls(rules)
         .build()
 }
 
-type Condition = (usize, LinuxSeccompOperator, u64, Option<u64>);
-
-fn conditional(name: &str, conditions: &[Condition]) -> Result<LinuxSyscall, OciSpecError> {
-    let mut arguments = Vec::new();
-    for (index, operator, value, second) in conditions {
-        let mut argument = LinuxSeccompArgBuilder::default()
-            .index(*index)
-            .op(*operator)
-            .value(*value);
-        if let Some(second) = second {
-            argument = argument.value_two(*second);
-        }
-        arguments.push(argument.build()?);
-    }
+/// Allows a call whose first argument has this value under this mask.
+fn masked(name: &str, mask: u64, value: u64) -> Result<LinuxSyscall, OciSpecError> {
+    let argument = LinuxSeccompArgBuilder::default()
+        .index(0usize)
+        .op(LinuxSeccompOperator::ScmpCmpMaskedEq)
+        .value(mask)
+        .value_two(value)
+        .build()?;
     LinuxSyscallBuilder::default()
         .names(vec![name.to_owned()])
         .action(LinuxSeccompAction::ScmpActAllow)
-        .args(arguments)
+        .args(vec![argument])
         .build()
 }
 

@@ -101,8 +101,7 @@ fn load_program(loaded: &mut Loaded, wanted: &Wanted) -> Result<(), String> {
 fn attach_program(loaded: &Loaded, wanted: &Wanted, place: Place) -> Result<(OwnedFd, OwnedFd), String> {
     let failed = |what: &dyn std::fmt::Display| format!("program `{}`: {what}", wanted.name);
     let program = loaded.program(&wanted.name).ok_or_else(|| failed(&"is gone"))?;
-    let egress =
-        matches!(program, Program::CgroupSkb(p) if *p.expected_attach_type() == Some(CgroupSkbAttachType::Egress));
+    let egress = matches!(program, Program::CgroupSkb(p) if matches!(p.expected_attach_type(), Some(CgroupSkbAttachType::Egress)));
     let fd = program.fd().map_err(|e| failed(&e))?;
     let own = fd.as_fd().try_clone_to_owned().map_err(|e| failed(&e))?;
     let link = place

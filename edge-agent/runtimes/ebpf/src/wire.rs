@@ -53,7 +53,7 @@ pub fn hear<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<(T, Vec<
 ///
 /// # Errors
 /// What the kernel answers.
-pub fn answer<T: Serialize>(stream: &mut UnixStream, answer: &Answer<T>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn answer<T: Serialize>(mut stream: &UnixStream, answer: &Answer<T>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let text = serde_json::to_vec(answer)?;
     let length = u64::try_from(text.len()).unwrap_or(u64::MAX).to_ne_bytes();
     if fds.is_empty() {

@@ -62,9 +62,9 @@ fn serve<T: Serialize>(work: impl FnOnce(&mut UnixStream) -> Result<(T, Vec<Owne
     let sent = match work(&mut stream) {
         Ok((done, fds)) => {
             let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-            wire::answer(&mut stream, &Answer::Done(done), &borrowed)
+            wire::answer(&stream, &Answer::Done(done), &borrowed)
         }
-        Err(why) => wire::answer(&mut stream, &Answer::<()>::Refused(why), &[]),
+        Err(why) => wire::answer(&stream, &Answer::<()>::Refused(why), &[]),
     };
     match sent {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,10 +74,8 @@ fn serve<T: Serialize>(work: impl FnOnce(&mut UnixStream) -> Result<(T, Vec<Owne
 }
 
 fn report_panic(stream: &UnixStream, info: &PanicHookInfo<'_>) {
-    if let Ok(mut stream) = stream.try_clone() {
-        let why = format!("the object is damaged: its parser gave up ({info})");
-        let _ = wire::answer(&mut stream, &Answer::<()>::Refused(why), &[]);
-    }
+    let why = format!("the object is damaged: its parser gave up ({info})");
+    let _ = wire::answer(stream, &Answer::<()>::Refused(why), &[]);
     // SAFETY: ends the process at once; nothing of it is used afterwards.
     unsafe { libc::_exit(STATUS_PANIC) }
 }

@@ -1,6 +1,7 @@
 //! Artifacts: uploaded, looked into, used, and at last removed.
 
 use super::*;
+use crate::views::ArtifactInfo;
 
 /// Failures that are kept to be told; more than that many artifacts do not fail at once.
 const FAILURES_KEPT: usize = 1024;
@@ -89,6 +90,49 @@ impl Hub {
         }
         let used = self.used();
         self.artifacts.keys().filter(|d| !used.contains(d)).copied().collect()
+    }
+
+    /// All artifacts, and what uses each.
+    #[must_use]
+    pub fn artifacts(&self) -> Vec<ArtifactInfo> {
+        let mut users: BTreeMap<Digest, BTreeSet<String>> = BTreeMap::new();
+        let mut add = |digest: Option<Digest>, user: String| {
+            if let Some(digest) = digest {
+                users.entry(digest).or_default().insert(user);
+            }
+        };
+        for (name, app) in &self.apps {
+            for def in &app.placement.manifest().application().workloads {
+                let id = format!("{name}/{}", def.name);
+                let read = |a: &cndl::ArtifactRef| a.digest().and_then(|d| d.parse::<Digest>().ok());
+                let source = read(&def.artifact);
+                add(source, id.clone());
+                for file in &def.files {
+                    add(read(&file.artifact), format!("{id} {}", file.path));
+                }
+                for (_, parts) in self.inspected.iter().filter(|(k, _)| Some(k.digest) == source) {
+                    parts.iter().flatten().for_each(|p| add(Some(p.digest), format!("{id} (part)")));
+                }
+                for (key, artifact) in self.compiled.iter().filter(|(k, _)| Some(k.source) == source) {
+                    add(Some(artifact.digest), format!("{id} (for {})", key.target));
+                }
+            }
+        }
+        for (node, workloads) in &self.composed {
+            for w in workloads {
+                let parts = w.parts.iter().chain(w.files.iter().map(|f| &f.artifact));
+                let all = std::iter::once(w.source).chain(std::iter::once(w.artifact.digest));
+                for digest in all.chain(parts.map(|p| p.digest)) {
+                    add(Some(digest), format!("the twin of {node}"));
+                }
+            }
+        }
+        let info = |(digest, size): (&Digest, &u64)| ArtifactInfo {
+            digest: *digest,
+            size: *size,
+            used_by: users.get(digest).into_iter().flatten().cloned().collect(),
+        };
+        self.artifacts.iter().map(info).collect()
     }
 
     pub(super) fn on_collect(&mut self, digests: &BTreeSet<Digest>) {

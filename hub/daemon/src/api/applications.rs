@@ -10,12 +10,14 @@ use axum::{Extension, Json};
 use cnova_hub_core::cndl::{self, ManifestErrors};
 use cnova_hub_core::policy::{AdmissionContext, AdmittedManifest, PolicyDenied};
 use cnova_hub_core::{Hub, Outcome};
-use cnova_shared::ids::{Digest, Name};
+use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::limits;
+use cnova_shared::wire::v1::Body;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::operations::LIMIT_MAX;
 use super::plan::{Fleet, plan};
 use super::{App, declared_length, parse, query, read_body};
 use crate::event_loop::Change;
@@ -24,6 +26,11 @@ use crate::tokens::Caller;
 
 /// Largest body of an apply: a manifest of the largest size, escaped as JSON, and its artifacts.
 const APPLY_BYTES: usize = 4 << 20;
+
+/// Most nodes of an explanation whose history is looked up.
+const HISTORIES: usize = 16;
+/// Most entries of one node's history in an explanation.
+const HISTORY_ENTRIES: usize = 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -211,6 +218,52 @@ pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Res
     found
         .map(|a| Json(a).into_response())
         .ok_or_else(|| ApiError::not_found(&format!("application {name}")))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExplainQuery {
+    node: Option<String>,
+}
+
+pub(super) async fn explain(
+    State(app): State<App>,
+    Path((application, workload)): Path<(String, String)>,
+    asked: Result<Query<ExplainQuery>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let id = WorkloadId {
+        application: parse(&application)?,
+        name: parse(&workload)?,
+    };
+    let only: Option<NodeId> = query(asked)?.node.as_deref().map(parse).transpose()?;
+    let wanted = id.clone();
+    let found = app.hub.query(move |hub| hub.explain(&wanted)).await?;
+    let mut found = found.ok_or_else(|| ApiError::not_found(&format!("workload {id}; see /v1/applications")))?;
+    if let Some(node) = only {
+        found.nodes.retain(|n| n.node == node);
+        found.not.retain(|n, _| *n == node.as_str());
+        if found.nodes.is_empty() && found.not.is_empty() {
+            return Err(ApiError::not_found(&format!("node {node}")));
+        }
+    }
+    let mut histories = BTreeMap::new();
+    for node in found.nodes.iter().take(HISTORIES) {
+        let entries = app.store.history(node.node.clone(), LIMIT_MAX).await?;
+        let said = entries.into_iter().filter(|e| is_about(&e.body, &id)).take(HISTORY_ENTRIES);
+        histories.insert(node.node.clone(), said.collect::<Vec<_>>());
+    }
+    let mut value = serde_json::to_value(found).unwrap_or_default();
+    value["as_of_ms"] = json!(app.clock.now().wall_ms);
+    value["history"] = json!(histories);
+    Ok(Json(value))
+}
+
+fn is_about(body: &Body, id: &WorkloadId) -> bool {
+    match body {
+        Body::Workload(w) => w.id == *id,
+        Body::Gone { id: gone } => gone == id,
+        _ => false,
+    }
 }
 
 pub(super) async fn delete(

@@ -1,5 +1,6 @@
 //! Uploads: streamed to the disk, never held in memory.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::BodyDataStream;
@@ -7,11 +8,12 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use cnova_hub_core::Hub;
 use cnova_shared::ids::Digest;
 use cnova_shared::limits;
 use futures_util::StreamExt;
 use ring::digest::{Context, SHA256};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::sync::SemaphorePermit;
@@ -63,6 +65,15 @@ pub(super) async fn upload(
         detail: format!("{size} bytes"),
     };
     app.hub.uploaded(found, size, draft).await?;
+    if !app.library.artifacts().has(&found) {
+        // It lay there unused, and was collected in the same moment.
+        return Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "the artifact was being removed: upload it again",
+        ));
+    }
+    app.library.promise(found);
     app.library.learn(found);
     let status = if was_there { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(json!({"digest": found, "size": size}))).into_response())
@@ -132,8 +143,45 @@ async fn receive(frames: &mut BodyDataStream, draft: &Draft) -> Result<(Digest, 
 pub(super) async fn head(State(app): State<App>, Path(digest): Path<String>) -> Result<StatusCode, ApiError> {
     let digest: Digest = parse(&digest)?;
     if app.library.knows(&digest) {
+        app.library.promise(digest);
         Ok(StatusCode::OK)
     } else {
         Err(ApiError::not_found(&format!("artifact {digest}")))
     }
+}
+
+pub(super) async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    let artifacts = app.hub.query(Hub::artifacts).await?;
+    Ok(Json(json!({"artifacts": artifacts})))
+}
+
+/// Removes everything that nothing uses, however short a time ago it came.
+pub(super) async fn collect(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Value>, ApiError> {
+    let sizes = |hub: &Hub| {
+        let unused = hub.unused_artifacts();
+        let all = hub.artifacts().into_iter().map(|a| (a.digest, a.size));
+        all.filter(|(d, _)| unused.contains(d)).collect::<BTreeMap<Digest, u64>>()
+    };
+    let unused = app.hub.query(sizes).await?;
+    app.hub.collect(unused.keys().copied().collect())?;
+    // What somebody began to use meanwhile has stayed.
+    let left = app.hub.query(sizes).await?;
+    let gone: Vec<(&Digest, &u64)> = unused.iter().filter(|(d, _)| !left.contains_key(d)).collect();
+    let bytes: u64 = gone.iter().map(|(_, size)| **size).sum();
+    if !gone.is_empty() {
+        let draft = audit::Draft {
+            at_ms: app.clock.now().wall_ms,
+            user: caller.name,
+            action: "collect",
+            object: "artifacts".to_owned(),
+            outcome: "done",
+            detail: format!("{} removed, {bytes} bytes", gone.len()),
+        };
+        app.hub.audit(draft).await?;
+    }
+    let digests: Vec<&Digest> = gone.into_iter().map(|(d, _)| d).collect();
+    Ok(Json(json!({"removed": digests, "bytes": bytes})))
 }

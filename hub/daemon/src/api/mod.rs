@@ -96,11 +96,14 @@ pub fn router(app: App) -> Router {
 fn route(id: Id) -> MethodRouter<App> {
     match id {
         Id::UploadArtifact => post(artifacts::upload),
+        Id::ListArtifacts => get(artifacts::list),
+        Id::CollectArtifacts => post(artifacts::collect),
         Id::HeadArtifact => head(artifacts::head),
         Id::Apply => post(applications::apply),
         Id::ListApplications => get(applications::list),
         Id::GetApplication => get(applications::get),
         Id::DeleteApplication => delete(applications::delete),
+        Id::Explain => get(applications::explain),
         Id::GetTimeline => get(applications::timeline),
         Id::ListNodes => get(fleet::nodes),
         Id::GetNode => get(fleet::node),

@@ -24,11 +24,14 @@ pub const LINES: u32 = 100;
 #[allow(missing_docs)]
 pub enum Id {
     UploadArtifact,
+    ListArtifacts,
+    CollectArtifacts,
     HeadArtifact,
     Apply,
     ListApplications,
     GetApplication,
     DeleteApplication,
+    Explain,
     GetTimeline,
     ListNodes,
     GetNode,
@@ -183,6 +186,25 @@ pub const OPERATIONS: &[Operation] = &[
         ],
     },
     Operation {
+        id: Id::ListArtifacts,
+        name: "listArtifacts",
+        path: "/v1/artifacts",
+        summary: "All artifacts, uploaded and compiled, and what uses each.",
+        answers: &[(200, "They.", &[json("Artifacts")])],
+        ..BASE
+    },
+    Operation {
+        id: Id::CollectArtifacts,
+        name: "collectArtifacts",
+        method: "post",
+        path: "/v1/artifacts/collect",
+        summary: "Remove all artifacts that nothing uses. The hub does so by itself with those unused for long enough.",
+        access: OPERATOR,
+        answers: &[(200, "What was removed.", &[json("Collected")])],
+        errors: &[(507, "The hub cannot write its store.")],
+        ..BASE
+    },
+    Operation {
         id: Id::HeadArtifact,
         name: "headArtifact",
         method: "head",
@@ -250,6 +272,25 @@ pub const OPERATIONS: &[Operation] = &[
             (404, "There is none."),
             (507, "The hub cannot write its store."),
         ],
+        ..BASE
+    },
+    Operation {
+        id: Id::Explain,
+        name: "explainWorkload",
+        path: "/v1/applications/{name}/workloads/{workload}/explanation",
+        summary: "Why a workload runs where it does, why not elsewhere, and what can be done.",
+        parameters: &[
+            NAME,
+            WORKLOAD[2],
+            Parameter {
+                name: "node",
+                place: "query",
+                description: "Only this node.",
+                schema: r#"{"type":"string"}"#,
+            },
+        ],
+        answers: &[(200, "The explanation.", &[json("Explanation")])],
+        errors: &[(400, "Not a name."), (404, "There is none.")],
         ..BASE
     },
     Operation {

@@ -40,7 +40,7 @@ fn millis(whose: &str) -> Value {
 #[must_use]
 pub(super) fn schemas() -> Value {
     let mut all = json!({});
-    for part in [errors_and_artifacts(), applications(), nodes(), records()] {
+    for part in [errors_and_artifacts(), applications(), explanation(), nodes(), records()] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
             all.extend(part);
         }
@@ -66,6 +66,13 @@ fn errors_and_artifacts() -> Value {
             "hint": {"type": ["string", "null"]},
         }), &[]),
         "Artifact": object(json!({"digest": string(), "size": number()}), &[]),
+        "Artifacts": object(json!({"artifacts": list("StoredArtifact")}), &[]),
+        "StoredArtifact": object(json!({
+            "digest": string(),
+            "size": number(),
+            "used_by": {"type": "array", "items": string(), "description": "Nothing in it: it is collected at some time."},
+        }), &[]),
+        "Collected": object(json!({"removed": {"type": "array", "items": string()}, "bytes": number()}), &[]),
         "Health": object(json!({"status": {"const": "ok"}, "node": string(), "version": string()}), &[]),
         "OpenApi": {"type": "object"},
     })
@@ -98,7 +105,11 @@ fn applications() -> Value {
             "changed": {"type": "boolean"},
             "placed": map_of(json!({"type": "array", "items": string()})),
             "unplaced": unplaced,
-        }), &[]),
+            "uploads": {
+                "type": "array", "items": string(),
+                "description": "Of a dry run: what would have to be uploaded first.",
+            },
+        }), &["uploads"]),
         "Deleted": object(json!({"result": {"const": "deleted"}, "name": string()}), &[]),
         "Applications": object(json!({"applications": list("ApplicationSummary")}), &[]),
         "ApplicationSummary": object(json!({
@@ -139,6 +150,49 @@ fn applications() -> Value {
     })
 }
 
+fn explanation() -> Value {
+    let texts = || json!({"type": "array", "items": string()});
+    let reported = object(
+        json!({
+            "state": string(), "reason": string(), "generation": number(), "attempt": number(),
+            "since_ms": millis("node"), "received_ms": millis("hub"),
+        }),
+        &[],
+    );
+    json!({
+        "Explanation": object(json!({
+            "application": string(),
+            "workload": string(),
+            "generation": number(),
+            "runtime": string(),
+            "verdict": text("The answer in one sentence."),
+            "artifacts": {"type": "array", "items": object(json!({
+                "what": string(), "digest": {"type": ["string", "null"]}, "size": {"type": ["integer", "null"]},
+                "state": text("`there`, `missing`, `in work`, or `failed: WHY`."),
+            }), &[])},
+            "nodes": list("NodeExplanation"),
+            "not": {"type": "object", "additionalProperties": string(), "description": "Why not, for every other node."},
+            "next": texts(),
+            "timeline": list("Stage"),
+            "history": map_of(list("HistoryEntry")),
+            "as_of_ms": millis("hub"),
+        }), &[]),
+        "NodeExplanation": object(json!({
+            "node": string(),
+            "placed": {"type": "boolean"},
+            "because": text("Why it stands as it does."),
+            "link": {"enum": ["connected", "disconnected", "unknown"]},
+            "heard_ms": millis("hub"),
+            "twin_asked": string(),
+            "twin_held": string(),
+            "reported": {"anyOf": [{"type": "null"}, reported]},
+            "needs": texts(),
+            "next": texts(),
+            "timeline": list("Stage"),
+        }), &[]),
+    })
+}
+
 fn nodes() -> Value {
     let states = json!({"enum": [
         "waiting", "fetching", "starting", "running", "stopping", "finished", "failed", "crash-loop", "unknown",
@@ -158,7 +212,7 @@ fn nodes() -> Value {
             "heard_ms": millis("hub"),
             "software": string(),
             "labels": map_of(string()),
-            "capabilities": {"type": "object", "description": "r: runtimes, m: memory in bytes, c: CPU in thousandths of a core."},
+            "capabilities": {"type": "object", "description": "r: runtimes, m: memory in bytes, c: CPU in thousandths of a core, acc: accelerators, dev: devices."},
             "alarms": {"type": "array", "items": {"type": "object", "description": "c: a stable word, d: what to do."}},
             "refusals": {"type": "array", "items": object(json!({
                 "at_ms": millis("node"), "code": string(), "detail": string(),
@@ -216,7 +270,7 @@ fn records() -> Value {
             "seq": number(),
             "at_ms": millis("hub"),
             "user": string(),
-            "action": {"enum": ["apply", "delete", "upload"]},
+            "action": {"enum": ["apply", "collect", "delete", "upload"]},
             "object": string(),
             "outcome": {"enum": ["done", "unchanged", "refused", "denied"]},
             "detail": string(),
