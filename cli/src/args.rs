@@ -1,11 +1,15 @@
 //! The command line: every command, every flag, and the help that teaches them.
 
+mod keys;
+
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use cnova_shared::ids::{Name, NodeId, SitePath, WorkloadId};
+use cnova_shared::ids::{Name, NodeId, WorkloadId};
 
 use crate::output::{Format, Screen};
+
+pub(crate) use keys::{IssueArgs, Token, TokenArgs, Trust, TrustArgs};
 
 const ABOUT: &str = "\
 Deploy workloads to a fleet of small machines, watch them, and make the keys that the fleet trusts.
@@ -59,6 +63,16 @@ pub(crate) struct Global {
     /// How to print
     #[arg(long, short, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) output: Format,
+    /// The same as --output json
+    #[arg(long, global = true, conflicts_with = "output")]
+    pub(crate) json: bool,
+}
+
+impl Global {
+    /// How to print.
+    pub(crate) fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
 }
 
 /// What to do.
@@ -93,6 +107,23 @@ Examples:
   cnova describe workload vibration-watch/detector       # on every node
   cnova describe workload vibration-watch/detector@plc-14")]
     Describe(DescribeArgs),
+    /// Explain why a workload runs, or does not, on each node, and what can be done
+    #[command(after_long_help = "\
+Examples:
+  cnova explain workload vibration-watch/detector
+  cnova explain workload vibration-watch/detector --node plc-14
+  cnova explain workload vibration-watch/detector --json")]
+    Explain(ExplainArgs),
+    /// Import container images, list what the hub keeps, remove what nothing uses
+    #[command(after_long_help = "\
+An image is an OCI image layout: a folder, or a tar archive of one (skopeo copy ... oci-archive:FILE, buildah push ... \
+oci-archive:FILE, or docker save of Docker 25 or newer). Only what the hub does not have yet is uploaded.
+
+Examples:
+  cnova artifact import nginx.tar --platform linux/arm64
+  cnova artifact list
+  cnova artifact gc")]
+    Artifact(ArtifactArgs),
     /// Print the end of a workload's log
     #[command(after_long_help = "\
 The hub asks the node, so the node must be connected.
@@ -147,7 +178,7 @@ pub(crate) struct ApplyArgs {
     /// Follow until every placed node has reported, at most so many seconds (60 when none are given)
     #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "60", conflicts_with = "dry_run")]
     pub(crate) wait: Option<u64>,
-    /// Say what would happen, and change nothing that runs; files are uploaded only if the hub cannot plan without them
+    /// Say what would happen, and change nothing; no file is uploaded
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
@@ -259,6 +290,58 @@ impl std::str::FromStr for WorkloadRef {
     }
 }
 
+/// What `explain` takes.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    #[command(subcommand)]
+    pub(crate) what: Explain,
+}
+
+/// What can be explained in full.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Explain {
+    /// A workload: where it is placed and why, what each node has heard and says, and what can be done
+    #[command(after_long_help = "Example:\n  cnova explain workload vibration-watch/detector --node plc-14")]
+    Workload {
+        /// APP/NAME or APP/NAME@NODE
+        workload: WorkloadRef,
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<NodeId>,
+    },
+}
+
+/// What `artifact` takes.
+#[derive(Debug, Args)]
+pub(crate) struct ArtifactArgs {
+    #[command(subcommand)]
+    pub(crate) what: Artifact,
+}
+
+/// What can be done with artifacts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Artifact {
+    /// Upload a container image; prints the digest that a manifest names it by
+    #[command(after_long_help = "Example:\n  cnova artifact import nginx.tar --platform linux/arm64")]
+    Import {
+        /// An OCI image layout: a folder or a tar archive
+        #[arg(value_name = "IMAGE")]
+        image: PathBuf,
+        /// Of an image for several platforms, this one
+        #[arg(long, value_name = "OS/ARCH")]
+        platform: Option<String>,
+        /// Of several images, the one of this name
+        #[arg(long = "ref", value_name = "NAME")]
+        reference: Option<String>,
+    },
+    /// All artifacts that the hub keeps, and what uses each
+    #[command(after_long_help = "Example:\n  cnova artifact list -o json")]
+    List,
+    /// Remove, now, all artifacts that nothing uses; the hub does it by itself after a week
+    #[command(after_long_help = "Example:\n  cnova artifact gc")]
+    Gc,
+}
+
 /// What `logs` takes.
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
@@ -281,124 +364,6 @@ pub(crate) struct DeleteArgs {
     /// Do not ask
     #[arg(long, short)]
     pub(crate) yes: bool,
-}
-
-/// What `trust` takes.
-#[derive(Debug, Args)]
-pub(crate) struct TrustArgs {
-    #[command(subcommand)]
-    pub(crate) what: Trust,
-}
-
-/// What can be done with keys.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Trust {
-    /// Make root keys, the hub's signing key, the node CA and the first trust bundle
-    #[command(after_long_help = "\
-Nothing is ever overwritten. By default two of three root keys are needed, so that one can be lost or stolen.
-
-Example:
-  cnova trust init ./trust --tree acme --roots 3 --threshold 2")]
-    Init {
-        /// Where to put them; must not exist, or be empty
-        dir: PathBuf,
-        /// The tree's name, for the CA's subject
-        #[arg(long, default_value = "cnova")]
-        tree: Name,
-        /// How many root keys
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
-        roots: u32,
-        /// How many of them must sign a trust bundle [default: more than half]
-        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
-        threshold: Option<u32>,
-    },
-    /// Make a node's key and certificate
-    #[command(after_long_help = "\
-Example:
-  cnova trust issue plc-14 --site plant-7/line-2/plc-14 --dir ./trust --out ./image/etc/cnova/identity")]
-    Issue(IssueArgs),
-    /// Make a new signing key for the hub, and the trust bundle that announces it
-    #[command(after_long_help = "\
-The old key stays valid for --overlap-days: bring the new bundle to the nodes first, and give the hub the new key \
-when they have it.
-
-Example:
-  cnova trust rotate ./trust --overlap-days 30 --roots /media/usb/roots")]
-    Rotate {
-        /// The folder that `cnova trust init` made
-        dir: PathBuf,
-        /// How long the old key may still sign
-        #[arg(long, default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(0..=3650))]
-        overlap_days: u64,
-        /// Where the root keys are [default: DIR/roots]
-        #[arg(long, value_name = "FOLDER")]
-        roots: Option<PathBuf>,
-    },
-    /// Check and print a trust bundle
-    #[command(after_long_help = "Example:\n  cnova trust show ./trust/trust-bundle.cose")]
-    Show {
-        /// The bundle
-        file: PathBuf,
-    },
-}
-
-/// What `trust issue` takes.
-#[derive(Debug, Args)]
-pub(crate) struct IssueArgs {
-    /// The node's name
-    pub(crate) node: NodeId,
-    /// Where it hangs in the tree, such as plant-7/line-2/plc-14
-    #[arg(long, value_name = "PATH")]
-    pub(crate) site: SitePath,
-    /// The folder that `cnova trust init` made
-    #[arg(long)]
-    pub(crate) dir: PathBuf,
-    /// For how many days
-    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=3650))]
-    pub(crate) days: u64,
-    /// Where to put key, certificate and trust bundle [default: DIR/nodes/NODE]
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) out: Option<PathBuf>,
-}
-
-/// What `token` takes.
-#[derive(Debug, Args)]
-pub(crate) struct TokenArgs {
-    #[command(subcommand)]
-    pub(crate) what: Token,
-}
-
-/// What can be done with tokens.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Token {
-    /// Make a token: print it once, and add its hash to the hub's token file
-    #[command(after_long_help = "\
-Only the token goes to standard output; the file holds its SHA-256, from which it cannot be had back.
-
-Example:
-  cnova token new --name ci --role operator --tokens /etc/cnova/tokens.toml > ci.token")]
-    New {
-        /// Who will use it
-        #[arg(long)]
-        name: Name,
-        /// What it may do
-        #[arg(long, value_enum)]
-        role: Role,
-        /// The hub's token file
-        #[arg(long, default_value = "tokens.toml", value_name = "FILE")]
-        tokens: PathBuf,
-    },
-}
-
-/// What a token's holder may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Role {
-    /// Everything
-    Admin,
-    /// Deploy, delete and look
-    Operator,
-    /// Look
-    Viewer,
 }
 
 /// Shells that completions are made for.

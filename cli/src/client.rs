@@ -247,6 +247,18 @@ impl Hub {
         self.accepted(&request, response).map(|_| ())
     }
 
+    /// Uploads `size` bytes that are read somewhere; the hub checks that they have this digest.
+    pub(crate) fn upload_from(&self, digest: &Digest, size: u64, mut bytes: impl Read) -> Result<(), HubError> {
+        let request = format!("POST {} of {}", routes::ARTIFACTS, digest.short());
+        let response = self
+            .with_token(self.agent.post(self.at(routes::ARTIFACTS)))
+            .header("x-cnova-digest", digest.to_string())
+            .header("content-type", "application/octet-stream")
+            .header("content-length", size.to_string())
+            .send(ureq::SendBody::from_reader(&mut bytes));
+        self.accepted(&request, response).map(|_| ())
+    }
+
     fn at(&self, path: &str) -> String {
         format!("{}{path}", self.url)
     }

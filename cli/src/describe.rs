@@ -122,6 +122,12 @@ fn print_node(n: &NodeInfo, screen: &mut Screen<'_>) -> io::Result<()> {
             ),
         )?;
     }
+    for a in &n.capabilities.accelerators {
+        field(screen, "Accelerator", &format!("{} ({}, {})", a.id, a.class, a.kind))?;
+    }
+    if !n.capabilities.devices.is_empty() {
+        field(screen, "Devices", &n.capabilities.devices.join(", "))?;
+    }
     heading(screen, "Alarms:")?;
     for a in &n.alarms {
         screen.line(&format!("  {}: {}", a.code, a.detail))?;

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::apply::ApplyError;
+use crate::artifact::ImportError;
 use crate::client::HubError;
 use crate::delete::DeleteError;
 use crate::get::GetError;
@@ -26,6 +27,8 @@ pub(crate) enum Failure {
     Hub(#[from] HubError),
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
     #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
@@ -54,6 +57,11 @@ impl Failure {
             Self::Get(GetError::Hub(e)) | Self::Logs(LogsError::Hub(e)) | Self::Delete(DeleteError::Hub(e)) => {
                 hub_code(e)
             }
+            Self::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })
+            | Self::Apply(ApplyError::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })) => {
+                hub_code(e)
+            }
+            Self::Import(ImportError::Platform(_)) => USAGE,
             Self::Settings(SettingsError::BadUrl { .. }) | Self::Delete(DeleteError::NobodyToAsk { .. }) => USAGE,
             _ => FAILED,
         }

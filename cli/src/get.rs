@@ -95,7 +95,17 @@ fn show<T: DeserializeOwned>(
 
 fn nodes_table(nodes: &[NodeInfo], now_ms: u64) -> Table {
     let mut t = Table::new([
-        "NODE", "ROLE", "SITE", "LINK", "TRUST", "TWIN", "REPORTED", "SYNC", "HEARD",
+        "NODE",
+        "ROLE",
+        "SITE",
+        "LINK",
+        "TRUST",
+        "TWIN",
+        "REPORTED",
+        "SYNC",
+        "HEARD",
+        "RUNTIMES",
+        "ACCELERATORS",
     ]);
     for n in nodes {
         let sync = if n.in_sync { "yes" } else { "no" };
@@ -109,9 +119,15 @@ fn nodes_table(nodes: &[NodeInfo], now_ms: u64) -> Table {
             n.reported.clone(),
             sync.to_owned(),
             age(now_ms, n.heard_ms),
+            names(n.capabilities.runtimes.iter().map(|r| r.name.as_str())),
+            names(n.capabilities.accelerators.iter().map(|a| a.kind.as_str())),
         ]);
     }
     t
+}
+
+fn names<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    all.collect::<Vec<_>>().join(",")
 }
 
 fn workloads(
@@ -269,7 +285,7 @@ fn print_audit(audit: &Audit, screen: &mut Screen<'_>) -> io::Result<()> {
     }
 }
 
-fn said(body: &Body) -> String {
+pub(crate) fn said(body: &Body) -> String {
     match body {
         Body::Twin { epoch, generation, .. } => format!("has twin {epoch}.{generation}"),
         Body::Refused { code, detail, .. } => format!("refused a twin: {code}: {detail}"),

@@ -8,9 +8,11 @@ use clap::Parser;
 mod age;
 mod apply;
 mod args;
+mod artifact;
 mod client;
 mod delete;
 mod describe;
+mod explain;
 mod failure;
 mod get;
 mod logs;
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
     let mut screen = Screen::new(
         Box::new(stdout.lock()),
         stdout.is_terminal(),
-        cli.global.output,
+        cli.global.format(),
         age::now_ms(),
     );
     let done = run(cli, &mut screen).and_then(|()| screen.flush().map_err(Failure::from));
@@ -64,6 +66,8 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
         Command::Apply(args) => apply::run(args, &hub()?, screen)?,
         Command::Get(args) => get::run(&args.what, &hub()?, screen)?,
         Command::Describe(args) => describe::run(&args.what, &hub()?, screen)?,
+        Command::Explain(args) => explain::run(&args.what, &hub()?, screen)?,
+        Command::Artifact(args) => artifact::run(&args.what, &hub()?, screen)?,
         Command::Logs(args) => logs::run(args, &hub()?, screen)?,
         Command::Delete(args) => delete::run(args, &hub()?, screen)?,
         Command::Trust(args) => trust::run(&args.what, screen)?,

@@ -79,16 +79,19 @@ pub(crate) struct WorkloadInfo {
     pub(crate) pid: u32,
     #[serde(default)]
     pub(crate) adopted: bool,
+    /// A new version did not become healthy, and the one before runs again.
+    #[serde(default)]
+    pub(crate) returned: bool,
     #[serde(default)]
     pub(crate) since_ms: u64,
 }
 
 impl WorkloadInfo {
     pub(crate) fn state_text(&self) -> String {
-        if self.adopted {
-            format!("{} (adopted)", self.state)
-        } else {
-            self.state.clone()
+        match (self.adopted, self.returned) {
+            (_, true) => format!("{} (returned)", self.state),
+            (true, false) => format!("{} (adopted)", self.state),
+            (false, false) => self.state.clone(),
         }
     }
 

@@ -4,6 +4,7 @@ use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 
 pub(crate) const APPLICATIONS: &str = "/v1/applications";
 pub(crate) const ARTIFACTS: &str = "/v1/artifacts";
+pub(crate) const COLLECT: &str = "/v1/artifacts/collect";
 pub(crate) const NODES: &str = "/v1/nodes";
 pub(crate) const AUDIT: &str = "/v1/audit";
 pub(crate) const WORKLOADS: &str = "/v1/workloads";
@@ -18,6 +19,14 @@ pub(crate) fn timeline(name: &Name, generation: u64) -> String {
 
 pub(crate) fn artifact(digest: &Digest) -> String {
     format!("{ARTIFACTS}/{digest}")
+}
+
+pub(crate) fn explanation(id: &WorkloadId, node: Option<&NodeId>) -> String {
+    let path = format!("{APPLICATIONS}/{}/workloads/{}/explanation", id.application, id.name);
+    match node {
+        Some(node) => format!("{path}?node={node}"),
+        None => path,
+    }
 }
 
 pub(crate) fn node(node: &NodeId) -> String {

@@ -210,10 +210,10 @@ fn a_dry_run_uploads_nothing_and_asks_for_a_plan() {
 }
 
 #[test]
-fn a_hub_that_plans_only_with_what_it_has_gets_it() {
+fn a_dry_run_uploads_nothing_even_when_the_hub_refuses() {
     let place = place();
     let hub = FakeHub::start(|r, n| {
-        if r.line == "POST /v1/applications" && n < 4 {
+        if r.line == "POST /v1/applications" {
             return error(
                 422,
                 "refused",
@@ -223,11 +223,12 @@ fn a_hub_that_plans_only_with_what_it_has_gets_it() {
         }
         script(r, n)
     });
-    place.ask(&hub, &["apply", "app", "--dry-run"]).assert_ok();
-    let posts: Vec<String> = hub.lines().into_iter().filter(|l| l.starts_with("POST")).collect();
-    assert_eq!(
-        posts,
-        ["POST /v1/applications", "POST /v1/artifacts", "POST /v1/applications"]
+    let run = place.ask(&hub, &["apply", "app", "--dry-run"]);
+    assert!(run.code == 1 && run.err.contains("never uploaded"), "{run:?}");
+    assert!(
+        !hub.lines().contains(&"POST /v1/artifacts".to_owned()),
+        "{:?}",
+        hub.lines()
     );
 }
 

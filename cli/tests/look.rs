@@ -13,7 +13,7 @@ fn node(name: &str, synced: bool) -> Value {
         "via": "gw-1", "desired": "1.4", "reported": if synced { "1.4" } else { "1.3" }, "in_sync": synced,
         "heard_ms": 0, "software": "0.1.0", "labels": {"line": "2"},
         "capabilities": {"r": [{"n": "wasm", "v": "1", "e": "wasmtime-48.0.8", "t": ["x86_64-unknown-linux-gnu"]}],
-            "m": 134_217_728, "c": 2000},
+            "m": 134_217_728, "c": 2000, "acc": [{"id": "hailo0", "c": "npu", "k": "hailo-8"}], "dev": ["serial-1"]},
         "alarms": [{"c": "store-set-aside", "d": "the store was corrupt"}],
         "refusals": [{"at_ms": 1000, "code": "bad-signature", "detail": "by key 00"}],
         "field_of_a_newer_hub": 1,
@@ -35,6 +35,25 @@ fn application() -> Value {
             {"stage": "placed", "at_ms": 1001, "by": "hub", "node": null, "detail": ""},
             {"stage": "admitted", "at_ms": 1000, "by": "hub", "node": null, "detail": "by alice"},
         ],
+    })
+}
+
+fn explanation() -> Value {
+    json!({
+        "application": "watch", "workload": "detector", "generation": 3, "runtime": "container", "as_of_ms": 13_000,
+        "verdict": "runs on 0 of 1 node(s) that are to run it; plc-1: waiting: needs watch/store",
+        "artifacts": [{"what": "program", "digest": "sha256:00", "size": 9, "state": "there"},
+            {"what": "layer 1", "digest": null, "size": null, "state": "missing"}],
+        "nodes": [{"node": "plc-1", "placed": true, "because": "waiting: needs watch/store", "link": "connected",
+            "heard_ms": 1_000, "twin_asked": "1.4", "twin_held": "1.4",
+            "reported": {"state": "waiting", "reason": "needs watch/store", "generation": 3, "attempt": 2,
+                "since_ms": 900, "received_ms": 1_000},
+            "needs": ["watch/store must be healthy: NOT PLACED on this node"], "next": [],
+            "timeline": [{"stage": "signed", "at_ms": 800, "by": "hub", "node": "plc-1", "detail": "twin 1.4"}]}],
+        "not": {"plc-3": "no accelerator npu (has none)"},
+        "next": ["place both on the same node"],
+        "timeline": [{"stage": "admitted", "at_ms": 700, "by": "hub", "node": null, "detail": "by alice"}],
+        "history": {"plc-1": [{"seq": 7, "key": "w", "received_ms": 1_000, "body": {"t": "gone", "id": {"a": "watch", "n": "detector"}}}]},
     })
 }
 
@@ -67,6 +86,7 @@ fn script(r: &support::Request, _: usize) -> Reply {
         "GET /v1/nodes/plc-1/workloads/watch/detector/logs?lines=2" => {
             json!({"result": "replied", "ok": true, "text": "one\ntwo\n"})
         }
+        "GET /v1/applications/watch/workloads/detector/explanation" => explanation(),
         "DELETE /v1/applications/watch" => json!({"result": "deleted", "name": "watch"}),
         l if l.contains("plc-2") => return error(504, "no-answer", "plc-2 did not answer within 5 s", Value::Null),
         _ => return error(404, "not-found", "there is no such thing", Value::Null),
@@ -84,9 +104,9 @@ fn lists() {
     shows(
         &["get", "nodes"],
         "\
-NODE     ROLE    SITE             LINK        TRUST        TWIN   REPORTED   SYNC   HEARD
-plc-1    agent   plant-7/plc-1    connected   UNATTESTED   1.4    1.4        yes    -
-plc-22   agent   plant-7/plc-22   connected   UNATTESTED   1.4    1.3        no     -
+NODE     ROLE    SITE             LINK        TRUST        TWIN   REPORTED   SYNC   HEARD   RUNTIMES   ACCELERATORS
+plc-1    agent   plant-7/plc-1    connected   UNATTESTED   1.4    1.4        yes    -       wasm       hailo-8
+plc-22   agent   plant-7/plc-22   connected   UNATTESTED   1.4    1.3        no     -       wasm       hailo-8
 ",
     );
     shows(
@@ -180,6 +200,8 @@ Labels:       line=2
 Memory:       128 MiB
 CPU:          2000m
 Runtime:      wasm 1 (engine wasmtime-48.0.8; x86_64-unknown-linux-gnu)
+Accelerator:  hailo0 (npu, hailo-8)
+Devices:      serial-1
 
 Alarms:
   store-set-aside: the store was corrupt
@@ -354,5 +376,51 @@ fn the_environment_and_the_configuration_name_the_hub() {
         run.code == 1 && run.err.contains("config.toml") && run.err.contains("hob"),
         "{}",
         run.err
+    );
+}
+
+#[test]
+fn a_workload_is_explained_with_what_can_be_done() {
+    shows(
+        &["explain", "workload", "watch/detector"],
+        "\
+watch/detector (container), generation 3
+as of 1970-01-01T00:00:13.000Z by the hub's clock
+
+runs on 0 of 1 node(s) that are to run it; plc-1: waiting: needs watch/store
+
+What you can do:
+  - place both on the same node
+
+On plc-1: waiting: needs watch/store
+  link      connected, heard 12s before
+  twin      asked 1.4, held 1.4
+  reported  generation 3 waiting, try 2: needs watch/store
+            since 1970-01-01T00:00:00.900Z by its clock, received 1970-01-01T00:00:01.000Z
+  needs     watch/store must be healthy: NOT PLACED on this node
+  stage       +100 ms  signed     plc-1            by hub          twin 1.4
+  history   1970-01-01T00:00:01.000Z watch/detector is gone
+
+Not on:
+  plc-3: no accelerator npu (has none)
+
+Artifacts on the hub:
+  WHAT      STATE     BYTES   DIGEST
+  program   there     9       sha256:00
+  layer 1   missing   -       -
+",
+    );
+    let (place, hub) = (Place::new(), FakeHub::start(script));
+    let run = place
+        .ask(&hub, &["explain", "workload", "watch/detector", "--json"])
+        .assert_ok();
+    assert_eq!(run.json(), explanation());
+    let run = place.ask(&hub, &["explain", "workload", "watch/other", "--node", "plc-1"]);
+    assert_eq!(run.code, 1);
+    assert!(
+        hub.lines()
+            .contains(&"GET /v1/applications/watch/workloads/other/explanation?node=plc-1".to_owned()),
+        "{:?}",
+        hub.lines()
     );
 }

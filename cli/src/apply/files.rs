@@ -11,6 +11,7 @@ use ring::digest::{Context, SHA256};
 
 use super::ApplyError;
 use super::manifests::{FileReference, ManifestFile};
+use crate::artifact;
 use crate::client::Hub;
 use crate::output::Screen;
 
@@ -24,6 +25,8 @@ pub(super) struct LocalFile {
     pub(super) path: PathBuf,
     pub(super) digest: Digest,
     pub(super) bytes: u64,
+    /// Whether it is an image; digest and size are those of its manifest then.
+    pub(super) is_image: bool,
 }
 
 /// Hashes every file that a manifest names.
@@ -37,15 +40,36 @@ pub(super) fn hash_all(manifest: &ManifestFile) -> Result<Vec<LocalFile>, ApplyE
 }
 
 fn hash_one(manifest: &ManifestFile, reference: FileReference) -> Result<LocalFile, ApplyError> {
-    let FileReference { name, pointer } = reference;
+    let FileReference {
+        name,
+        pointer,
+        is_image,
+    } = reference;
     let path = manifest.path.parent().unwrap_or(Path::new("")).join(&name);
     let at = manifest.source_name();
+    if is_image && path.exists() {
+        return match artifact::identify(&path) {
+            Ok((digest, bytes)) => Ok(LocalFile {
+                name,
+                path,
+                digest,
+                bytes,
+                is_image,
+            }),
+            Err(source) => Err(ApplyError::Image {
+                manifest: at,
+                pointer,
+                source,
+            }),
+        };
+    }
     match hash(&path) {
         Ok((digest, bytes)) if bytes <= limits::ARTIFACT_BYTES => Ok(LocalFile {
             name,
             path,
             digest,
             bytes,
+            is_image: false,
         }),
         Ok((_, bytes)) => {
             let max = limits::ARTIFACT_BYTES;
@@ -96,7 +120,15 @@ fn hash(path: &Path) -> io::Result<(Digest, u64)> {
 pub(super) fn missing<'f>(hub: &Hub, files: &'f [LocalFile]) -> Result<Vec<&'f LocalFile>, ApplyError> {
     let (mut asked, mut missing) = (BTreeSet::new(), Vec::new());
     for file in files {
-        if asked.insert(file.digest) && !hub.has_artifact(&file.digest)? {
+        if !asked.insert(file.digest) {
+            continue;
+        }
+        let lacking = if file.is_image {
+            artifact::is_lacking(hub, &file.path)?
+        } else {
+            !hub.has_artifact(&file.digest)?
+        };
+        if lacking {
             missing.push(file);
         }
     }
@@ -106,6 +138,10 @@ pub(super) fn missing<'f>(hub: &Hub, files: &'f [LocalFile]) -> Result<Vec<&'f L
 /// Uploads files, and says so.
 pub(super) fn upload(hub: &Hub, files: &[&LocalFile], screen: &mut Screen<'_>) -> Result<(), ApplyError> {
     for file in files {
+        if file.is_image {
+            artifact::upload(hub, &file.path, screen)?;
+            continue;
+        }
         let path = || file.path.clone();
         let open = File::open(&file.path).map_err(|source| ApplyError::Read { path: path(), source })?;
         let uploaded = hub.upload(&file.digest, &open);

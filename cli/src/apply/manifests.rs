@@ -32,6 +32,8 @@ pub(super) struct FileReference {
     pub(super) name: String,
     /// The JSON pointer to it.
     pub(super) pointer: String,
+    /// Whether it is the program of a container: an image, of which more than one file is uploaded.
+    pub(super) is_image: bool,
 }
 
 impl ManifestFile {
@@ -173,20 +175,22 @@ fn parse(text: &str) -> Option<Value> {
 fn references(manifest: &Value) -> Vec<FileReference> {
     let list = |v: Option<&Value>| v.and_then(Value::as_array).cloned().unwrap_or_default();
     let mut found: Vec<FileReference> = Vec::new();
-    let mut add = |holder: &Value, pointer: String| {
+    let mut add = |holder: &Value, pointer: String, is_image: bool| {
         if let Some(name) = holder.pointer("/artifact/file").and_then(Value::as_str)
             && !found.iter().any(|f| f.name == name)
         {
             found.push(FileReference {
                 name: name.to_owned(),
                 pointer: format!("{pointer}/artifact/file"),
+                is_image,
             });
         }
     };
     for (w, workload) in list(manifest.get("workloads")).iter().enumerate() {
-        add(workload, format!("/workloads/{w}"));
+        let is_image = workload.get("runtime").and_then(Value::as_str) == Some("container");
+        add(workload, format!("/workloads/{w}"), is_image);
         for (f, file) in list(workload.get("files")).iter().enumerate() {
-            add(file, format!("/workloads/{w}/files/{f}"));
+            add(file, format!("/workloads/{w}/files/{f}"), false);
         }
     }
     found

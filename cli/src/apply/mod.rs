@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::args::ApplyArgs;
+use crate::artifact::ImportError;
 use crate::client::{Hub, HubError};
 use crate::model::{Applied, Outcome, StageRecord};
 use crate::output::Screen;
@@ -49,6 +50,16 @@ pub(crate) enum ApplyError {
         bytes: u64,
         max: u64,
     },
+    #[error(
+        "{manifest}: {pointer} does not name one container image: {source}\n  of several images choose one with: cnova artifact import FILE --platform OS/ARCH, and name its digest"
+    )]
+    Image {
+        manifest: String,
+        pointer: String,
+        source: cnova_oci::LayoutError,
+    },
+    #[error(transparent)]
+    Import(#[from] ImportError),
     #[error("{} was not uploaded: {source}", path.display())]
     Upload { path: PathBuf, source: HubError },
     #[error(transparent)]
@@ -140,7 +151,7 @@ fn apply_one(
             }
             Ok(Some(done))
         }
-        Err(NotSent::NotAccepted(text) | NotSent::Refused(text)) => {
+        Err(NotSent::NotAccepted(text)) => {
             screen.flush()?;
             complain(text.trim_end());
             Ok(None)
@@ -158,8 +169,6 @@ fn complain(text: &str) {
 enum NotSent {
     /// This manifest is not accepted, and why, for a person.
     NotAccepted(String),
-    /// The same, for what the fleet or the hub lacks: what it names or asks for is not there.
-    Refused(String),
     /// No manifest will be.
     Failed(ApplyError),
 }
@@ -179,14 +188,7 @@ fn send(args: &ApplyArgs, hub: &Hub, request: &Request, screen: &mut Screen<'_>)
     for file in &missing {
         files::say("would upload", file, screen).map_err(ApplyError::from)?;
     }
-    match post(hub, request, true) {
-        // A hub may plan only with artifacts that it has. They are content, and no node hears of them.
-        Err(NotSent::Refused(_)) if !missing.is_empty() => {
-            files::upload(hub, &missing, screen)?;
-            post(hub, request, true)
-        }
-        done => done,
-    }
+    post(hub, request, true)
 }
 
 fn post(hub: &Hub, request: &Request, dry_run: bool) -> Result<(Value, Applied), NotSent> {
@@ -201,7 +203,7 @@ fn post(hub: &Hub, request: &Request, dry_run: bool) -> Result<(Value, Applied),
     match (serde_json::from_value::<Outcome>(answer.clone()), dry_run) {
         (Ok(Outcome::Applied(applied)), false) | (Ok(Outcome::DryRun(applied)), true) => Ok((answer, applied)),
         (Ok(Outcome::Applied(applied)), true) => Err(ApplyError::NotDry { name: applied.name }.into()),
-        (Ok(Outcome::Refused { reasons }), _) => Err(NotSent::Refused(format!(
+        (Ok(Outcome::Refused { reasons }), _) => Err(NotSent::NotAccepted(format!(
             "{source}: refused\n  - {}",
             reasons.join("\n  - ")
         ))),
@@ -223,7 +225,6 @@ fn refusal(e: HubError, request: &Request) -> NotSent {
     }
     match (refusal.status, refusal.is_policy()) {
         (401, _) | (403, false) => NotSent::Failed(e.into()),
-        (422, _) => NotSent::Refused(format!("{source}: {e}")),
         _ => NotSent::NotAccepted(format!("{source}: {e}")),
     }
 }

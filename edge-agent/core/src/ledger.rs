@@ -2,6 +2,7 @@
 
 use cnova_shared::ids::{Digest, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
+use cnova_shared::twin::Version;
 use cnova_shared::wire::v1::Workload;
 use serde::{Deserialize, Serialize};
 
@@ -27,12 +28,40 @@ pub struct InstanceRow {
     /// The newest firing of its schedule that it was started for, seconds since 1970.
     #[serde(default)]
     pub fired_s: u64,
+    /// Memory that the newest instance may use, bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// CPU that the newest instance may use, thousandths of a core.
+    #[serde(default)]
+    pub cpu_millis: u64,
     /// The last version that proved good, to return to.
     #[serde(default)]
-    pub good: Option<Box<Workload>>,
+    pub good: Option<Box<Good>>,
     /// The digest of the version that did not.
     #[serde(default)]
     pub bad: Option<Digest>,
+}
+
+/// A version that proved good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Good {
+    /// What ran.
+    pub workload: Workload,
+    /// Epoch of the twin that asked for it.
+    pub epoch: u64,
+    /// Generation of the twin that asked for it.
+    pub generation: u64,
+}
+
+impl Good {
+    /// The twin that asked for it.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        Version {
+            epoch: self.epoch,
+            generation: self.generation,
+        }
+    }
 }
 
 impl InstanceRow {
@@ -48,6 +77,8 @@ impl InstanceRow {
             ok: false,
             leases: Vec::new(),
             fired_s: 0,
+            memory_bytes: 0,
+            cpu_millis: 0,
             good: None,
             bad: None,
         }

@@ -179,8 +179,8 @@ impl Machine {
             ..Running::default()
         });
         self.live = Some(Live {
-            memory_bytes: 0,
-            cpu_millis: 0,
+            memory_bytes: self.row.memory_bytes,
+            cpu_millis: self.row.cpu_millis,
             grace_ms: ORPHAN_GRACE_MS,
         });
     }
@@ -210,12 +210,22 @@ impl Machine {
         self.desired.as_ref()
     }
 
+    /// The twin that asked for what is to run.
+    #[must_use]
+    pub fn target_version(&self) -> Version {
+        match (&self.row.good, &self.desired) {
+            (Some(good), _) if self.has_returned() => good.version(),
+            (_, Some(desired)) => desired.asked_by,
+            _ => Version::default(),
+        }
+    }
+
     /// What is to run: the desired version, or the last good one where that one proved bad.
     #[must_use]
     pub fn target(&self) -> Option<&Workload> {
         let desired = self.desired.as_ref()?;
         match &self.row.good {
-            Some(good) if self.has_returned() => Some(good),
+            Some(good) if self.has_returned() => Some(&good.workload),
             _ => Some(&desired.workload),
         }
     }
@@ -223,7 +233,7 @@ impl Machine {
     fn target_spec(&self) -> Option<Digest> {
         let desired = self.desired.as_ref()?;
         match &self.row.good {
-            Some(good) if self.has_returned() => Some(spec_digest(good)),
+            Some(good) if self.has_returned() => Some(spec_digest(&good.workload)),
             _ => Some(desired.spec),
         }
     }
@@ -370,7 +380,10 @@ impl Machine {
         let (Some(target), Some(workload)) = (self.target_spec(), self.target()) else {
             return;
         };
-        self.live = Some(live_of(workload));
+        let live = live_of(workload);
+        self.live = Some(live);
+        self.row.memory_bytes = live.memory_bytes;
+        self.row.cpu_millis = live.cpu_millis;
         self.row.attempt += 1;
         if self.row.spec != target {
             self.row.failures = 0;

@@ -37,7 +37,7 @@ fn updated(change: impl Fn(&mut v1::Workload)) -> Rig {
     rig.wait(GOOD_AFTER_MS);
     let row = &rig.stored.instances[0];
     assert_eq!(
-        row.good.as_ref().unwrap().artifact.digest,
+        row.good.as_ref().unwrap().workload.artifact.digest,
         Digest::of(b"one"),
         "it is on disk"
     );

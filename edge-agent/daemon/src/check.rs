@@ -1,12 +1,15 @@
 //! `cnova-agent check`: what would go wrong at the start, without starting.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use cnova_devices::{Groups as Hierarchies, PowerReading, Pressure, level};
 use cnova_link::FloorClock;
 
 use crate::catalog::Catalog;
 use crate::config::AgentConfig;
+use crate::groups::{Groups, ROOT_GROUP};
+use crate::hardware::Hardware;
 use crate::run;
 
 /// Findings, line by line.
@@ -43,10 +46,9 @@ pub fn check(path: &Path) -> (String, bool) {
             check_identity(&config, &mut findings);
             check_runtimes(&config, &mut findings);
             check_state(&config, &mut findings);
-            let (mib, cpu) = (config.memory_bytes() >> 20, config.cpu_millis());
-            findings.good(&format!(
-                "workloads may use {mib} MiB of memory and {cpu} thousandths of a core"
-            ));
+            check_groups_and_capacity(&config, &mut findings);
+            check_hardware(&config, &mut findings);
+            check_power(&config, &mut findings);
         }
     }
     (findings.text, findings.ok)
@@ -116,4 +118,75 @@ fn check_state(config: &AgentConfig, findings: &mut Findings) {
         }
         Err(error) => findings.bad(&error.to_string()),
     }
+}
+
+/// Only looks: making the groups may move processes, which is the agent's to do when it starts.
+fn check_groups_and_capacity(config: &AgentConfig, findings: &mut Findings) {
+    let own = Hierarchies::own(&config.sensors.root);
+    let wanted = config.runtime.cgroup_parent.as_deref().unwrap_or(ROOT_GROUP);
+    let (groups, alarm) = Groups::find(&config.state_dir, Some(wanted));
+    for folder in groups.folders() {
+        findings.good(&format!("control groups of workloads in {}", folder.display()));
+    }
+    if let Some(alarm) = alarm {
+        findings.warn(&alarm.detail);
+        if groups.folders().next().is_none() && config.runtime.cgroup_parent.is_none() {
+            findings.warn("when it starts, the agent tries to make control groups below its own; without any it runs all the same");
+        }
+    }
+    let capacity = config.capacity(&groups.limits(own));
+    let (mib, cpu) = (capacity.memory_bytes >> 20, capacity.cpu_millis);
+    findings.good(&format!(
+        "workloads may use {mib} MiB of memory and {cpu} thousandths of a core"
+    ));
+}
+
+fn check_hardware(config: &AgentConfig, findings: &mut Findings) {
+    let (hardware, alarm) = Hardware::new(config.sensors.root.clone(), config.devices.clone());
+    for a in hardware.accelerators() {
+        let what = format!("accelerator {} ({}, {})", a.id, a.kind, a.class.as_str());
+        match a.unusable {
+            None => findings.good(&format!("{what}: {}", paths(&a.nodes))),
+            Some(why) => findings.warn(&format!("{what} is not used: {why}")),
+        }
+    }
+    for (name, nodes) in hardware.devices() {
+        match nodes {
+            Ok(nodes) => findings.good(&format!("device {name}: {}", paths(&nodes))),
+            Err(why) => findings.warn(&why.to_string()),
+        }
+    }
+    if let Some(alarm) = alarm {
+        findings.warn(&format!("devices {}", alarm.detail));
+    }
+}
+
+fn check_power(config: &AgentConfig, findings: &mut Findings) {
+    match config.power.check() {
+        Ok(()) => {
+            let verdict = level(&PowerReading::read(&config.sensors.root), &config.power, None);
+            let word = format!("{:?}", verdict.level).to_lowercase();
+            findings.good(&format!("power {word}: {}", verdict.reason));
+        }
+        Err(error) => findings.bad(&run::StartError::from(error).to_string()),
+    }
+    match Pressure::read(&config.sensors.root) {
+        Ok(p) => {
+            let share = |thousandths: u16| format!("{}.{} %", thousandths / 10, thousandths % 10);
+            findings.good(&format!(
+                "pressure: in 10 s something waited {} of the time for memory, {} for a CPU",
+                share(p.memory.some.avg10),
+                share(p.cpu.some.avg10)
+            ));
+        }
+        Err(error) => findings.warn(&error.to_string()),
+    }
+}
+
+fn paths(nodes: &[PathBuf]) -> String {
+    if nodes.is_empty() {
+        return "no device node".into();
+    }
+    let nodes: Vec<String> = nodes.iter().map(|n| n.display().to_string()).collect();
+    nodes.join(", ")
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use cnova_devices::{Capacity as Measured, Configured, DeviceConfig, Groups, Thresholds};
 use cnova_link::config::{ConfigError, IdentityConfig, ParentConfig, load_toml};
 use cnova_shared::ids::{NodeId, SitePath};
 use serde::{Deserialize, Deserializer};
@@ -33,17 +34,83 @@ pub struct AgentConfig {
     /// What workloads may use.
     #[serde(default)]
     pub capacity: Capacity,
+    /// How runtimes are started.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
+    /// Devices that workloads may ask for by name.
+    #[serde(default)]
+    pub devices: Vec<DeviceConfig>,
+    /// When the supply with power and cooling counts as bad.
+    #[serde(default)]
+    pub power: Thresholds,
+    /// Where the machine is read from.
+    #[serde(default)]
+    pub sensors: SensorsConfig,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+/// `[runtime]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// The control group below which those of instances are made, from the root group on; `cnova` unless it is said, or
+    /// where that is not permitted, below the agent's own.
+    pub cgroup_parent: Option<String>,
+    /// Seconds within which a runtime must have its workload running, or say that it still prepares it.
+    pub start_seconds: u64,
+    /// Seconds within which a runtime that prepares must have its workload running: unpacking an image takes its time.
+    pub prepare_seconds: u64,
+}
+
+/// [`RuntimeConfig::start_seconds`] unless it is said.
+pub const START_SECONDS: u64 = 30;
+/// [`RuntimeConfig::prepare_seconds`] unless it is said.
+pub const PREPARE_SECONDS: u64 = 600;
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        Self {
+            cgroup_parent: None,
+            start_seconds: START_SECONDS,
+            prepare_seconds: PREPARE_SECONDS,
+        }
+    }
+}
+
+/// `[sensors]`: not for operators.
+#[doc(hidden)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SensorsConfig {
+    /// The root of sysfs, procfs and `/dev`: a folder made by a test.
+    pub root: PathBuf,
+    /// Seconds between two readings.
+    pub seconds: u64,
+}
+
+/// [`SensorsConfig::seconds`] unless it is said.
+const SENSOR_SECONDS: u64 = 5;
+
+impl Default for SensorsConfig {
+    fn default() -> Self {
+        Self {
+            root: "/".into(),
+            seconds: SENSOR_SECONDS,
+        }
+    }
 }
 
 /// `[capacity]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Capacity {
-    /// Memory for all workloads together; half of the machine's unless it is said.
+    /// Memory for all workloads together; what the machine has without `reserve` unless it is said.
     pub memory: Option<Size>,
+    /// Memory that the system and the agent keep; a tenth, and from 64 MiB to 1 GiB, unless it is said. Without effect
+    /// where `memory` is said.
+    pub reserve: Option<Size>,
     /// CPU for all workloads together, thousandths of a core; all cores unless it is said.
     pub cpu_millis: Option<u64>,
     /// Disk for artifacts; 1 GiB unless it is said.
@@ -115,8 +182,11 @@ fn default_runtime_dir() -> PathBuf {
 }
 
 const ARTIFACT_BYTES: u64 = 1 << 30;
-/// When the machine does not tell its memory.
-const MEMORY_UNKNOWN: u64 = 64 << 20;
+/// When the machine does not tell what it has.
+const UNKNOWN: Measured = Measured {
+    memory_bytes: 128 << 20,
+    cpu_millis: cnova_devices::CPU_MILLIS_UNKNOWN,
+};
 
 impl AgentConfig {
     /// Reads the file and its drop-ins.
@@ -127,22 +197,24 @@ impl AgentConfig {
         load_toml(path)
     }
 
-    /// Memory for workloads, bytes. Half of what is built in, not of what is free just now: a restart of the agent
-    /// must not find less because of the workloads that run already.
+    /// What workloads may use, given the control groups whose limits count. What is configured is taken as it is; the
+    /// rest is measured as what is built in, not as what is free just now: a restart of the agent must not find less
+    /// because of the workloads that run already.
     #[must_use]
-    pub fn memory_bytes(&self) -> u64 {
-        self.capacity.memory.map_or_else(
-            || memory_total().map_or(MEMORY_UNKNOWN, |total| total / 2),
-            |size| size.0,
-        )
-    }
-
-    /// CPU for workloads, thousandths of a core.
-    #[must_use]
-    pub fn cpu_millis(&self) -> u64 {
-        self.capacity
-            .cpu_millis
-            .unwrap_or_else(|| 1000 * std::thread::available_parallelism().map_or(1, |n| n.get() as u64))
+    pub fn capacity(&self, limits: &Groups) -> Measured {
+        let total = cnova_devices::measure_in(&self.sensors.root, limits).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the machine does not say what it has");
+            UNKNOWN
+        });
+        let configured = Configured {
+            reserve_memory_bytes: self.capacity.reserve.map(|size| size.0),
+            ..Configured::default()
+        };
+        let measured = cnova_devices::reserve(total, &configured);
+        Measured {
+            memory_bytes: self.capacity.memory.map_or(measured.memory_bytes, |size| size.0),
+            cpu_millis: self.capacity.cpu_millis.unwrap_or(measured.cpu_millis),
+        }
     }
 
     /// Disk for artifacts, bytes.
@@ -157,6 +229,18 @@ impl AgentConfig {
         self.state_dir.join("run")
     }
 
+    /// What all workloads of a runtime share, one folder for each runtime.
+    #[must_use]
+    pub fn cache_dir(&self) -> PathBuf {
+        self.state_dir.join("cache")
+    }
+
+    /// The writable folders of workloads, one folder for each workload.
+    #[must_use]
+    pub fn volumes_dir(&self) -> PathBuf {
+        self.state_dir.join("volumes")
+    }
+
     /// The ledger's database.
     #[must_use]
     pub fn ledger_path(&self) -> PathBuf {
@@ -168,13 +252,6 @@ impl AgentConfig {
     pub fn artifacts_dir(&self) -> PathBuf {
         self.state_dir.join("artifacts")
     }
-}
-
-fn memory_total() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -192,7 +269,26 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_tells_its_memory() {
-        assert!(memory_total().is_some_and(|m| m > 1 << 20));
+    fn what_is_not_configured_is_measured_and_the_reserve_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        std::fs::write(root.path().join("proc/meminfo"), "MemTotal:  1048576 kB\n").unwrap();
+        std::fs::write(root.path().join("proc/self/status"), "Cpus_allowed_list:\t0-3\n").unwrap();
+        let capacity = |text: &str| {
+            let text = format!(
+                "[parent]\nnode = \"a\"\naddress = \"a:1\"\n[identity]\ncertificate = \"a\"\nkey = \"a\"\n\
+                 trust_bundle = \"a\"\n[sensors]\nroot = \"{}\"\n[capacity]\n{text}",
+                root.path().display()
+            );
+            let path = root.path().join("agent.toml");
+            std::fs::write(&path, text).unwrap();
+            let c = AgentConfig::load(&path).unwrap().capacity(&Groups::default());
+            (c.memory_bytes >> 20, c.cpu_millis)
+        };
+        assert_eq!(capacity("reserve = \"24MiB\""), (1000, 4000));
+        assert_eq!(capacity(""), (921, 4000));
+        assert_eq!(capacity("memory = \"4GiB\"\ncpu_millis = 8000"), (4096, 8000));
+        std::fs::remove_file(root.path().join("proc/meminfo")).unwrap();
+        assert_eq!(capacity(""), (64, 1000));
     }
 }

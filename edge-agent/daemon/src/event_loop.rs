@@ -13,7 +13,7 @@ use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
-use cnova_shared::wire::v1::{self, Alarm};
+use cnova_shared::wire::v1::{self, Alarm, PowerLevel};
 use cnova_store::{Artifacts, CallError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -25,6 +25,7 @@ use crate::instance::InstanceId;
 use crate::ledger::Ledger;
 use crate::observe;
 use crate::run::{StartError, wall_ms};
+use crate::status::Question;
 use crate::supervisor::{Said, Supervisor};
 
 /// After a failed commit the core is made anew: after this pause, which doubles.
@@ -44,12 +45,16 @@ pub(crate) struct Parts {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) supervisor: Supervisor,
     pub(crate) uplink: Uplink,
+    /// The newest level, and what it was concluded from.
+    pub(crate) power: (PowerLevel, String),
 }
 
 /// What it waits for.
 pub(crate) struct Inputs {
     pub(crate) uplink: mpsc::Receiver<UplinkEvent>,
     pub(crate) said: mpsc::Receiver<Said>,
+    pub(crate) sensed: mpsc::Receiver<Event>,
+    pub(crate) questions: mpsc::Receiver<Question>,
     pub(crate) signals: Signals,
 }
 
@@ -100,6 +105,7 @@ enum Input {
     Event(Event),
     Said(Said),
     Done(Done),
+    Asked(Question),
     End(End),
 }
 
@@ -183,6 +189,8 @@ impl EventLoop {
         for alive in found.alive {
             self.parts.supervisor.adopt(alive);
         }
+        let supervisor = self.parts.supervisor.clone();
+        let _ = spawn_blocking(move || supervisor.sweep()).await;
         let mut core = Agent::boot(
             self.parts.config.clone(),
             stored,
@@ -192,6 +200,10 @@ impl EventLoop {
             self.now(),
         );
         tracing::info!(node = %core.node(), twin = %core.version(), workloads = core.workloads().len(), "agent is up");
+        if self.parts.power.0 != PowerLevel::Mains {
+            let (level, why) = self.parts.power.clone();
+            core.handle(Event::Power { level, why }, self.now());
+        }
         if self.connected {
             core.handle(Event::Connected, self.now());
         }
@@ -213,6 +225,11 @@ impl EventLoop {
                 }),
                 Input::Said(Said::Suspect { digests }) => {
                     self.look_at(digests);
+                    None
+                }
+                Input::Asked(question) => {
+                    // Who asked may have gone.
+                    let _ = question.send(core.status());
                     None
                 }
                 Input::Done(Done::Artifact(event)) => Some(event),
@@ -249,7 +266,9 @@ impl EventLoop {
                 None => Input::End(End::LinkGone),
             },
             Some(said) = inputs.said.recv() => Input::Said(said),
+            Some(event) = inputs.sensed.recv() => Input::Event(self.on_sensed(event)),
             Some(done) = self.done_receiver.recv() => Input::Done(done),
+            Some(question) = inputs.questions.recv() => Input::Asked(question),
             () = tick => Input::Event(Event::Tick),
             name = inputs.signals.recv() => {
                 tracing::info!(signal = name, "told to end");
@@ -270,6 +289,20 @@ impl EventLoop {
             }
             UplinkEvent::Message { kind, bytes } => Event::Message { kind, bytes },
         }
+    }
+
+    /// Kept as well, for a core that is made anew.
+    fn on_sensed(&mut self, event: Event) -> Event {
+        match &event {
+            Event::Power { level, why } => self.parts.power = (*level, why.clone()),
+            Event::Inventory { accelerators, devices } => {
+                let have = &mut self.parts.config.capabilities;
+                have.accelerators.clone_from(accelerators);
+                have.devices.clone_from(devices);
+            }
+            _ => {}
+        }
+        event
     }
 
     /// Performs everything that the core has decided, in order.
@@ -393,11 +426,12 @@ impl EventLoop {
             v1::Operation::Logs { workload, .. } | v1::Operation::Metrics { workload } => Some(workload.clone()),
             v1::Operation::Unknown => None,
         };
-        let dir = about
+        let instance = about
             .zip(attempt)
-            .map(|(workload, attempt)| self.parts.supervisor.folder(&InstanceId { workload, attempt }));
+            .map(|(workload, attempt)| InstanceId { workload, attempt });
+        let supervisor = self.parts.supervisor.clone();
         self.beside(move || {
-            let answer = answers::answer(dir.as_deref(), &op);
+            let answer = answers::answer(&supervisor, instance.as_ref(), &op);
             let ok = answer.is_ok();
             let text = limits::clip_to(&answer.unwrap_or_else(|why| why), limits::LOG_REPLY_BYTES);
             Some(Done::Reply(v1::Reply {

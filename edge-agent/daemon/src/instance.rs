@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cnova_shared::ids::{Digest, Name, WorkloadId};
+use cnova_shared::wire::v1::HEALTH_INTERVAL_MS;
 use serde::{Deserialize, Serialize};
 
 /// Folders kept for each workload, the newest included: its log can be read after it was replaced.
@@ -39,6 +40,14 @@ pub struct Record {
     pub spec: Digest,
     /// The machine's boot in which it was started.
     pub boot_id: String,
+    /// Milliseconds between two questions for its health: whoever adopts it may not know yet what is desired of it.
+    #[serde(default = "health_interval")]
+    pub health_interval_ms: u64,
+}
+
+/// What a record of an older agent means.
+fn health_interval() -> u64 {
+    HEALTH_INTERVAL_MS
 }
 
 /// The folder of an instance.

@@ -7,9 +7,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Arc;
 
 use cnova_agent_core::Launch;
-use cnova_ral::{FolderError, Mount, Spec};
+use cnova_ral::cgroup::GroupError;
+use cnova_ral::{FolderError, Mount, Part, Spec};
 use cnova_shared::ids::Digest;
 use cnova_shared::wire::v1::{InputFile, Workload};
 use cnova_store::Artifacts;
@@ -17,6 +19,9 @@ use rustix::fs::inotify;
 use thiserror::Error;
 
 use crate::catalog::Catalog;
+use crate::folders::Folders;
+use crate::groups::Groups;
+use crate::hardware::{Hardware, HardwareError};
 use crate::instance::{self, InstanceId, Record};
 
 /// The folder of input files in an instance's folder.
@@ -39,6 +44,21 @@ pub(crate) enum LaunchError {
     },
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Hardware(#[from] HardwareError),
+    #[error("no control group for it: {0}")]
+    Group(#[from] GroupError),
+}
+
+/// What every start needs.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) run_dir: PathBuf,
+    pub(crate) folders: Folders,
+    pub(crate) catalog: Catalog,
+    pub(crate) artifacts: Arc<Artifacts>,
+    pub(crate) groups: Groups,
+    pub(crate) hardware: Hardware,
 }
 
 /// A runtime that was just started.
@@ -56,39 +76,36 @@ fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LaunchEr
 }
 
 /// Makes the folder and starts the runtime in it. Blocks on the disk.
-pub(crate) fn launch(
-    run_dir: &Path,
-    catalog: &Catalog,
-    artifacts: &Artifacts,
-    launch: &Launch,
-) -> Result<Launched, LaunchError> {
+pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, LaunchError> {
     let w = &launch.workload;
-    let exe = catalog
+    let exe = ground
+        .catalog
         .exe(&w.runtime)
         .ok_or_else(|| LaunchError::NoRuntime(w.runtime.clone()))?;
     let id = InstanceId {
         workload: w.id.clone(),
         attempt: launch.attempt,
     };
-    let dir = instance::folder(run_dir, &id);
-    if !artifacts.has(&w.artifact.digest) {
-        return Err(LaunchError::ArtifactMissing(w.artifact.digest));
+    let dir = instance::folder(&ground.run_dir, &id);
+    if let Some(missing) = artifacts_of(w).find(|digest| !ground.artifacts.has(digest)) {
+        return Err(LaunchError::ArtifactMissing(missing));
     }
     cnova_ral::prepare_folder(&dir)?;
-    let mounts = place_files(&dir, artifacts, w)?;
-    let spec = spec_of(launch, artifacts.path(&w.artifact.digest), mounts)?;
+    let spec = spec_of(ground, &dir, launch)?;
     let boot_id = cnova_ral::boot_id().map_err(fail("read", Path::new("/proc/sys/kernel/random/boot_id")))?;
     let record = Record {
         workload: w.id.clone(),
         attempt: launch.attempt,
         spec: launch.spec,
         boot_id,
+        health_interval_ms: w.health.interval_ms,
     };
     instance::write_record(&dir, &record).map_err(fail("write the record in", &dir))?;
     cnova_ral::write_spec(&dir, &spec)?;
     // Before the runtime exists, so that no file of it is missed.
     let folder_events = watch(&dir).map_err(fail("watch", &dir))?;
-    let mut child = cnova_ral::spawn(exe, &dir).map_err(fail("start", exe))?;
+    let group = ground.groups.create(&id)?;
+    let mut child = cnova_ral::spawn_in(exe, &dir, group.as_ref()).map_err(fail("start", exe))?;
     match cnova_ral::pidfd_open(child.id()) {
         Ok(pidfd) => Ok(Launched {
             child,
@@ -104,6 +121,11 @@ pub(crate) fn launch(
     }
 }
 
+/// Everything that the runtime reads from the store. Input files are looked at when they are placed.
+fn artifacts_of(w: &Workload) -> impl Iterator<Item = Digest> {
+    std::iter::once(w.artifact.digest).chain(w.parts.iter().map(|p| p.digest))
+}
+
 fn watch(dir: &Path) -> io::Result<OwnedFd> {
     let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
     inotify::add_watch(
@@ -114,12 +136,19 @@ fn watch(dir: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn spec_of(launch: &Launch, artifact: PathBuf, mounts: Vec<Mount>) -> Result<Spec, LaunchError> {
+fn spec_of(ground: &Ground, dir: &Path, launch: &Launch) -> Result<Spec, LaunchError> {
     let w = &launch.workload;
     let settings = match w.settings.as_str() {
         "" => serde_json::Value::Null,
         text => serde_json::from_str(text).map_err(LaunchError::Settings)?,
     };
+    let no_folder = |(path, source): (PathBuf, io::Error)| fail("make the folder", &path)(source);
+    let mut mounts = place_files(dir, &ground.artifacts, w)?;
+    mounts.extend(ground.folders.volumes(w).map_err(no_folder)?);
+    let parts = w.parts.iter().map(|part| Part {
+        digest: part.digest.to_string(),
+        path: ground.artifacts.path(&part.digest),
+    });
     Ok(Spec {
         ral: cnova_ral::RAL_VERSION,
         workload: w.id.to_string(),
@@ -127,7 +156,7 @@ fn spec_of(launch: &Launch, artifact: PathBuf, mounts: Vec<Mount>) -> Result<Spe
         epoch: launch.version.epoch,
         generation: launch.version.generation,
         attempt: u64::from(launch.attempt),
-        artifact,
+        artifact: ground.artifacts.path(&w.artifact.digest),
         digest: w.artifact.digest.to_string(),
         args: w.args.clone(),
         env: w.env.clone(),
@@ -148,9 +177,9 @@ fn spec_of(launch: &Launch, artifact: PathBuf, mounts: Vec<Mount>) -> Result<Spe
         },
         stop_grace_ms: w.stop_grace_ms,
         settings,
-        parts: Vec::new(),
-        devices: Vec::new(),
-        cache: None,
+        parts: parts.collect(),
+        devices: ground.hardware.for_workload(w, &launch.accelerators)?,
+        cache: Some(ground.folders.cache(&w.runtime).map_err(no_folder)?),
     })
 }
 

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use cnova_agent_core::ledger::{InstanceRow, Op, Phase, Stored};
+use cnova_agent_core::ledger::{Good, InstanceRow, Op, Phase, Stored};
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::wire;
-use cnova_shared::wire::v1::{Entry, Workload};
+use cnova_shared::wire::v1::Entry;
 use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -216,7 +216,11 @@ struct More {
     #[serde(default)]
     fired_s: u64,
     #[serde(default)]
-    good: Option<Box<Workload>>,
+    memory_bytes: u64,
+    #[serde(default)]
+    cpu_millis: u64,
+    #[serde(default)]
+    good: Option<Box<Good>>,
     #[serde(default)]
     bad: Option<Digest>,
 }
@@ -226,6 +230,8 @@ fn put_instance(t: &Transaction<'_>, row: &InstanceRow) -> Result<(), rusqlite::
         ok: row.ok,
         leases: row.leases.clone(),
         fired_s: row.fired_s,
+        memory_bytes: row.memory_bytes,
+        cpu_millis: row.cpu_millis,
         good: row.good.clone(),
         bad: row.bad,
     };
@@ -313,6 +319,8 @@ fn read_instance(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
         ok: more.ok,
         leases: more.leases,
         fired_s: more.fired_s,
+        memory_bytes: more.memory_bytes,
+        cpu_millis: more.cpu_millis,
         good: more.good,
         bad: more.bad,
     })

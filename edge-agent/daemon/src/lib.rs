@@ -3,8 +3,9 @@
 //! ```text
 //!  uplink events --+                 +--> ledger (SQLite, one transaction per Persist)
 //!  runtime events -+-> event_loop ---+--> signed messages to the parent
-//!  artifacts ------+    (core)       +--> supervisor: one task per instance, pidfd, RAL
-//!  timer, signals -+                 +--> artifacts on disk
+//!  artifacts ------+    (core)       +--> supervisor: one task per instance, pidfd, control group, RAL, health
+//!  sensors --------+                 +--> artifacts on disk
+//!  timer, signals -+
 //! ```
 //!
 //! A library only so that its parts can be tested; the program is `cnova-agent`.
@@ -14,9 +15,15 @@ mod catalog;
 pub mod check;
 pub mod config;
 mod event_loop;
+mod folders;
+mod groups;
+mod hardware;
+mod health;
 pub mod instance;
 mod launch;
 pub mod ledger;
 mod observe;
 pub mod run;
+mod sensors;
+pub mod status;
 mod supervisor;

@@ -1,11 +1,11 @@
 //! cnova-agent: keeps one device at what its twin says, whether or not anyone above it can be reached.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cnova_agent::{check, config::AgentConfig, run};
+use cnova_agent::{check, config::AgentConfig, run, status};
 
 /// The Cloudnova edge agent.
 #[derive(Debug, Parser)]
@@ -22,6 +22,15 @@ enum Verb {
         /// Its configuration; drop-ins are read from the folder of the same name with `.d`.
         #[arg(long, default_value = "/etc/cnova/agent.toml")]
         config: PathBuf,
+    },
+    /// How this node stands: its workloads with their reasons, resources, power. Works without any network.
+    Status {
+        /// The configuration of the agent that runs here.
+        #[arg(long, default_value = "/etc/cnova/agent.toml")]
+        config: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Check the configuration, the identity, the trust bundle, the runtimes and the state folder.
     Check {
@@ -45,10 +54,36 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Verb::Status { config, json } => print_status(&config, json),
         Verb::Check { config } => {
             let (text, ok) = check::check(&config);
             let _ = std::io::stdout().write_all(text.as_bytes());
             if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn print_status(config: &Path, json: bool) -> ExitCode {
+    let config = match AgentConfig::load(config) {
+        Ok(config) => config,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "cnova-agent: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match status::ask(&config) {
+        Ok(s) => {
+            let text = if json {
+                serde_json::to_string_pretty(&s).unwrap_or_default() + "\n"
+            } else {
+                status::text(&s)
+            };
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "cnova-agent: {error}");
+            ExitCode::FAILURE
         }
     }
 }

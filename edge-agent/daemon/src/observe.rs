@@ -8,10 +8,10 @@ use std::time::Duration;
 use cnova_agent_core::ledger::InstanceRow;
 use cnova_agent_core::{Observed, ObservedState};
 use cnova_ral::{Exit, ExitReason, State};
-use cnova_shared::ids::{Digest, WorkloadId};
+use cnova_shared::ids::WorkloadId;
 use rustix::process::Signal;
 
-use crate::instance::{self, InstanceId};
+use crate::instance::{self, InstanceId, Record};
 
 /// A runtime that was being started when the agent died gets this long to end.
 const ORPHAN_GRACE: Duration = Duration::from_millis(500);
@@ -22,6 +22,7 @@ pub(crate) struct Alive {
     pub(crate) id: InstanceId,
     pub(crate) dir: PathBuf,
     pub(crate) state: State,
+    pub(crate) health_interval_ms: u64,
 }
 
 /// What was found.
@@ -62,13 +63,13 @@ pub(crate) fn scan(run_dir: &Path, rows: &[InstanceRow]) -> std::io::Result<Foun
             instance::remove(&dir);
             continue;
         }
-        found.take(id, dir, record.spec, standing);
+        found.take(id, dir, &record, standing);
     }
     Ok(found)
 }
 
 impl Found {
-    fn take(&mut self, id: InstanceId, dir: PathBuf, spec: Digest, standing: Standing) {
+    fn take(&mut self, id: InstanceId, dir: PathBuf, record: &Record, standing: Standing) {
         let state = match standing {
             Standing::Alive(state) => {
                 let pid = state.pid;
@@ -76,6 +77,7 @@ impl Found {
                     id: id.clone(),
                     dir,
                     state,
+                    health_interval_ms: record.health_interval_ms,
                 });
                 ObservedState::Alive { pid }
             }
@@ -85,7 +87,7 @@ impl Found {
         self.observed.push(Observed {
             id: id.workload,
             attempt: id.attempt,
-            spec,
+            spec: record.spec,
             state,
         });
     }
@@ -196,8 +198,9 @@ fn is_run_in(pid: u32, dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::instance::{Record, folder, write_record};
+    use crate::instance::{folder, write_record};
     use cnova_agent_core::ledger::Phase;
+    use cnova_shared::ids::Digest;
 
     struct Machine {
         dir: tempfile::TempDir,
@@ -226,6 +229,7 @@ mod tests {
                     attempt,
                     spec,
                     boot_id,
+                    health_interval_ms: 1000,
                 },
             )
             .unwrap();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cnova_devices::ThresholdError;
 use cnova_link::config::ConfigError;
 use cnova_link::{FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
@@ -17,8 +18,14 @@ use tokio::sync::mpsc;
 use crate::catalog::Catalog;
 use crate::config::{AgentConfig, LogFormat};
 use crate::event_loop::{EventLoop, Inputs, Parts, Signals, hub_audience};
+use crate::folders::Folders;
+use crate::groups::Groups;
+use crate::hardware::Hardware;
+use crate::launch::Ground;
 use crate::ledger::{Ledger, LedgerError};
-use crate::supervisor::Supervisor;
+use crate::sensors::Sensors;
+use crate::status;
+use crate::supervisor::{Supervisor, Times};
 
 /// Threads for calls that block on the disk or on a runtime that hangs; they come when needed and go after a second.
 const BLOCKING_THREADS: usize = 16;
@@ -47,6 +54,9 @@ pub enum StartError {
     /// Nobody says where the node hangs.
     #[error("the certificate names no site: say it in the configuration, such as site = \"plant-7/line-2/plc-14\"")]
     NoSite,
+    /// The thresholds of power and heat.
+    #[error("[power] {0}")]
+    Power(#[from] ThresholdError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -153,6 +163,13 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let _lock = prepare_state(&config.state_dir, &config.run_dir())?;
     let catalog = Catalog::discover(&config.runtime_dir);
     let mut alarms = catalog.alarms.clone();
+    config.power.check()?;
+    let (hardware, devices_alarm) = Hardware::new(config.sensors.root.clone(), config.devices.clone());
+    let own_groups = cnova_devices::Groups::own(&config.sensors.root);
+    let (groups, groups_alarm) = Groups::find(&config.state_dir, config.runtime.cgroup_parent.as_deref());
+    alarms.extend([devices_alarm, groups_alarm].into_iter().flatten());
+    let capacity = config.capacity(&groups.limits(own_groups));
+    let sensors = Sensors::new(config.sensors.root.clone(), config.power, hardware.clone());
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
     for Alarm { code, detail } in &alarms {
@@ -167,9 +184,10 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         labels: config.labels.clone(),
         capabilities: Capabilities {
             runtimes: catalog.capabilities(),
-            memory_bytes: config.memory_bytes(),
-            cpu_millis: config.cpu_millis(),
-            ..Default::default()
+            memory_bytes: capacity.memory_bytes,
+            cpu_millis: capacity.cpu_millis,
+            accelerators: sensors.inventory().accelerators.clone(),
+            devices: sensors.inventory().devices.clone(),
         },
         software: env!("CARGO_PKG_VERSION").to_owned(),
         boot: random_id()?,
@@ -182,13 +200,36 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         source,
     })?;
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
-    let supervisor = Supervisor::new(config.run_dir(), catalog, artifacts.clone(), said_sender);
+    let ground = Ground {
+        run_dir: config.run_dir(),
+        folders: Folders {
+            cache: config.cache_dir(),
+            volumes: config.volumes_dir(),
+        },
+        catalog,
+        artifacts: artifacts.clone(),
+        groups,
+        hardware,
+    };
+    let times = Times {
+        start: Duration::from_secs(config.runtime.start_seconds),
+        prepare: Duration::from_secs(config.runtime.prepare_seconds),
+    };
+    let supervisor = Supervisor::new(ground, times, said_sender);
+    let power = sensors.power();
     let address = config.parent.address.clone();
     let (uplink, uplink_events) =
         Uplink::start(UplinkConfig::new(address, place.node, config.parent.node.clone(), tls));
+    let questions = status::serve(&config.state_dir).map_err(|source| StartError::StateFolder {
+        action: "listen for `cnova-agent status` in",
+        path: config.state_dir.clone(),
+        source,
+    })?;
     let inputs = Inputs {
         uplink: uplink_events,
         said,
+        sensed: sensors.start(Duration::from_secs(config.sensors.seconds.max(1))),
+        questions,
         signals,
     };
     let parts = Parts {
@@ -201,6 +242,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         artifacts,
         supervisor,
         uplink,
+        power,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
 }

@@ -1,39 +1,42 @@
 //! One task per instance: starts it or adopts it, watches it end by its pidfd, stops it when told.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+mod explain;
+mod process;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cnova_agent_core::{Launch, RuntimeEvent};
-use cnova_ral::{ExitReason, Handle, State};
+use cnova_ral::cgroup::Usage;
+use cnova_ral::{Handle, State};
 use cnova_shared::ids::{Digest, WorkloadId};
-use cnova_store::Artifacts;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::catalog::Catalog;
+use crate::health::{self, Patient, QUESTIONS_MAX};
 use crate::instance::{self, InstanceId, KEPT_PER_WORKLOAD};
-use crate::launch::{LaunchError, Launched, launch};
-use crate::observe::{Alive, describe_exit};
+use crate::launch::{Ground, LaunchError, Launched, launch};
+use crate::observe::Alive;
+use explain::{End, explain};
+use process::{Target, asked_to_stop, end_child, took_too_long, wait_for_state, watch_handle, watch_to_end, watchable};
 
-/// A runtime must have its workload running after this time.
-const START_MAX: Duration = Duration::from_secs(30);
-/// The state file is looked for this often even when the kernel tells of no new file.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// What a runtime gets to write its exit file when the grace has passed.
-const GRACE_SLACK: Duration = Duration::from_millis(500);
 /// A killed process is gone after this time, or hangs in the kernel.
 const KILL_MAX: Duration = Duration::from_secs(10);
-const CALL_TIMEOUT: Duration = Duration::from_secs(1);
-const ERR_TAIL_BYTES: u64 = 1024;
+
+/// How long a start may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// Until the runtime says that its workload runs, or that it prepares it.
+    pub(crate) start: Duration,
+    /// Until a runtime that prepares says that its workload runs.
+    pub(crate) prepare: Duration,
+}
 
 /// What the supervisor tells the event loop.
 #[derive(Debug)]
@@ -52,11 +55,14 @@ pub(crate) struct Supervisor {
 
 #[derive(Debug)]
 struct Inner {
-    run_dir: PathBuf,
-    catalog: Catalog,
-    artifacts: Arc<Artifacts>,
+    ground: Ground,
+    times: Times,
     said: mpsc::Sender<Said>,
     watched: Mutex<BTreeMap<InstanceId, Watched>>,
+    /// Told whenever one is watched no more.
+    ended: Notify,
+    /// Questions for health at the same time.
+    questions: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -66,23 +72,16 @@ struct Watched {
     is_running: bool,
 }
 
-/// How the wait for an instance's end went.
-struct End {
-    status: Option<ExitStatus>,
-    /// What the agent itself did to it.
-    ours: Option<&'static str>,
-}
-
 impl Supervisor {
-    pub(crate) fn new(run_dir: PathBuf, catalog: Catalog, artifacts: Arc<Artifacts>, said: mpsc::Sender<Said>) -> Self {
-        let watched = Mutex::default();
+    pub(crate) fn new(ground: Ground, times: Times, said: mpsc::Sender<Said>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                run_dir,
-                catalog,
-                artifacts,
+                ground,
+                times,
                 said,
-                watched,
+                watched: Mutex::default(),
+                ended: Notify::new(),
+                questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
             }),
         }
     }
@@ -125,12 +124,23 @@ impl Supervisor {
 
     /// The folder of an instance.
     pub(crate) fn folder(&self, id: &InstanceId) -> PathBuf {
-        instance::folder(&self.inner.run_dir, id)
+        instance::folder(&self.inner.ground.run_dir, id)
+    }
+
+    /// What an instance uses, by its control group. Blocks.
+    pub(crate) fn usage(&self, id: &InstanceId) -> Option<Usage> {
+        self.inner.ground.groups.usage(id)
+    }
+
+    /// Ends what is left of instances that nobody watches. Blocks.
+    pub(crate) fn sweep(&self) {
+        let watched: BTreeSet<InstanceId> = self.inner.lock().keys().cloned().collect();
+        self.inner.ground.groups.sweep(&watched);
     }
 
     /// Removes the folders of a workload that is gone for good. Blocks on the disk.
     pub(crate) fn forget(&self, workload: &WorkloadId) {
-        instance::prune(&self.inner.run_dir, workload, 0, |id| {
+        instance::prune(&self.inner.ground.run_dir, workload, 0, |id| {
             !self.inner.lock().contains_key(id)
         });
     }
@@ -169,29 +179,51 @@ impl Inner {
         let _ = self.said.send(said).await;
     }
 
+    /// Waits until no older attempt of the same workload lives: each was told to stop. False if this one was, too.
+    async fn outlive_older(&self, id: &InstanceId, stop: &mut watch::Receiver<Option<u64>>) -> bool {
+        let is_older = |other: &InstanceId| other.workload == id.workload && other.attempt < id.attempt;
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            // Before the look, so that no end is missed between the look and the wait.
+            ended.as_mut().enable();
+            if !self.lock().keys().any(is_older) {
+                return true;
+            }
+            tokio::select! {
+                () = ended => {}
+                _ = asked_to_stop(stop) => return false,
+            }
+        }
+    }
+
     async fn run(self: Arc<Self>, id: InstanceId, wanted: Box<Launch>, mut stop: watch::Receiver<Option<u64>>) {
+        if !self.outlive_older(&id, &mut stop).await {
+            let detail = "it was stopped before it was started".to_owned();
+            return self.over(id, true, detail, None).await;
+        }
         let digests = digests_of(&wanted);
+        let interval = Duration::from_millis(wanted.workload.health.interval_ms);
         let inner = self.clone();
-        let started = spawn_blocking(move || launch(&inner.run_dir, &inner.catalog, &inner.artifacts, &wanted)).await;
+        let started = spawn_blocking(move || launch(&inner.ground, &wanted)).await;
         let launched = match started {
             Ok(Ok(launched)) => launched,
             Ok(Err(error)) => {
                 let suspect = matches!(error, LaunchError::ArtifactMissing(_));
+                self.end_group(&id).await;
                 return self
                     .over(id, false, error.to_string(), suspect.then_some(digests))
                     .await;
             }
             Err(error) => return self.over(id, false, error.to_string(), None).await,
         };
-        let dir = instance::folder(&self.run_dir, &id);
+        let dir = instance::folder(&self.ground.run_dir, &id);
         let Launched {
             mut child,
             folder_events,
             pidfd,
         } = launched;
-        let followed = self
-            .follow(&id, &dir, &mut child, (folder_events, pidfd), &mut stop)
-            .await;
+        let files = (folder_events, pidfd);
+        let followed = self.follow(&id, &dir, interval, &mut child, files, &mut stop).await;
         let end = match followed {
             Ok(end) => end,
             Err(error) => {
@@ -200,10 +232,11 @@ impl Inner {
                 let _ = spawn_blocking(move || child.wait()).await;
                 End {
                     status: None,
-                    ours: Some("it could not be watched and was ended"),
+                    ours: Some("it could not be watched and was ended".to_owned()),
                 }
             }
         };
+        self.end_group(&id).await;
         let (ok, detail, refused) = explain(&dir, &end);
         self.over(id, ok, detail, refused.then_some(digests)).await;
     }
@@ -213,6 +246,7 @@ impl Inner {
         &self,
         id: &InstanceId,
         dir: &Path,
+        interval: Duration,
         child: &mut Child,
         (folder_events, pidfd): (OwnedFd, OwnedFd),
         stop: &mut watch::Receiver<Option<u64>>,
@@ -223,18 +257,19 @@ impl Inner {
             state = wait_for_state(dir, folder_events) => Some(state?),
             ended = process.readable() => ended.map(|_| None)?,
             grace = asked_to_stop(stop) => {
-                ours = Some("it was stopped while it started");
+                ours = Some("it was stopped while it started".to_owned());
                 end_child(child, &process, grace).await?;
                 None
             }
-            () = sleep(START_MAX) => {
-                ours = Some("it did not say within 30 s that it runs, and was ended");
+            why = took_too_long(dir, self.times, &self.questions) => {
+                ours = Some(why);
                 end_child(child, &process, 0).await?;
                 None
             }
         };
         if let Some(state) = began {
             self.running(id, &state).await;
+            let _watch = self.watch_health(id, dir, interval);
             // The process that answers for the workload may be another than the one that was started.
             if state.pid == child.id() {
                 watch_to_end(dir, &process, Target::Child(child), stop).await?;
@@ -251,6 +286,22 @@ impl Inner {
         Ok(End { status, ours })
     }
 
+    fn watch_health(&self, id: &InstanceId, dir: &Path, interval: Duration) -> health::Watch {
+        health::watch(Patient {
+            id: id.clone(),
+            dir: dir.to_owned(),
+            interval,
+            questions: self.questions.clone(),
+            said: self.said.clone(),
+        })
+    }
+
+    /// Nothing of an instance outlives it, whatever it started.
+    async fn end_group(&self, id: &InstanceId) {
+        let (groups, id) = (self.ground.groups.clone(), id.clone());
+        let _ = spawn_blocking(move || groups.end(&id)).await;
+    }
+
     async fn running(&self, id: &InstanceId, state: &State) {
         if let Some(watched) = self.lock().get_mut(id) {
             watched.is_running = true;
@@ -260,7 +311,7 @@ impl Inner {
             event: RuntimeEvent::Started { pid: state.pid },
         })
         .await;
-        let (run_dir, workload, newest) = (self.run_dir.clone(), id.workload.clone(), id.clone());
+        let (run_dir, workload, newest) = (self.ground.run_dir.clone(), id.workload.clone(), id.clone());
         let watched: Vec<InstanceId> = self.lock().keys().cloned().collect();
         spawn_blocking(move || {
             let may_go = |old: &InstanceId| old.attempt < newest.attempt && !watched.contains(old);
@@ -269,23 +320,31 @@ impl Inner {
     }
 
     async fn run_adopted(self: Arc<Self>, alive: Alive, mut stop: watch::Receiver<Option<u64>>) {
-        let Alive { id, dir, state } = alive;
+        let Alive {
+            id,
+            dir,
+            state,
+            health_interval_ms,
+        } = alive;
         let mut ours = None;
-        if let Ok(handle) = Handle::open(&state)
-            && let Err(error) = watch_handle(&dir, handle, &mut stop).await
-        {
-            tracing::error!(instance = %id, %error, "cannot watch an adopted process; it is ended");
-            ours = Some("it could not be watched and was ended");
-            if let Ok(handle) = Handle::open(&state) {
-                let _ = handle.kill();
+        if let Ok(handle) = Handle::open(&state) {
+            let _watch = self.watch_health(&id, &dir, Duration::from_millis(health_interval_ms));
+            if let Err(error) = watch_handle(&dir, handle, &mut stop).await {
+                tracing::error!(instance = %id, %error, "cannot watch an adopted process; it is ended");
+                ours = Some("it could not be watched and was ended".to_owned());
+                if let Ok(handle) = Handle::open(&state) {
+                    let _ = handle.kill();
+                }
             }
         }
+        self.end_group(&id).await;
         let (ok, detail, _) = explain(&dir, &End { status: None, ours });
         self.over(id, ok, detail, None).await;
     }
 
     async fn over(&self, id: InstanceId, ok: bool, detail: String, suspect: Option<Vec<Digest>>) {
         self.lock().remove(&id);
+        self.ended.notify_waiters();
         self.say(Said::Event {
             id,
             event: RuntimeEvent::Exited { ok, detail },
@@ -301,166 +360,6 @@ fn digests_of(launch: &Launch) -> Vec<Digest> {
     let w = &launch.workload;
     std::iter::once(w.artifact.digest)
         .chain(w.files.iter().map(|f| f.artifact.digest))
+        .chain(w.parts.iter().map(|p| p.digest))
         .collect()
-}
-
-/// Hands a descriptor to the event loop.
-fn watchable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: `fd` is owned, so it is open and stays the same file until the `AsyncFd` is dropped; nobody takes it out
-    // or closes it before.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
-}
-
-/// How signals reach the process.
-enum Target<'a> {
-    /// It has not been reaped, so its pid is its own.
-    Child(&'a mut Child),
-    /// By its descriptor.
-    Handle(Handle),
-}
-
-impl Target<'_> {
-    fn terminate(&self) -> io::Result<()> {
-        match self {
-            Self::Child(child) => terminate(child),
-            Self::Handle(handle) => handle.terminate(),
-        }
-    }
-
-    fn kill(&mut self) -> io::Result<()> {
-        match self {
-            Self::Child(child) => child.kill(),
-            Self::Handle(handle) => handle.kill(),
-        }
-    }
-}
-
-async fn wait_for_state(dir: &Path, folder_events: OwnedFd) -> io::Result<State> {
-    let events = watchable(folder_events)?;
-    loop {
-        if let Some(state) = cnova_ral::read_state(dir).map_err(io::Error::other)? {
-            return Ok(state);
-        }
-        // Whatever happened in the folder, the file is looked for again; a lost event costs half a second.
-        if let Ok(ready) = timeout(LOOK_AGAIN, events.readable()).await {
-            let mut ready = ready?;
-            let mut buffer = [0; 1024];
-            while rustix::io::read(events.get_ref(), &mut buffer).is_ok_and(|n| n > 0) {}
-            ready.clear_ready();
-        }
-    }
-}
-
-/// The grace, once the instance shall stop; for ever if it never shall.
-async fn asked_to_stop(stop: &mut watch::Receiver<Option<u64>>) -> u64 {
-    let grace = stop.wait_for(Option::is_some).await.ok().and_then(|grace| *grace);
-    match grace {
-        Some(grace) => grace,
-        None => std::future::pending().await,
-    }
-}
-
-fn terminate(child: &Child) -> io::Result<()> {
-    let pid = rustix::process::Pid::from_child(child);
-    Ok(rustix::process::kill_process(pid, rustix::process::Signal::TERM)?)
-}
-
-/// Ends a child that has not said yet that it runs: no socket to ask on.
-async fn end_child(child: &mut Child, process: &AsyncFd<OwnedFd>, grace_ms: u64) -> io::Result<()> {
-    if grace_ms > 0 {
-        terminate(child)?;
-        if timeout(Duration::from_millis(grace_ms), process.readable())
-            .await
-            .is_ok()
-        {
-            return Ok(());
-        }
-    }
-    child.kill()?;
-    let _ = timeout(KILL_MAX, process.readable()).await;
-    Ok(())
-}
-
-/// Waits for the end of a running workload, and brings it about when told.
-async fn watch_to_end(
-    dir: &Path,
-    process: &AsyncFd<OwnedFd>,
-    mut target: Target<'_>,
-    stop: &mut watch::Receiver<Option<u64>>,
-) -> io::Result<()> {
-    let grace = tokio::select! {
-        ended = process.readable() => return ended.map(|_| ()),
-        grace = asked_to_stop(stop) => grace,
-    };
-    if !ask_to_stop(dir, grace).await {
-        target.terminate()?;
-    }
-    if !wait_in_grace(process, grace).await {
-        target.kill()?;
-        let _ = timeout(KILL_MAX, process.readable()).await;
-    }
-    Ok(())
-}
-
-async fn watch_handle(dir: &Path, handle: Handle, stop: &mut watch::Receiver<Option<u64>>) -> io::Result<()> {
-    let process = watchable(handle.as_fd().try_clone_to_owned()?)?;
-    watch_to_end(dir, &process, Target::Handle(handle), stop).await
-}
-
-async fn wait_in_grace(process: &AsyncFd<OwnedFd>, grace_ms: u64) -> bool {
-    let slack = if grace_ms == 0 { Duration::ZERO } else { GRACE_SLACK };
-    let deadline = Instant::now() + Duration::from_millis(grace_ms) + slack;
-    tokio::select! {
-        _ = process.readable() => true,
-        () = sleep_until(deadline) => false,
-    }
-}
-
-/// Asks the runtime on its socket; false when it cannot be asked and a signal is needed.
-async fn ask_to_stop(dir: &Path, grace_ms: u64) -> bool {
-    let dir = dir.to_owned();
-    let grace = Duration::from_millis(grace_ms);
-    let asked = spawn_blocking(move || {
-        cnova_ral::Client::connect_with_timeout(&dir, CALL_TIMEOUT).and_then(|mut c| c.stop(Some(grace)))
-    });
-    matches!(asked.await, Ok(Ok(())))
-}
-
-/// Whether it ended as it should, how, and whether its artifacts are to be looked at.
-fn explain(dir: &Path, end: &End) -> (bool, String, bool) {
-    match cnova_ral::read_exit(dir) {
-        Ok(Some(exit)) => {
-            let (ok, detail) = describe_exit(&exit);
-            let detail = end.ours.map_or(detail.clone(), |ours| format!("{ours}; {detail}"));
-            (ok, detail, exit.reason == ExitReason::Refused)
-        }
-        Ok(None) => (false, without_exit_file(dir, end), false),
-        Err(error) => (false, format!("its exit file cannot be read: {error}"), false),
-    }
-}
-
-fn without_exit_file(dir: &Path, end: &End) -> String {
-    if let Some(ours) = end.ours {
-        return ours.to_owned();
-    }
-    let mut detail = match end.status {
-        Some(status) => format!("killed: its runtime ended without an exit file ({status})"),
-        None => "killed: its runtime ended without an exit file".to_owned(),
-    };
-    if let Some(words) = last_words(dir) {
-        detail.push_str("; it printed: ");
-        detail.push_str(&words);
-    }
-    detail
-}
-
-/// The end of what the runtime itself printed.
-fn last_words(dir: &Path) -> Option<String> {
-    let mut file = File::open(dir.join(cnova_ral::file::RUNTIME_ERR)).ok()?;
-    let skip = file.metadata().ok()?.len().saturating_sub(ERR_TAIL_BYTES);
-    file.seek(SeekFrom::Start(skip)).ok()?;
-    let mut bytes = Vec::new();
-    file.take(ERR_TAIL_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-    (!text.is_empty()).then_some(text)
 }

@@ -24,7 +24,9 @@ async fn a_twin_runs_is_adopted_and_outlives_a_tampered_one() {
         ("plant-7/plc-1", "2")
     );
     assert_eq!(hello.capabilities.runtimes[0].engine, "fake-1");
-    assert!(hello.alarms.is_empty(), "{:?}", hello.alarms);
+    // Where the tests may not make control groups, the agent says so.
+    let alarms: Vec<_> = hello.alarms.iter().filter(|a| a.code != "control-groups").collect();
+    assert!(alarms.is_empty(), "{alarms:?}");
     rig.until("the time of the commit", |rig| match rig.said.get("twin") {
         Some(Body::Twin {
             generation: 1,
@@ -239,11 +241,11 @@ async fn a_deaf_workload_is_ended_by_force_and_replaced_by_its_new_version() {
         (rig.replies[0].ok, rig.replies[0].text.as_str()),
         (true, "2026-01-01T00:00:00Z stdout started run two")
     );
-    // The fake has no socket.
-    assert!(
-        !rig.replies[1].ok && rig.replies[1].text.contains("no runtime listens"),
-        "{}",
-        rig.replies[1].text
+    let metrics: serde_json::Value = serde_json::from_str(&rig.replies[1].text).unwrap();
+    assert_eq!(
+        (&metrics["runtime"]["cpu_ms"], &metrics["restarts"]),
+        (&1.into(), &1.into()),
+        "{metrics}"
     );
     assert!(
         !rig.replies[2].ok && rig.replies[2].text.contains("no/such is not known"),

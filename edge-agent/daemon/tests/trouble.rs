@@ -89,6 +89,7 @@ async fn check_finds_what_run_would() {
         "runtime fake 1.0",
         "cnova-runtime-broken is not used",
         "64 MiB",
+        "power mains",
     ] {
         assert!(text.contains(wanted), "{wanted}\n{text}");
     }

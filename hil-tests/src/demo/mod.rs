@@ -4,6 +4,7 @@
 
 mod attack;
 pub(crate) mod fleet;
+mod runtimes;
 mod story;
 
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::DemoError;
 use super::attack;
 use super::fleet::{AGENTS, APP, Fleet, TREE};
+use super::runtimes;
 
 /// Says something to the person who watches.
 #[allow(clippy::print_stdout)]
@@ -45,7 +46,9 @@ pub(super) fn tell(fleet: &mut Fleet) -> Result<(), DemoError> {
     cut_off(fleet, &mut measured)?;
     come_back(fleet, &mut measured)?;
     forgeries(fleet, &old_twin)?;
-    finish(fleet, &measured, begin)
+    step(7, "Containers and eBPF beside Wasm, and a scheduler that explains itself");
+    let all_runtimes = runtimes::tell(fleet)?;
+    finish(fleet, &measured, begin, all_runtimes)
 }
 
 fn root_of_trust(fleet: &mut Fleet) -> Result<(), DemoError> {
@@ -268,8 +271,8 @@ fn forgeries(fleet: &mut Fleet, old_twin: &[u8]) -> Result<(), DemoError> {
     fleet.show(&["describe", "node", "plc-1"])
 }
 
-fn finish(fleet: &mut Fleet, measured: &Measured, begin: Instant) -> Result<(), DemoError> {
-    step(7, "Measured in this run");
+fn finish(fleet: &mut Fleet, measured: &Measured, begin: Instant, all_runtimes: bool) -> Result<(), DemoError> {
+    step(8, "Measured in this run");
     measured.lines.iter().for_each(|l| say(l));
     if fleet.options().keep {
         say("\nThe fleet stays up. To play with it:");
@@ -289,6 +292,9 @@ fn finish(fleet: &mut Fleet, measured: &Measured, begin: Instant) -> Result<(), 
         return Ok(());
     }
     fleet.show(&["delete", APP, "--yes"])?;
+    for app in runtimes::APPS.iter().filter(|_| all_runtimes) {
+        fleet.cnova(&["delete", app, "--yes"])?;
+    }
     fleet.wait(60, "every agent has stopped its workload", |f| {
         f.workload_pids().is_empty()
     })?;

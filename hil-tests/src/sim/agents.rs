@@ -11,7 +11,7 @@ use cnova_shared::wire::v1;
 use super::pki::{LINE, id, pki, site};
 
 /// Memory of a simulated device, for workloads.
-pub const MEMORY_BYTES: u64 = 1024 * 1024 * 1024;
+pub const MEMORY_BYTES: u64 = 256 * 1024 * 1024;
 
 /// A simulated workload process.
 #[derive(Clone, Debug)]
@@ -20,6 +20,10 @@ pub struct Process {
     pub spec: Digest,
     /// How it is.
     pub state: ProcessState,
+    /// Memory that it may use, bytes.
+    pub memory_bytes: u64,
+    /// Whether it ever says that it is well.
+    pub is_well: bool,
 }
 
 /// How a simulated process is.
@@ -50,6 +54,8 @@ pub struct SimAgent {
     pub partial: BTreeMap<Digest, u64>,
     /// Workload processes; they outlive the agent.
     pub processes: BTreeMap<(WorkloadId, u32), Process>,
+    /// Whether its ledger was lost while processes ran: nobody knows then what those may use.
+    pub lost_count: bool,
     /// How wrong its wall clock is, seconds.
     pub clock_off_s: i64,
     next_pid: u32,
@@ -67,6 +73,7 @@ impl SimAgent {
             artifacts: BTreeSet::new(),
             partial: BTreeMap::new(),
             processes: BTreeMap::new(),
+            lost_count: false,
             clock_off_s: 0,
             next_pid: 100,
         };
@@ -144,14 +151,23 @@ impl SimAgent {
     pub fn power_cut(&mut self) {
         self.core = None;
         self.processes.clear();
+        self.lost_count = false;
     }
 
     /// The disk is lost, and with it everything but the running processes.
     pub fn lose_store(&mut self, incarnation: u64) {
         self.stored = Stored::default();
+        self.lost_count = !self.processes.is_empty();
         self.stored.stream.acked.incarnation = incarnation;
         self.artifacts.clear();
         self.partial.clear();
+    }
+
+    /// Memory that processes may use, bytes.
+    #[must_use]
+    pub fn memory_in_use(&self) -> u64 {
+        let lives = |p: &&Process| p.state != ProcessState::Exited;
+        self.processes.values().filter(lives).map(|p| p.memory_bytes).sum()
     }
 
     /// Writes a chunk; true when the file is then whole.

@@ -1,5 +1,6 @@
 //! What goes wrong besides messages and commits: links, power, stores, clocks, forgers.
 
+use cnova_agent_core as agent;
 use cnova_shared::envelope::{Claims, seal};
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
@@ -21,6 +22,9 @@ impl World {
         } else {
             gateway.clone()
         };
+        if self.weather && self.rng.u32(0..4) == 0 {
+            return self.change_weather(&agent);
+        }
         match self.rng.u32(0..10) {
             0 | 1 => {
                 let for_ms = self.rng.u64(100..20_000);
@@ -33,6 +37,28 @@ impl World {
             6 => self.lose_store(&any_child),
             7 => self.clock_jumps(&any_child),
             _ => self.forge(&agent),
+        }
+    }
+
+    /// The node comes under pressure, or its supply with power changes.
+    fn change_weather(&mut self, node: &NodeId) {
+        let event = if self.rng.bool() {
+            let busy = self.rng.bool();
+            let share = if busy { 900 } else { 0 };
+            agent::Event::Pressure(agent::schedule::Pressure {
+                memory_some: share,
+                memory_full: share / 2,
+                cpu_some: share,
+            })
+        } else {
+            use v1::PowerLevel as P;
+            let level = [P::Critical, P::Low, P::Battery, P::Mains][self.rng.usize(0..4)];
+            let why = "as simulated".to_owned();
+            agent::Event::Power { level, why }
+        };
+        self.log(format!("{node}: {event:?}"));
+        if self.is_alive(node) {
+            self.agent_event(node, event);
         }
     }
 

@@ -110,8 +110,12 @@ impl World {
                     Process {
                         spec: launch.spec,
                         state: ProcessState::Starting,
+                        memory_bytes: launch.workload.memory_bytes,
+                        is_well: launch.workload.env.get("TAG").is_none_or(|t| t != "sick"),
                     },
                 );
+                let crowded = !a.lost_count && a.memory_in_use() > super::agents::MEMORY_BYTES;
+                self.check(crowded.then(|| format!("{node} starts {} beyond its memory", launch.workload.id)));
                 self.check((!complete).then(|| format!("{node} starts {} without its artifact", launch.workload.id)));
                 self.log(format!("{node} starts {} #{}", launch.workload.id, launch.attempt));
                 let (id, attempt) = (launch.workload.id, launch.attempt);
@@ -130,7 +134,12 @@ impl World {
                 let processes = &self.agents[node].processes;
                 let running = processes.get(&(id.clone(), attempt)).map(|p| p.spec);
                 let older = processes.keys().any(|(i, a)| *i == id && *a > attempt);
-                let broken = self.oracle.on_stop(node, &id, running, older);
+                // Where pressure, power or sick versions are in play, the agent must at least say why.
+                let broken = if self.weather || self.sickness {
+                    self.unexplained(node, &id, older)
+                } else {
+                    self.oracle.on_stop(node, &id, running, older)
+                };
                 self.check(broken);
                 self.log(format!("{node} stops {id} #{attempt}"));
                 let at = self.now + self.rng.u64(1..50);
@@ -169,6 +178,7 @@ impl World {
             };
             a.boot(now, vec![alarm]);
             self.log(format!("{node}: disk full, its core begins anew"));
+            self.ask_health(node);
             if self.links[node].up {
                 self.agent_event(node, agent::Event::Connected);
             } else {
@@ -237,6 +247,39 @@ impl World {
             );
         }
         self.agent_event(node, agent::Event::Runtime { id, attempt, event });
+        if up {
+            self.ask_health(node);
+        }
+    }
+
+    /// Every process that lives says soon how it is, as it does when it is asked.
+    pub(super) fn ask_health(&mut self, node: &NodeId) {
+        let a = &self.agents[node];
+        let alive = |p: &Process| matches!(p.state, ProcessState::Alive(_));
+        let (life, told): (u64, Vec<_>) = (
+            a.life,
+            a.processes
+                .iter()
+                .filter(|(_, p)| alive(p))
+                .map(|(key, p)| (key.clone(), p.is_well))
+                .collect(),
+        );
+        for ((id, attempt), healthy) in told {
+            let detail = if healthy { String::new() } else { "it is sick".into() };
+            let event = agent::RuntimeEvent::Health { healthy, detail };
+            let event = agent::Event::Runtime { id, attempt, event };
+            let node = node.clone();
+            let at = self.now + self.rng.u64(1..500);
+            self.net.at(at, Arrival::Agent { node, life, event });
+        }
+    }
+
+    /// A stop for which the agent gives no reason.
+    fn unexplained(&self, node: &NodeId, id: &WorkloadId, older: bool) -> Option<String> {
+        let core = self.agents[node].core.as_ref()?;
+        let said = core.workloads().into_iter().find(|w| w.id == *id);
+        let silent = said.is_some_and(|w| w.reason.is_empty());
+        (silent && !older).then(|| format!("{node} stops {id} and does not say why"))
     }
 
     pub(super) fn perform_gateway(&mut self, node: &NodeId) {
@@ -486,7 +529,17 @@ impl World {
                 let bytes = self.hub_seals(Kind::Chunk, &child, &chunk);
                 self.send_down(&id(HUB), &child, Kind::Chunk, bytes);
             }
-            hub::Action::Command { .. } => {}
+            // Every artifact of the simulator is what it should be, and none has parts.
+            hub::Action::Inspect(key) => {
+                let event = hub::Event::Inspected {
+                    key,
+                    result: Ok(Vec::new()),
+                };
+                let at = self.now + self.rng.u64(1..50);
+                let life = self.hub.life;
+                self.net.at(at, Arrival::Hub { life, event });
+            }
+            hub::Action::RemoveArtifacts(_) | hub::Action::Command { .. } => {}
             hub::Action::Answer { outcome, .. } => self.log(format!("the hub answers {outcome:?}")),
             hub::Action::Note(text) => self.log(format!("hub: {text}")),
         }

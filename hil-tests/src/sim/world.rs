@@ -83,6 +83,10 @@ pub(super) struct World {
     fingerprint: Digest,
     pub(super) broken: Option<String>,
     requests: u64,
+    /// Whether pressure and power change in this run, and manifests have conditions.
+    pub(super) weather: bool,
+    /// Whether some versions never become healthy in this run.
+    pub(super) sickness: bool,
 }
 
 /// The node above.
@@ -124,6 +128,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let faults = Faults::draw(&mut rng);
+        let (weather, sickness) = (rng.bool(), rng.bool());
         let gateways = [(AREA, HUB), (LINE, AREA)].map(|(n, p)| (id(n), SimGateway::new(id(n), id(p))));
         let agents = AGENTS.map(|n| (id(n), SimAgent::new(id(n))));
         let children = [AREA, LINE].into_iter().chain(AGENTS);
@@ -145,6 +150,8 @@ impl World {
             fingerprint: Digest([0; 32]),
             broken: None,
             requests: 0,
+            weather,
+            sickness,
         }
     }
 
@@ -448,6 +455,7 @@ impl World {
         self.log(format!("{node} starts"));
         if let Some(a) = self.agents.get_mut(node) {
             a.boot(now, Vec::new());
+            self.ask_health(node);
             self.perform_agent(node);
         } else if let Some(g) = self.gateways.get_mut(node) {
             g.boot(now, Vec::new());
@@ -475,7 +483,12 @@ impl World {
         } else {
             Event::Apply {
                 request,
-                manifest: Box::new(super::manifests::draw(&mut self.rng, now_s)),
+                manifest: Box::new(super::manifests::draw(
+                    &mut self.rng,
+                    now_s,
+                    self.weather,
+                    self.sickness,
+                )),
             }
         };
         self.log(format!("somebody applies or deletes ({request})"));
@@ -499,6 +512,15 @@ impl World {
         }
         for g in self.gateways.values_mut() {
             g.clock_off_s = 0;
+        }
+        for node in self.agents.keys().cloned().collect::<Vec<_>>() {
+            if self.is_alive(&node) {
+                let calm = cnova_agent_core::schedule::Pressure::default();
+                self.agent_event(&node, cnova_agent_core::Event::Pressure(calm));
+                let level = cnova_shared::wire::v1::PowerLevel::Mains;
+                let why = String::new();
+                self.agent_event(&node, cnova_agent_core::Event::Power { level, why });
+            }
         }
         for child in self.links.keys().cloned().collect::<Vec<_>>() {
             self.net.at(self.now + 1, Arrival::Heal { child });
@@ -544,7 +566,8 @@ impl World {
                     .into_iter()
                     .find(|i| i.node == a.node && i.application == w.id.application && i.workload == w.id.name);
                 let same = shown.as_ref().is_some_and(|i| {
-                    i.state == w.state && i.generation == w.app_generation && i.desired == i.generation
+                    let is_desired = w.returned || i.desired == i.generation;
+                    i.state == w.state && i.generation == w.app_generation && is_desired
                 });
                 if !same {
                     return Some(format!(

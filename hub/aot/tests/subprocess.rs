@@ -102,6 +102,18 @@ fn a_module_is_compiled_and_described() {
 }
 
 #[test]
+fn the_caller_chooses_the_interpreter() {
+    let bench = Bench::new();
+    let outcome = bench
+        .compile_with(Path::new(WORKER), "pulley64", &wasm(MODULE))
+        .unwrap();
+    assert_eq!(
+        (outcome.target.as_str(), outcome.engine.as_str()),
+        ("pulley64", "cnova-1-wasmtime-48.0.8")
+    );
+}
+
+#[test]
 fn what_is_wrong_with_the_input_comes_back_as_a_code() {
     let bench = Bench::new();
     let module = wasm(MODULE);

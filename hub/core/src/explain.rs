@@ -90,6 +90,8 @@ pub struct ReportedState {
     pub generation: u64,
     /// How often it was started.
     pub attempt: u32,
+    /// Whether a new version did not become healthy, and the one before runs again.
+    pub returned: bool,
     /// Since when, milliseconds since 1970 by the node's clock.
     pub since_ms: u64,
     /// When the hub heard of it, by the hub's clock.
@@ -148,6 +150,7 @@ impl Hub {
                 reason: w.reason.clone(),
                 generation: w.app_generation,
                 attempt: w.attempt,
+                returned: w.returned,
                 since_ms: stored.entry.at_ms,
                 received_ms: stored.received_ms,
             }),
@@ -185,7 +188,10 @@ impl Hub {
             _ if !is_placed => not_wanted(id, &one, in_sync),
             (Some(why), _, _) => (
                 format!("the hub cannot give it to this node: {why}"),
-                vec![format!("correct that and apply the application again: cnova describe application {}", id.application)],
+                vec![format!(
+                    "correct that and apply the application again: cnova describe application {}",
+                    id.application
+                )],
             ),
             (None, None, None) => (
                 "the hub is still preparing it: its artifacts are being compiled or looked into".to_owned(),
@@ -254,7 +260,11 @@ impl Hub {
             match view.inspected.get(&key) {
                 _ if def.runtime == RuntimeKind::Wasm => all.extend(self.compiled_states(def, digest)),
                 Some(Ok(parts)) => all.extend(parts.iter().enumerate().map(|(i, part)| {
-                    let what = if i == 0 { "configuration".to_owned() } else { format!("layer {i}") };
+                    let what = if i == 0 {
+                        "configuration".to_owned()
+                    } else {
+                        format!("layer {i}")
+                    };
                     stored(what, Some(part.digest))
                 })),
                 Some(Err(why)) => all[0].state = format!("failed: {why}"),
@@ -262,7 +272,12 @@ impl Hub {
             }
         }
         let files = def.files.iter();
-        all.extend(files.map(|f| stored(format!("file {}", f.path), f.artifact.digest().and_then(|d| d.parse().ok()))));
+        all.extend(files.map(|f| {
+            stored(
+                format!("file {}", f.path),
+                f.artifact.digest().and_then(|d| d.parse().ok()),
+            )
+        }));
         all
     }
 
@@ -287,7 +302,12 @@ impl Hub {
                 (None, None) => None,
             }
         };
-        let one = |(what, digest, size, state)| ArtifactState { what, digest, size, state };
+        let one = |(what, digest, size, state)| ArtifactState {
+            what,
+            digest,
+            size,
+            state,
+        };
         keys.into_iter().filter_map(state).map(one).collect()
     }
 }
@@ -309,12 +329,18 @@ fn state_word<T: Serialize>(state: T) -> String {
 fn verdict(place: &Place<'_>, nodes: &[NodeExplanation]) -> String {
     let Some(placed) = place.placed else {
         return match place.app {
-            None => format!("application {} is not applied (any more); what is listed still has to stop", place.id.application),
+            None => format!(
+                "application {} is not applied (any more); what is listed still has to stop",
+                place.id.application
+            ),
             Some(_) => "the application has no such workload (any more); what is listed still has to stop".to_owned(),
         };
     };
     if placed.nodes.is_empty() {
-        let why = placed.summary.clone().unwrap_or_else(|| "no node was chosen".to_owned());
+        let why = placed
+            .summary
+            .clone()
+            .unwrap_or_else(|| "no node was chosen".to_owned());
         return format!("runs nowhere: {why}");
     }
     let generation = place.app.map_or(0, |a| a.generation);
@@ -336,10 +362,16 @@ fn verdict(place: &Place<'_>, nodes: &[NodeExplanation]) -> String {
 
 fn not_wanted(id: &WorkloadId, one: &NodeExplanation, in_sync: bool) -> (String, Vec<String>) {
     if in_sync {
-        return ("it is not to run here, and the node is stopping it".to_owned(), Vec::new());
+        return (
+            "it is not to run here, and the node is stopping it".to_owned(),
+            Vec::new(),
+        );
     }
     (
-        format!("{id} is not to run here, but the node has not heard that yet: it holds twin {}", one.twin_held),
+        format!(
+            "{id} is not to run here, but the node has not heard that yet: it holds twin {}",
+            one.twin_held
+        ),
         link_advice(one),
     )
 }
@@ -355,7 +387,10 @@ fn link_advice(one: &NodeExplanation) -> Vec<String> {
 }
 
 fn not_arrived(one: &NodeExplanation, refused: Option<&crate::views::Refusal>) -> (String, Vec<String>) {
-    let held = format!("the node holds twin {} and is to have {}", one.twin_held, one.twin_asked);
+    let held = format!(
+        "the node holds twin {} and is to have {}",
+        one.twin_held, one.twin_asked
+    );
     match (one.link.as_str(), refused) {
         ("connected", Some(r)) => (
             format!("{held}; it refused one: {}: {}", r.code, r.detail),
@@ -376,7 +411,12 @@ fn reported_because(id: &WorkloadId, one: &NodeExplanation, said: &ReportedState
     } else {
         format!(": {}", said.reason)
     };
-    let because = format!("{}{reason}{stale}", state_word(said.state));
+    let back = if said.returned {
+        " (the new version did not become healthy: the one before runs again)"
+    } else {
+        ""
+    };
+    let because = format!("{}{back}{reason}{stale}", state_word(said.state));
     let log = format!("see its log: cnova logs {id} --node {}", one.node);
     let mut next = match said.state {
         WorkloadState::CrashLoop => vec![
@@ -392,6 +432,9 @@ fn reported_because(id: &WorkloadId, one: &NodeExplanation, said: &ReportedState
             .collect(),
         _ => Vec::new(),
     };
+    if said.returned {
+        next.push("correct the new version and apply it again; until then the last good one stays".to_owned());
+    }
     next.extend(link_advice(one));
     (because, next)
 }

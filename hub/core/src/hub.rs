@@ -142,6 +142,10 @@ impl Hub {
                     now_unix_s: app.admitted_s,
                 };
                 let manifest = AdmittedManifest::restored(manifest, context);
+                // What its images consist of is not in the store: it is in the images.
+                for key in applications::inspections(manifest.application()).into_keys() {
+                    self.inspect(key);
+                }
                 let placement = LabelsAndResources.place(&manifest, &self.node_views(Some(&name)), &app.placement);
                 let problems = BTreeMap::new();
                 self.apps.insert(

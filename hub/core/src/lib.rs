@@ -12,5 +12,7 @@ pub mod rollout;
 pub mod timeline;
 pub mod views;
 
-pub use api::{Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry};
+pub use api::{
+    Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry,
+};
 pub use hub::Hub;

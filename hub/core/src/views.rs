@@ -79,6 +79,9 @@ pub struct WorkloadInfo {
     pub pid: u32,
     /// Whether it was found running after a restart of the agent.
     pub adopted: bool,
+    /// Whether a new version did not become healthy, and the one before runs again.
+    #[serde(default)]
+    pub returned: bool,
     /// When it entered that state, milliseconds since 1970 by the node's clock.
     pub since_ms: u64,
 }
@@ -262,6 +265,7 @@ impl Hub {
                         attempt: w.attempt,
                         pid: w.pid,
                         adopted: w.adopted,
+                        returned: w.returned,
                         since_ms: stored.entry.at_ms,
                     };
                     all.insert(key, info);
@@ -346,6 +350,7 @@ fn pending(name: &Name, workload: &Name, node: &NodeId, generation: u64, link: &
         attempt: 0,
         pid: 0,
         adopted: false,
+        returned: false,
         since_ms: 0,
     }
 }

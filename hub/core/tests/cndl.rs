@@ -203,6 +203,7 @@ m.yaml:11:35 /workloads/0/grants/clocks: expected true or false, found the text 
 m.yaml:12:14 /workloads/0/restart: backoffMin (120000 ms) is longer than backoffMax (60000 ms)
 m.yaml:12:39 /workloads/0/restart/policy: expected one of "always", "on-failure", "never", found the text "allways" (did you mean "always"?)
 m.yaml:13:5 /workloads/1: the field "artifact" is missing
+m.yaml:13:5 /workloads/1/settings/programs: names no programs: nothing of the object would be loaded (programs: [{name: FUNCTION, kind: socket-filter, attach: INTERFACE}])
 m.yaml:13:11 /workloads/1/name: the workload name "detector" is already used in line 5
 m.yaml:16:16 /workloads/1/files/0/path: expected an absolute path such as /data/signal.gse2, found the text "data/x"
 m.yaml:16:34 /workloads/1/files/0/artifact: expected exactly one of "file" (a path relative to the manifest) and "digest" (sha256:<64 hex digits>)
@@ -405,12 +406,10 @@ fn what_grows_too_large_when_written_out() {
         "{SMALL}    env: {{T: &t \"{}\"}}\n    args: [{list}]\n",
         "x".repeat(4_000)
     );
-    let expected = "m.yaml:10:1055: with its aliases written out the manifest has more than 1048576 bytes";
+    let expected = "m.yaml:9:1056: with its aliases written out the manifest has more than 1048576 bytes";
     assert_eq!(said(&text), expected);
     let (list, text) = (vec!["*t"; 900].join(", "), "x".repeat(900_000));
-    let said = said(&format!(
-        "{SMALL}    env:\n      T: &t {text}\n    args: [{list}]\n"
-    ));
+    let said = said(&format!("{SMALL}    env:\n      T: &t {text}\n    args: [{list}]\n"));
     assert!(said.contains("with its aliases written out"), "{said}");
 }
 

@@ -21,7 +21,10 @@ fn parse(text: &str) -> Manifest {
 }
 
 fn said(text: &str) -> String {
-    cndl::parse(text, "m.yaml").map(|_| ()).expect_err("must be refused").to_string()
+    cndl::parse(text, "m.yaml")
+        .map(|_| ())
+        .expect_err("must be refused")
+        .to_string()
 }
 
 #[test]
@@ -50,7 +53,10 @@ settings: {network: {host: null}, pids: 20}",
     );
     let manifest = parse(&full.replace("{workload: line/store, condition: started}, ", ""));
     let w = manifest.application().workload("vision").unwrap();
-    assert_eq!((w.volumes[0].name.as_str(), w.volumes[0].path.as_str()), ("models", "/var/models"));
+    assert_eq!(
+        (w.volumes[0].name.as_str(), w.volumes[0].path.as_str()),
+        ("models", "/var/models")
+    );
     let needs: Vec<_> = w.needs.iter().map(|n| (n.to_text(), n.condition)).collect();
     assert_eq!(
         needs,
@@ -66,7 +72,10 @@ settings: {network: {host: null}, pids: 20}",
     assert_eq!(w.accelerators, [claim("npu", false), claim("hailo-8", true)]);
     assert_eq!(w.devices, ["serial-1"]);
     let schedule = w.schedule.as_ref().unwrap();
-    assert_eq!((schedule.cron.as_str(), schedule.zone.as_str()), ("0 6 * * MON-FRI", "Europe/Berlin"));
+    assert_eq!(
+        (schedule.cron.as_str(), schedule.zone.as_str()),
+        ("0 6 * * MON-FRI", "Europe/Berlin")
+    );
     assert_eq!((schedule.window_ms, schedule.late_ms), (Some(28_800_000), 600_000));
     assert_eq!((w.power, w.on_bad_update), (PowerLevel::Battery, OnBadUpdate::Stay));
     assert_eq!(
@@ -82,10 +91,21 @@ settings: {network: {host: null}, pids: 20}",
     let again = parse(&cndl::canonical_json(&manifest));
     assert_eq!(again, manifest);
     let value = manifest.to_value();
-    let at = |pointer: &str| value.pointer(&format!("/workloads/1/{pointer}")).cloned().unwrap_or_default();
-    assert_eq!(at("needs"), json!([{"workload": "store", "condition": "healthy"}, {"workload": "other/bus", "condition": "finished"}]));
+    let at = |pointer: &str| {
+        value
+            .pointer(&format!("/workloads/1/{pointer}"))
+            .cloned()
+            .unwrap_or_default()
+    };
+    assert_eq!(
+        at("needs"),
+        json!([{"workload": "store", "condition": "healthy"}, {"workload": "other/bus", "condition": "finished"}])
+    );
     assert_eq!(at("accelerators/0"), json!({"kind": "npu", "optional": false}));
-    assert_eq!(at("schedule"), json!({"cron": "0 6 * * MON-FRI", "zone": "Europe/Berlin", "for": 28_800, "late": 600}));
+    assert_eq!(
+        at("schedule"),
+        json!({"cron": "0 6 * * MON-FRI", "zone": "Europe/Berlin", "for": 28_800, "late": 600})
+    );
     assert_eq!(value.pointer("/workloads/0/power"), Some(&json!("critical")));
     assert_eq!(value.pointer("/workloads/0/schedule"), None);
 }
@@ -107,12 +127,12 @@ onBadUpdate: rollback
 grants: {threads: true}",
     )]);
     let expected = "\
-m.yaml:8:29 /workloads/0/volumes/0/path: expected an absolute path such as /data/signal.gse2, found the text \"var\"
+m.yaml:8:31 /workloads/0/volumes/0/path: expected an absolute path such as /data/signal.gse2, found the text \"var\"
 m.yaml:8:65 /workloads/0/volumes/2/name: the volume name \"w\" is already used in line 8
 m.yaml:8:74 /workloads/0/volumes/2/path: the path \"/w\" is already used in line 8
 m.yaml:9:13 /workloads/0/needs/0: this application has no workload \"b\" (did you mean \"a\"?)
-m.yaml:9:28 /workloads/0/needs/1/workload: this application has no workload \"c\" (did you mean \"a\"?)
-m.yaml:9:31 /workloads/0/needs/1/conditon: unknown field \"conditon\" (did you mean \"condition\"?)
+m.yaml:9:27 /workloads/0/needs/1/workload: this application has no workload \"c\" (did you mean \"a\"?)
+m.yaml:9:30 /workloads/0/needs/1/conditon: unknown field \"conditon\" (did you mean \"condition\"?)
 m.yaml:9:61 /workloads/0/needs/2/workload: expected a workload's name, or \"application/workload\", found the text \"A/b\"
 m.yaml:9:67 /workloads/0/needs/3: expected a workload's name, or a map with \"workload\" and \"condition\", found the number 3
 m.yaml:10:20 /workloads/0/accelerators/0: expected a class (npu, gpu, tpu), a kind such as hailo-8, or a map with \"kind\" and \"optional\", found the text \"NPU\"
@@ -184,13 +204,15 @@ m.yaml:12:28 /workloads/0/settings/probe/http/port: expected a whole number from
     assert_eq!(
         said(&container),
         "\
-m.yaml:9:22 /workloads/0/settings/capabilities: there is no capability \"cap_chown\" (did you mean \"CHOWN\"?)
+m.yaml:9:22 /workloads/0/settings/capabilities/0: there is no capability \"cap_chown\" (did you mean \"CHOWN\"?)
 m.yaml:10:13 /workloads/0/settings/user: \"me:\" is not a user (write UID, UID:GID or names that the image knows)
 m.yaml:11:28 /workloads/0/settings/probe/http/port: 0 is not a port"
     );
     let ebpf = said(&text(&[("a", "ebpf", "")]));
     assert!(
-        ebpf.starts_with("m.yaml:5:5 /workloads/0/settings/programs: names no programs: nothing of the object would be loaded"),
+        ebpf.starts_with(
+            "m.yaml:5:5 /workloads/0/settings/programs: names no programs: nothing of the object would be loaded"
+        ),
         "{ebpf}"
     );
     let wasm = text(&[(
@@ -203,8 +225,15 @@ m.yaml:11:28 /workloads/0/settings/probe/http/port: 0 is not a port"
         found.contains("/workloads/0/settings/models/0/file: \"/m/net.onx\" is not the path of one of the workload's files (did you mean \"/m/net.onnx\"?)"),
         "{found}"
     );
-    assert!(found.contains("/workloads/0/settings/models: models are of no use"), "{found}");
-    parse(&wasm.replace("net.onx", "net.onnx").replace("    settings", "    grants: {nn: true}\n    settings"));
+    assert!(
+        found.contains("/workloads/0/settings/models: models are of no use"),
+        "{found}"
+    );
+    parse(
+        &wasm
+            .replace("net.onx", "net.onnx")
+            .replace("    settings", "    grants: {nn: true}\n    settings"),
+    );
 }
 
 #[test]
@@ -212,5 +241,8 @@ fn what_was_accepted_once_is_read_again_whatever_a_runtime_has_learned_since() {
     let old = text(&[("a", "wasm", "settings: {threshold: 3.5}")]);
     assert!(said(&old).contains("unknown field \"threshold\""));
     let restored = cndl::restore(&old, "line").unwrap();
-    assert_eq!(json!(restored.application().workloads[0].settings), json!({"threshold": 3.5}));
+    assert_eq!(
+        json!(restored.application().workloads[0].settings),
+        json!({"threshold": 3.5})
+    );
 }

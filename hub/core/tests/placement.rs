@@ -356,3 +356,55 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn accelerators_and_devices_bind_placement() {
+    let accelerator = |class: &str, kind: &str| cnova_shared::wire::v1::Accelerator {
+        id: format!("{kind}-0"),
+        class: class.into(),
+        kind: kind.into(),
+    };
+    let mut with = node("with", 64);
+    with.accelerators = vec![accelerator("npu", "hailo-8")];
+    with.devices = vec!["serial-1".into()];
+    let mut other = node("other", 64);
+    other.accelerators = vec![accelerator("gpu", "mali")];
+    let nodes = [with.clone(), other.clone(), node("bare", 64)];
+    let of = |more: &str| admitted(&[format!("{more}, resources: {{memory: 1MiB}}")]);
+    let claim = of("name: w, accelerators: [npu, {kind: gpu, optional: true}], devices: [serial-1]");
+    let placed = LabelsAndResources.place(&claim, &nodes, &CurrentPlacement::default());
+    let w = &placed.workloads()["w"];
+    assert_eq!(w.nodes, BTreeSet::from(["with".to_owned()]));
+    assert_eq!(
+        w.rejected["bare"].to_string(),
+        "device serial-1 is not offered (offers none); add it to the agent's configuration"
+    );
+    let by_kind = of("name: w, accelerators: [hailo-8]");
+    let rejected = |nodes: &[NodeView], app: &AdmittedManifest| {
+        let placed = LabelsAndResources.place(app, nodes, &CurrentPlacement::default());
+        placed.workloads()["w"]
+            .rejected
+            .iter()
+            .map(|(n, r)| format!("{n}: {r}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        rejected(&nodes, &by_kind),
+        [
+            "bare: no accelerator hailo-8 (has none)",
+            "other: no accelerator hailo-8 (has mali (gpu))"
+        ]
+    );
+    // It serves one workload, be it of another application or of the same.
+    with.promised = vec!["npu".into()];
+    assert_eq!(
+        rejected(&[with.clone()], &by_kind),
+        ["with: accelerator hailo-8 is promised to other workloads (has hailo-8 (npu))"]
+    );
+    with.promised = Vec::new();
+    let claims = ["v", "w"].map(|n| format!("name: {n}, accelerators: [npu], resources: {{memory: 1MiB}}"));
+    let two = admitted(&claims);
+    let placed = LabelsAndResources.place(&two, &[with], &CurrentPlacement::default());
+    assert_eq!(placed.workloads()["v"].nodes.len(), 1);
+    assert_eq!(placed.workloads()["w"].unplaced, 1);
+}

@@ -242,9 +242,21 @@ fn workload(runtime: &str, settings: &str) -> Manifest {
 /// Settings that need a grant, with the word of the grant.
 const NEEDS_GRANT: &[(&str, &str, &str)] = &[
     ("ebpf", "{programs: [{name: p, kind: xdp, attach: eth0}]}", "ebpf:xdp"),
-    ("ebpf", "{programs: [{name: p, kind: tc-ingress, attach: eth0}]}", "ebpf:tc-ingress"),
-    ("ebpf", "{programs: [{name: p, kind: tracepoint, attach: sched/sched_switch}]}", "ebpf:tracepoint"),
-    ("ebpf", "{programs: [{name: p, kind: cgroup-skb, attach: /sys/fs/cgroup}]}", "ebpf:cgroup-skb"),
+    (
+        "ebpf",
+        "{programs: [{name: p, kind: tc-ingress, attach: eth0}]}",
+        "ebpf:tc-ingress",
+    ),
+    (
+        "ebpf",
+        "{programs: [{name: p, kind: tracepoint, attach: sched/sched_switch}]}",
+        "ebpf:tracepoint",
+    ),
+    (
+        "ebpf",
+        "{programs: [{name: p, kind: cgroup-skb, attach: /sys/fs/cgroup}]}",
+        "ebpf:cgroup-skb",
+    ),
     (
         "ebpf",
         "{programs: [{name: p, kind: socket-filter, attach: eth0}], helpers: [bpf_probe_read_kernel]}",
@@ -253,7 +265,11 @@ const NEEDS_GRANT: &[(&str, &str, &str)] = &[
     ("container", "{network: host}", "network:host"),
     // serde takes this for the same thing.
     ("container", "{network: {host: null}}", "network:host"),
-    ("container", "{capabilities: [CHOWN, SYS_ADMIN]}", "capability:SYS_ADMIN"),
+    (
+        "container",
+        "{capabilities: [CHOWN, SYS_ADMIN]}",
+        "capability:SYS_ADMIN",
+    ),
     ("container", "{seccomp: {allow: [getpid, bpf]}}", "seccomp:bpf"),
     ("container", "{seccomp: [[mount]]}", "seccomp:mount"),
 ];
@@ -280,7 +296,11 @@ fn what_reaches_further_is_denied_unless_the_site_grants_it() {
                 text,
             }];
             let set = PolicySet::of_site(&site).unwrap();
-            assert_eq!(reasons(&set, workload(runtime, settings)).is_empty(), enough, "{grant} {settings}");
+            assert_eq!(
+                reasons(&set, workload(runtime, settings)).is_empty(),
+                enough,
+                "{grant} {settings}"
+            );
         }
     }
 }
@@ -291,8 +311,14 @@ fn what_stays_inside_needs_no_grant() {
     for (runtime, settings) in [
         ("ebpf", "{programs: [{name: p, kind: socket-filter, attach: eth0}]}"),
         ("container", "{}"),
-        ("container", "{network: {own: {address: 10.9.0.2, prefix: 24, gateway: 10.9.0.1}}}"),
-        ("container", "{capabilities: [CHOWN, NET_BIND_SERVICE], seccomp: {allow: [getpid]}, isolation: vm}"),
+        (
+            "container",
+            "{network: {own: {address: 10.9.0.2, prefix: 24, gateway: 10.9.0.1}}}",
+        ),
+        (
+            "container",
+            "{capabilities: [CHOWN, NET_BIND_SERVICE], seccomp: {allow: [getpid]}, isolation: vm}",
+        ),
         ("wasm", "{pulley: true}"),
     ] {
         assert_eq!(reasons(&builtin, workload(runtime, settings)), [], "{settings}");
@@ -315,5 +341,8 @@ fn a_grant_is_the_sites_and_not_the_applications() {
         text: "package cnova.admission\ndeny contains \"no\" if input.user == \"nobody\"\n".into(),
     }];
     let set = PolicySet::of_site(&own).unwrap();
-    assert_eq!((set.names(), reasons(&set, workload("container", "{network: host}"))), (vec!["mine.rego"], vec![]));
+    assert_eq!(
+        (set.names(), reasons(&set, workload("container", "{network: host}"))),
+        (vec!["mine.rego"], vec![])
+    );
 }

@@ -11,6 +11,8 @@ use serde::Deserialize;
 const STORE_BYTES_MIN: u64 = 16 << 20;
 const STORE_BYTES: u64 = 8 << 30;
 const ARTIFACT_BYTES: u64 = 20 << 30;
+/// A week: who applied an application on Monday may apply the one before again.
+const KEEP_UNUSED_HOURS: u64 = 7 * 24;
 const API_PORT: u16 = 8080;
 /// The program that compiles Wasm, beside this one.
 const AOT_WORKER: &str = "cnova-aot";
@@ -73,6 +75,8 @@ pub struct Limits {
     pub max_store_bytes: u64,
     /// Most bytes of artifacts.
     pub max_artifact_bytes: u64,
+    /// Hours after which an artifact that nothing uses is removed; 0 never removes any.
+    pub keep_unused_hours: u64,
 }
 
 impl Default for Limits {
@@ -80,6 +84,7 @@ impl Default for Limits {
         Self {
             max_store_bytes: STORE_BYTES,
             max_artifact_bytes: ARTIFACT_BYTES,
+            keep_unused_hours: KEEP_UNUSED_HOURS,
         }
     }
 }

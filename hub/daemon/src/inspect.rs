@@ -39,17 +39,27 @@ pub fn inspect(library: &Library, key: &InspectKey) -> Inspection {
 fn check_object(head: &[u8]) -> Result<(), String> {
     let hint = "build one with: clang -O2 -g -target bpf -c program.c -o program.o";
     if head.len() < ELF_HEADER_BYTES || !head.starts_with(b"\x7fELF") {
-        return Err(format!("it is not an eBPF object: it does not begin as an ELF file does; {hint}"));
+        return Err(format!(
+            "it is not an eBPF object: it does not begin as an ELF file does; {hint}"
+        ));
     }
     let half = |at: usize| {
         let bytes = [head[at], head[at + 1]];
         // EI_DATA: 1 is little, 2 is big.
-        if head[5] == 2 { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) }
+        if head[5] == 2 {
+            u16::from_be_bytes(bytes)
+        } else {
+            u16::from_le_bytes(bytes)
+        }
     };
     match (half(16), half(18)) {
         (ET_REL, EM_BPF) if head[4] == 2 => Ok(()),
-        (_, EM_BPF) => Err(format!("it is an ELF file for eBPF, but not a 64-bit object that can be loaded; {hint}")),
-        (_, machine) => Err(format!("it is an ELF file for another machine ({machine}; eBPF is {EM_BPF}); {hint}")),
+        (_, EM_BPF) => Err(format!(
+            "it is an ELF file for eBPF, but not a 64-bit object that can be loaded; {hint}"
+        )),
+        (_, machine) => Err(format!(
+            "it is an ELF file for another machine ({machine}; eBPF is {EM_BPF}); {hint}"
+        )),
     }
 }
 

@@ -118,7 +118,10 @@ impl Library {
 
     /// Somebody was told that this artifact is there, and may name it in a manifest next.
     pub fn promise(&self, digest: Digest) {
-        self.asked_for.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        self.asked_for
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(digest);
     }
 
     /// What was promised since the last call.

@@ -1,14 +1,16 @@
 //! Putting the hub together, and taking it apart again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use cnova_hub_core::Hub;
 use cnova_hub_core::policy::{PolicyError, PolicySet, PolicySource};
 use cnova_link::{Identity, IdentityError};
-use cnova_shared::ids::NodeId;
+use cnova_shared::ids::{Digest, NodeId};
 use cnova_store::OnCorrupt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -19,7 +21,7 @@ use crate::clock::Clock;
 use crate::compile::Compiler;
 use crate::config::Config;
 use crate::downstream::Downstream;
-use crate::event_loop::{self, EventLoop, LoopError, Parts};
+use crate::event_loop::{self, EventLoop, HubHandle, LoopError, Parts};
 use crate::library::{Library, LibraryError};
 use crate::lock::{StateFolder, StateFolderError};
 use crate::signer::{Signer, SigningKeyError};
@@ -29,6 +31,8 @@ use crate::traffic::Traffic;
 
 /// How often the database is copied.
 const BACKUP_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often artifacts that nothing uses are looked for.
+const LOOK_FOR_UNUSED_EVERY: Duration = Duration::from_secs(3600);
 /// A certificate or key that ends within this is warned of.
 const ENDS_SOON_S: u64 = 30 * 24 * 3600;
 const REGO: &str = "rego";
@@ -213,6 +217,8 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     }
     check_audit(&store).await;
     let backups = tokio::spawn(back_up_daily(store.clone(), clock));
+    let keep = Duration::from_secs(config.limits.keep_unused_hours.saturating_mul(3600));
+    let collecting = tokio::spawn(collect_unused(hub.clone(), library.clone(), keep));
     let api = Api {
         hub,
         store,
@@ -241,6 +247,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     // It ends by itself, after a few seconds at most.
     let _ = serving.await;
     backups.abort();
+    collecting.abort();
     result
 }
 
@@ -268,6 +275,31 @@ async fn check_audit(store: &Store) {
             "the audit log was changed: from this entry on its chain does not hold"
         ),
         Err(error) => tracing::error!(%error, "the audit log cannot be read"),
+    }
+}
+
+/// Removes artifacts that were found unused at every look for so long. The time counts anew after a start of the hub.
+async fn collect_unused(hub: HubHandle, library: Arc<Library>, keep: Duration) {
+    if keep.is_zero() {
+        return;
+    }
+    let mut since: BTreeMap<Digest, Instant> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(LOOK_FOR_UNUSED_EVERY.min(keep)).await;
+        // A hub that is busy is asked again at the next look.
+        let Ok(unused) = hub.query(Hub::unused_artifacts).await else {
+            continue;
+        };
+        let (now, promised) = (Instant::now(), library.take_promised());
+        since.retain(|digest, _| unused.contains(digest) && !promised.contains(digest));
+        for digest in unused {
+            since.entry(digest).or_insert(now);
+        }
+        let due = since.iter().filter(|(_, at)| now.duration_since(**at) >= keep);
+        let due: BTreeSet<Digest> = due.map(|(digest, _)| *digest).collect();
+        if !due.is_empty() && hub.collect(due).is_err() {
+            tracing::debug!("unused artifacts are removed later: the hub is busy");
+        }
     }
 }
 

@@ -248,8 +248,14 @@ fn what_is_not_wasm_is_refused_in_the_compilers_words() {
     let hub = site.start();
     let digest = hub.client().upload(b"#!/bin/sh\necho not wasm\n");
     let (status, body) = hub.client().apply(OPERATOR, &by_digest("shaker", &digest), json!({}));
-    assert_eq!((status, error(&body).0), (422, "refused"));
-    let said = body["error"]["details"][0].as_str().unwrap();
+    assert_eq!((status, error(&body).0), (422, "manifest"));
+    let mistake = &body["error"]["details"][0];
+    assert_eq!(
+        (&mistake["line"], &mistake["column"]),
+        (&json!(7), &json!(15)),
+        "{body}"
+    );
+    let said = mistake["message"].as_str().unwrap();
     assert!(said.contains("[not_wasm]") && said.contains(&digest), "{said}");
     assert!(
         !said.contains(site.state().to_str().unwrap()),
@@ -349,4 +355,137 @@ fn a_silent_client_is_let_go() {
     // Without a bound on the time for a head this read would time out, which is an error.
     stream.read_to_end(&mut answer).unwrap();
     drop(hub);
+}
+
+/// One workload of another runtime; its artifact stands in line 7.
+fn of_runtime(runtime: &str, digest: &str, settings: &str) -> String {
+    by_digest("shaker", digest).replace("runtime: wasm", &format!("runtime: {runtime}"))
+        + &format!("    settings: {settings}\n")
+}
+
+#[test]
+fn artifacts_are_looked_into_at_apply_and_the_line_is_told() {
+    const FILTER: &str = "{programs: [{name: p, kind: socket-filter, attach: eth0}]}";
+    let site = Site::new();
+    let hub = site.start();
+    let api = hub.client();
+    let junk = api.upload(b"neither this nor that");
+    for (runtime, settings, said) in [
+        ("ebpf", FILTER, "it is not an eBPF object"),
+        ("container", "{}", "it is not the manifest of a container image"),
+    ] {
+        let (status, body) = api.apply(OPERATOR, &of_runtime(runtime, &junk, settings), json!({}));
+        assert_eq!((status, error(&body).0), (422, "manifest"), "{body}");
+        let mistake = &body["error"]["details"][0];
+        assert_eq!(
+            (&mistake["line"], &mistake["pointer"]),
+            (&json!(7), &json!("/workloads/0/artifact"))
+        );
+        assert!(mistake["message"].as_str().unwrap().starts_with(said), "{mistake}");
+    }
+    let mut object = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x01\0".to_vec();
+    object.extend(247_u16.to_le_bytes());
+    let object = api.upload(&object);
+    let (status, body) = api.apply(OPERATOR, &of_runtime("ebpf", &object, FILTER), json!({}));
+    assert_eq!((status, &body["result"]), (200, &json!("applied")), "{body}");
+    let xdp = FILTER.replace("socket-filter", "xdp");
+    let (status, body) = api.apply(OPERATOR, &of_runtime("ebpf", &object, &xdp), json!({}));
+    assert_eq!((status, error(&body).0), (403, "policy"));
+    assert!(
+        error(&body)
+            .1
+            .contains("package cnova.grants, allow contains \"ebpf:xdp\""),
+        "{body}"
+    );
+}
+
+#[test]
+fn a_policy_folder_with_grants_alone_adds_to_the_built_in_policy() {
+    let site = Site::new();
+    let folder = site.path("policy");
+    std::fs::create_dir(&folder).unwrap();
+    let grant = "package cnova.grants\nallow contains \"network:host\" if input.manifest.metadata.name == \"shaker\"\n";
+    std::fs::write(folder.join("grants.rego"), grant).unwrap();
+    site.configure(&site.path("worker"), "policy_dir = \"policy\"\n");
+    let hub = site.start();
+    let digest = hub.client().upload(b"image");
+    let host = of_runtime("container", &digest, "{network: host}");
+    let apply = |text: &str| hub.client().apply(OPERATOR, text, json!({"dry_run": true}));
+    assert_eq!(apply(&host).0, 200);
+    assert_eq!(apply(&host.replace("name: shaker", "name: mixer")).0, 403);
+    assert_eq!(
+        apply(&host.replace("16MiB", "2GiB")).0,
+        403,
+        "the built-in policy is in force"
+    );
+}
+
+#[test]
+fn a_plan_needs_no_file_that_an_apply_would_upload() {
+    let site = Site::new();
+    let hub = site.start();
+    let later = Digest::of(b"later").to_string();
+    let more = json!({"artifacts": {"build/x.wasm": later}, "dry_run": true});
+    let (status, body) = hub
+        .client()
+        .apply(OPERATOR, &manifest("shaker", "file: build/x.wasm"), more);
+    assert_eq!(
+        (status, &body["result"], &body["uploads"]),
+        (200, &json!("dry-run"), &json!([later])),
+        "{body}"
+    );
+}
+
+#[test]
+fn what_nothing_uses_is_listed_and_removed_and_a_workload_without_a_node_explained() {
+    let site = Site::new();
+    let hub = site.start();
+    let api = hub.client();
+    let (used, stray) = (api.upload(WASM), api.upload(b"stray"));
+    assert_eq!(api.apply(OPERATOR, &by_digest("shaker", &used), json!({})).0, 200);
+    let (_, body) = api.get("/v1/artifacts", VIEWER);
+    let users = |digest: &str| {
+        let all = body["artifacts"].as_array().unwrap();
+        all.iter().find(|a| a["digest"] == digest).unwrap()["used_by"].clone()
+    };
+    assert_eq!(users(&stray), json!([]));
+    // The worker compiles by copying: source and result are the same bytes.
+    assert_eq!(users(&used)[0], json!("shaker/one"));
+    assert_eq!(api.post("/v1/artifacts/collect", VIEWER, &[], b"").0, 403);
+    let (status, body) = api.post("/v1/artifacts/collect", OPERATOR, &[], b"");
+    assert_eq!(
+        (status, &body),
+        (200, &json!({"removed": [stray], "bytes": 5})),
+        "{body}"
+    );
+    assert_eq!(
+        (
+            api.head(&format!("/v1/artifacts/{stray}")),
+            api.head(&format!("/v1/artifacts/{used}"))
+        ),
+        (404, 200)
+    );
+    assert_eq!(api.upload(b"stray"), stray, "it can come again");
+    let path = "/v1/applications/shaker/workloads/one/explanation";
+    let (status, body) = api.get(path, VIEWER);
+    assert_eq!(
+        (status, &body["generation"], &body["runtime"]),
+        (200, &json!(1), &json!("wasm")),
+        "{body}"
+    );
+    assert!(
+        body["verdict"]
+            .as_str()
+            .unwrap()
+            .starts_with("runs nowhere: no node is selected"),
+        "{body}"
+    );
+    assert_eq!(body["artifacts"][0]["state"], "there");
+    assert!(
+        body["as_of_ms"].as_u64().unwrap() > 0 && body["next"][0].is_string(),
+        "{body}"
+    );
+    assert_eq!(api.get(&path.replace("one", "two"), VIEWER).0, 404);
+    let (_, audit) = api.get("/v1/audit?limit=2", VIEWER);
+    assert_eq!(audit["entries"][1]["action"], "collect", "{audit}");
 }

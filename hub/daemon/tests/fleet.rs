@@ -99,6 +99,10 @@ impl Played {
             engine: ENGINE.into(),
             targets: vec![TARGET.into()],
         };
+        let container = v1::RuntimeCapability {
+            name: "container".into(),
+            ..runtime.clone()
+        };
         let hello = v1::Hello {
             v: v1::VERSION,
             boot: "boot-1".into(),
@@ -110,7 +114,7 @@ impl Played {
             site: "plant-7/line-2".parse().unwrap(),
             labels: BTreeMap::new(),
             capabilities: v1::Capabilities {
-                runtimes: vec![runtime],
+                runtimes: vec![runtime, container],
                 memory_bytes: 1 << 30,
                 cpu_millis: 2000,
                 ..Default::default()
@@ -347,4 +351,58 @@ async fn a_node_is_asked_and_a_silent_one_is_named() {
             .contains("plc-1 is not connected"),
         "{body}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_twin_names_the_parts_of_its_image_and_its_conditions() {
+    use cnova_oci::testing::{ImageBuilder, LayerBuilder};
+    let site = Site::new();
+    let hub = site.start();
+    let api = hub.client();
+    let image = ImageBuilder::new()
+        .layer(LayerBuilder::new().file("hello", 0o755, b"hello"))
+        .build();
+    let digest = image.digest.to_string();
+    let named = by_digest("web", &digest).replace("runtime: wasm", "runtime: container")
+        + "    volumes: [{name: data, path: /var/data}]\n    power: low\n    schedule: {cron: \"0 6 * * *\", for: 90m}\n";
+    for (_, bytes) in image.blobs.iter().filter(|(d, _)| *d != image.parts[1]) {
+        api.upload(bytes);
+    }
+    let (status, body) = api.apply(OPERATOR, &named, json!({}));
+    let layer = image.parts[1];
+    assert_eq!(status, 422, "{body}");
+    let said = body["error"]["details"][0]["message"].as_str().unwrap();
+    assert!(said.starts_with(&format!("layer 1 of 1 ({layer}) of image")), "{said}");
+    for (_, bytes) in &image.blobs {
+        api.upload(bytes);
+    }
+    let mut agent = Played::connect(&site).await;
+    agent.say_hello().await;
+    let (status, body) = api.apply(OPERATOR, &named, json!({}));
+    assert_eq!(status, 200, "{body}");
+    let twin = agent.twin().await;
+    let workload = &twin.twin().workloads[0];
+    assert_eq!(workload.artifact.digest.to_string(), digest);
+    let parts: Vec<String> = workload.parts.iter().map(|p| p.digest.to_string()).collect();
+    let expected: Vec<String> = image.parts.iter().map(ToString::to_string).collect();
+    assert_eq!(parts, expected);
+    assert_eq!(
+        (workload.volumes[0].path.as_str(), workload.power),
+        ("/var/data", v1::PowerLevel::Low)
+    );
+    let schedule = workload.schedule.as_ref().unwrap();
+    assert_eq!((schedule.zone.as_str(), schedule.window_seconds), ("UTC", Some(5_400)));
+    agent.report_running(&twin).await;
+    let (_, body) = api.get("/v1/applications/web/workloads/one/explanation?node=plc-1", VIEWER);
+    let here = &body["nodes"][0];
+    assert_eq!(
+        (&here["node"], &here["placed"]),
+        (&json!("plc-1"), &json!(true)),
+        "{body}"
+    );
+    assert_eq!(here["reported"]["state"], "running", "{body}");
+    assert_eq!(body["verdict"], "runs on 1 of 1 node(s) that are to run it", "{body}");
+    assert_eq!(body["history"]["plc-1"][0]["body"]["t"], "workload", "{body}");
+    let (status, _) = api.get("/v1/applications/web/workloads/one/explanation?node=plc-9", VIEWER);
+    assert_eq!(status, 200, "nothing is known of it, which is no mistake");
 }

@@ -182,12 +182,12 @@ impl Agent {
             return;
         };
         machine.starting(now.mono_ms);
-        let (row, Some(desired), Some(target)) = (machine.row().clone(), machine.desired(), machine.target()) else {
+        let (row, Some(target)) = (machine.row().clone(), machine.target()) else {
             return;
         };
         let launch = Launch {
             workload: target.clone(),
-            version: desired.asked_by,
+            version: machine.target_version(),
             attempt: row.attempt,
             spec: row.spec,
             accelerators: row.leases.clone(),
@@ -200,7 +200,10 @@ impl Agent {
     /// Artifacts of the twin in force, and of the versions that may be returned to, stay; all others go.
     pub(super) fn collect_garbage(&mut self) {
         let Some(twin) = &self.twin else { return };
-        let good = self.machines.values().filter_map(|m| m.row().good.as_deref());
+        let good = self
+            .machines
+            .values()
+            .filter_map(|m| m.row().good.as_deref().map(|g| &g.workload));
         let keep: BTreeSet<Digest> = twin
             .twin()
             .workloads

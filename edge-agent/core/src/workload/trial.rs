@@ -3,6 +3,10 @@
 
 use cnova_shared::wire::v1::{Health, OnBadUpdate};
 
+use cnova_shared::twin::Version;
+
+use crate::ledger::Good;
+
 use super::{Decision, Machine, Observed, Phase, spec_digest};
 
 /// A version has proved good after saying for this long, milliseconds, that it is well.
@@ -13,7 +17,7 @@ impl Machine {
     #[must_use]
     pub fn has_returned(&self) -> bool {
         let Some(desired) = &self.desired else { return false };
-        let good = self.row.good.as_deref().map(spec_digest);
+        let good = self.row.good.as_deref().map(|g| spec_digest(&g.workload));
         self.row.bad == Some(desired.spec) && good.is_some_and(|g| g != desired.spec)
     }
 
@@ -49,7 +53,7 @@ impl Machine {
 
     /// A new version is tried from its first start on.
     pub(super) fn begin_trial(&mut self, mono_ms: u64) {
-        let is_good = self.row.good.as_deref().map(spec_digest) == Some(self.row.spec);
+        let is_good = self.row.good.as_deref().map(|g| spec_digest(&g.workload)) == Some(self.row.spec);
         if is_good {
             self.trial_since = None;
         } else {
@@ -121,7 +125,11 @@ impl Machine {
     /// Whether there is a version to return to, and the desired one is what is tried.
     pub(super) fn may_return(&self) -> bool {
         let Some(desired) = &self.desired else { return false };
-        let other = self.row.good.as_deref().is_some_and(|g| spec_digest(g) != desired.spec);
+        let other = self
+            .row
+            .good
+            .as_deref()
+            .is_some_and(|g| spec_digest(&g.workload) != desired.spec);
         other && !self.has_returned() && desired.workload.on_bad_update == OnBadUpdate::Return
     }
 
@@ -130,8 +138,13 @@ impl Machine {
         let Some(target) = self.target().filter(|_| self.target_spec() == Some(self.row.spec)) else {
             return;
         };
-        if self.row.good.as_deref() != Some(target) {
-            self.row.good = Some(Box::new(target.clone()));
+        if self.row.good.as_deref().map(|g| &g.workload) != Some(target) {
+            let Version { epoch, generation } = self.target_version();
+            self.row.good = Some(Box::new(Good {
+                workload: target.clone(),
+                epoch,
+                generation,
+            }));
             self.is_changed = true;
         }
     }

@@ -68,7 +68,7 @@ impl EventLoop {
                 Input::End(end) => return end,
                 Input::Event(Event::Connected) => self.announce().await,
                 Input::Event(Event::Tick) if Instant::now() >= until => return End::Again,
-                Input::Event(_) | Input::Said(_) | Input::Done(_) => {}
+                Input::Event(_) | Input::Said(_) | Input::Done(_) | Input::Asked(_) => {}
             }
         }
     }

@@ -49,6 +49,17 @@ pub struct Rig {
     dir: tempfile::TempDir,
 }
 
+/// The runtime of `examples/`, which is built with the tests of the package.
+fn fake_runtime() -> PathBuf {
+    let path = Path::new(AGENT).with_file_name("examples").join("cnova-runtime-fake");
+    assert!(
+        path.exists(),
+        "{} is missing: build it with `cargo build -p cnova-agent --examples`",
+        path.display()
+    );
+    path
+}
+
 pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
@@ -67,8 +78,7 @@ impl Rig {
         let agent_key = cnova_shared::certificate::read(&files.load().chain()[0]).unwrap().key;
         let runtimes = dir.path().join("runtimes");
         fs::create_dir(&runtimes).unwrap();
-        let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/cnova-runtime-fake");
-        std::os::unix::fs::symlink(fake, runtimes.join("cnova-runtime-fake")).unwrap();
+        std::os::unix::fs::symlink(fake_runtime(), runtimes.join("cnova-runtime-fake")).unwrap();
         let state_dir = state(dir.path());
         let config = dir.path().join("agent.toml");
         fs::write(
@@ -114,6 +124,17 @@ impl Rig {
             .stdin(Stdio::null())
             .stderr(log);
         self.agent = Some(command.spawn().unwrap());
+    }
+
+    /// Adds to the configuration of an agent that is yet to start.
+    pub fn configure(&self, text: &str) {
+        let all = fs::read_to_string(&self.config).unwrap();
+        fs::write(&self.config, format!("{all}\n{text}\n")).unwrap();
+    }
+
+    /// The state folder of an instance.
+    pub fn folder(&self, instance: &str) -> PathBuf {
+        self.state_dir.join("run").join(instance)
     }
 
     pub fn kill_agent(&mut self) {

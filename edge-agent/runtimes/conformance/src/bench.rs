@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ use tempfile::TempDir;
 use crate::verdict::ensure;
 use crate::{Behaviour, Case, Fixture, Stop, Verdict};
 
-/// Longest wait for anything. Long enough that only a hang reaches it.
+/// Longest wait for anything, unless told otherwise. Long enough that only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+static PATIENCE_SET: OnceLock<Duration> = OnceLock::new();
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(3);
 /// Below which group those of the suite are made.
@@ -152,7 +153,9 @@ impl Bench {
         let dir = self.dir.clone();
         let mut child = self.child.take();
         let found = wait_for("state.json", || {
-            let ended = child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+            let ended = child
+                .as_mut()
+                .is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
             let state = read_state(&dir)?;
             ensure!(
                 state.is_some() || !ended,
@@ -282,18 +285,29 @@ impl Drop for Bench {
     }
 }
 
+/// Longest wait for anything in this process.
+pub fn patience() -> Duration {
+    PATIENCE_SET.get().copied().unwrap_or(PATIENCE)
+}
+
+/// Changes [`patience`], once: more for a slow node, less to see failures soon.
+pub fn set_patience(patience: Duration) {
+    let _ = PATIENCE_SET.set(patience);
+}
+
 fn complaints(dir: &Path) -> String {
     fs::read_to_string(dir.join(file::RUNTIME_ERR)).unwrap_or_default()
 }
 
 /// Asks until there is an answer.
 pub(crate) fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Verdict<Option<T>>) -> Verdict<T> {
-    let end = Instant::now() + PATIENCE;
+    let patience = patience();
+    let end = Instant::now() + patience;
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
-        ensure!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        ensure!(Instant::now() < end, "waited {patience:?} for {what}");
         sleep(PAUSE);
     }
 }

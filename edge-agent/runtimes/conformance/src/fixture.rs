@@ -35,7 +35,7 @@ pub enum Behaviour {
     PrintsEnvironment,
     /// It has a fault of its own that is no signal; [`Case::detail`] is part of what the runtime says about it.
     Fails,
-    /// It does not end on a gentle request, so that only force helps.
+    /// It does not end on a gentle request, so that only force helps, and prints a line once it is deaf.
     IgnoresStop,
     /// It takes more memory than the spec's limit.
     ExceedsMemory,
@@ -231,7 +231,7 @@ impl Fixture {
 /// # Errors
 /// If the artifact cannot be read.
 pub fn spec_of(artifact: &Path) -> io::Result<Spec> {
-    let artifact = std::path::absolute(artifact)?;
+    let artifact = fs::canonicalize(artifact)?;
     let digest = sha256(&artifact)?;
     serde_json::from_value(serde_json::json!({
         "ral": cnova_ral::RAL_VERSION, "workload": "suite", "artifact": artifact, "digest": digest,

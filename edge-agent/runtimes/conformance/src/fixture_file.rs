@@ -81,8 +81,8 @@ impl Fixture {
             let path = path.to_owned();
             move |source| FixtureError::Read { path, source }
         };
-        let dir = std::path::absolute(dir).map_err(read(dir))?;
-        let exe = std::path::absolute(exe).map_err(read(exe))?;
+        let dir = std::fs::canonicalize(dir).map_err(read(dir))?;
+        let exe = std::fs::canonicalize(exe).map_err(read(exe))?;
         let path = dir.join(FIXTURES_FILE);
         let text = std::fs::read(&path).map_err(read(&path))?;
         if text.len() > FILE_BYTES_MAX {
@@ -117,8 +117,10 @@ impl Entry {
         case.code = self.code;
         case.signal = self.signal;
         case.detail = self.detail;
-        case.lines.extend(self.stdout.into_iter().map(|line| (Stream::Stdout, line)));
-        case.lines.extend(self.stderr.into_iter().map(|line| (Stream::Stderr, line)));
+        case.lines
+            .extend(self.stdout.into_iter().map(|line| (Stream::Stdout, line)));
+        case.lines
+            .extend(self.stderr.into_iter().map(|line| (Stream::Stderr, line)));
         if let Some(words) = self.stimulus {
             let (program, arguments) = words.split_first().ok_or("`stimulus` is empty")?;
             let (program, arguments, dir) = (program.clone(), arguments.to_vec(), dir.to_owned());
@@ -155,7 +157,12 @@ fn whole_spec(mut spec: Map<String, Value>, dir: &Path) -> Result<Spec, String> 
         let digest = sha256(&artifact).map_err(|e| e.to_string())?;
         spec.insert("digest".into(), digest.into());
     }
-    for part in spec.get_mut("parts").and_then(Value::as_array_mut).into_iter().flatten() {
+    for part in spec
+        .get_mut("parts")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
         let part = part.as_object_mut().ok_or("a part is not an object")?;
         if !part.contains_key("digest") {
             let path = part.get("path").and_then(Value::as_str).ok_or("a part has no path")?;
@@ -193,7 +200,10 @@ mod tests {
         assert_eq!(case.code, Some(7));
         assert!(case.spec.artifact.is_absolute());
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!((case.spec.digest.as_str(), case.spec.parts[0].digest.as_str()), (abc, abc));
+        assert_eq!(
+            (case.spec.digest.as_str(), case.spec.parts[0].digest.as_str()),
+            (abc, abc)
+        );
         let reason = fixture.get(Behaviour::Fails).unwrap_err();
         assert_eq!(reason, crate::Stop::NotApplicable("fails: it never does".into()));
         assert!(matches!(fixture.get(Behaviour::Prints), Err(crate::Stop::Failed(_))));
@@ -204,9 +214,15 @@ mod tests {
         for (text, expected) in [
             ("{", "fixtures.json"),
             (r#"{"runtime":"x","behaviours":{"flies":{}}}"#, "flies"),
-            (r#"{"runtime":"x","behaviours":{"fails":{}}}"#, "`fails`: it needs either"),
+            (
+                r#"{"runtime":"x","behaviours":{"fails":{}}}"#,
+                "`fails`: it needs either",
+            ),
             (r#"{"runtime":"x","behaviours":{"fails":{"spec":{}}}}"#, "artifact"),
-            (r#"{"runtime":"x","behaviours":{"fails":{"spec":{"artifact":"b.bin"}}}}"#, "b.bin"),
+            (
+                r#"{"runtime":"x","behaviours":{"fails":{"spec":{"artifact":"b.bin"}}}}"#,
+                "b.bin",
+            ),
             (r#"{"runtime":"x","behaviours":{"fails":{"specs":{}}}}"#, "specs"),
         ] {
             let message = load(text).unwrap_err();

@@ -31,7 +31,7 @@ mod fixture_file;
 mod proc;
 mod verdict;
 
-pub use bench::{Bench, PATIENCE};
+pub use bench::{Bench, PATIENCE, patience, set_patience};
 pub use checks::{CHECKS, Check};
 pub use fixture::{Behaviour, Case, Fixture, sha256, spec_of};
 pub use fixture_file::{FIXTURES_FILE, FixtureError};

@@ -3,10 +3,12 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use cnova_ral_conformance::{CHECKS, FIXTURES_FILE, Fixture, Stop};
+use cnova_ral_conformance::{CHECKS, FIXTURES_FILE, Fixture, Stop, set_patience};
 
-const USAGE: &str = "usage: cnova-ral-conformance --runtime EXE --fixtures DIR [--only CHECK]... | --list";
+const USAGE: &str =
+    "usage: cnova-ral-conformance --runtime EXE --fixtures DIR [--only CHECK]... [--patience SECONDS] | --list";
 /// At least one check failed.
 const STATUS_FAILED: u8 = 1;
 /// The suite could not be run as asked.
@@ -49,6 +51,10 @@ fn parse(arguments: &[String]) -> Result<Order, String> {
         match word.as_str() {
             "--runtime" => runtime = Some(value.clone()),
             "--fixtures" => fixtures = Some(value.clone()),
+            "--patience" => match value.parse() {
+                Ok(seconds) => set_patience(Duration::from_secs(seconds)),
+                Err(_) => return Err(format!("`{value}` is not a number of seconds")),
+            },
             "--only" if CHECKS.iter().any(|check| check.name == value) => only.push(value.clone()),
             "--only" => return Err(format!("there is no check `{value}`; `--list` prints all")),
             _ => return Err(format!("`{word}` is not an option\n{USAGE}")),
@@ -60,7 +66,9 @@ fn parse(arguments: &[String]) -> Result<Order, String> {
             fixtures,
             only,
         }),
-        _ => Err(format!("--runtime and --fixtures are needed; {FIXTURES_FILE} is read in the latter\n{USAGE}")),
+        _ => Err(format!(
+            "--runtime and --fixtures are needed; {FIXTURES_FILE} is read in the latter\n{USAGE}"
+        )),
     }
 }
 

@@ -16,7 +16,9 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// Controllers that a container needs.
 const NEEDED: [&str; 3] = ["memory", "pids", "cpu"];
 /// Hierarchies of v1 that a container is put into where they are mounted.
-const HIERARCHIES: [&str; 6] = ["memory", "pids", "cpu", "cpuacct", "devices", "freezer"];
+const HIERARCHIES: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "devices"];
+/// Files of a new v1 group for CPU sets, which has none until it is told.
+const CPUSET_FILES: [&str; 2] = ["cpuset.mems", "cpuset.cpus"];
 /// Where the shim itself goes on v2, where a group has either processes or limited children.
 const SHIM: &str = "shim";
 /// How long killed processes may take to be gone.
@@ -29,8 +31,10 @@ pub(crate) struct GroupLimits {
     /// Thousandths of a core; 0 is no limit.
     pub(crate) cpu_millis: u32,
     pub(crate) pids: u32,
-    /// Devices, as `c 1:3`, that may be read and written.
+    /// Devices and what may be done with them, as `c 1:3 rwm`.
     pub(crate) devices: Vec<String>,
+    /// In every hierarchy of v1, because an installed runtime makes groups below in each that it knows.
+    pub(crate) everywhere: bool,
 }
 
 /// What the container uses.
@@ -75,7 +79,7 @@ impl WorkloadGroup {
     pub(crate) fn create(name: &str, limits: &GroupLimits) -> Result<WorkloadGroup, GroupError> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(at("read", "/proc/self/mountinfo"))?;
         let own = fs::read_to_string("/proc/self/cgroup").map_err(at("read", "/proc/self/cgroup"))?;
-        let places = places(&mounts, &own);
+        let places = places(&mounts, &own, limits.everywhere);
         let (v1, v2): (Vec<Place>, Vec<Place>) = places.into_iter().partition(|place| !place.controllers.is_empty());
         let on_v1 = v1.iter().any(|place| place.has("memory"));
         let parents = if on_v1 { v1 } else { v2 };
@@ -88,8 +92,15 @@ impl WorkloadGroup {
         group.remove()?;
         for place in &group.places {
             fs::create_dir(&place.dir).map_err(at("create", &place.dir))?;
+            if place.has("cpuset") {
+                inherit_cpuset(&place.dir)?;
+            }
         }
-        match if on_v1 { group.limit_v1(limits) } else { group.limit_v2(limits) } {
+        match if on_v1 {
+            group.limit_v1(limits)
+        } else {
+            group.limit_v2(limits)
+        } {
             Ok(()) => Ok(group),
             Err(error) => {
                 let _ = group.remove();
@@ -106,6 +117,12 @@ impl WorkloadGroup {
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| at("open", &path)(errno.into()))
         };
         self.places.iter().map(open).collect()
+    }
+
+    /// Where v1 hierarchies are mounted by these names; empty on v2.
+    pub(crate) fn controllers(&self) -> Vec<String> {
+        let named = self.places.iter().filter(|place| !place.controllers.is_empty());
+        named.map(|place| place.controllers.join(",")).collect()
     }
 
     /// What it uses now; what cannot be read is zero.
@@ -126,7 +143,7 @@ impl WorkloadGroup {
             if place.has("memory") {
                 let reclaimable = field("memory.stat", "total_inactive_file");
                 usage.memory_bytes = number("memory.usage_in_bytes").saturating_sub(reclaimable);
-                usage.oom_kills = field("memory.oom_control", "oom_kill");
+                usage.oom_kills = oom_kills_v1(&place.dir);
             }
             if place.has("cpuacct") {
                 usage.cpu_ms = number("cpuacct.usage") / 1_000_000;
@@ -160,10 +177,20 @@ impl WorkloadGroup {
 
     fn limit_v1(&self, limits: &GroupLimits) -> Result<(), GroupError> {
         let memory = self.place("memory")?;
-        write(memory, "memory", "memory.limit_in_bytes", &limits.memory_bytes.to_string())?;
+        write(
+            memory,
+            "memory",
+            "memory.limit_in_bytes",
+            &limits.memory_bytes.to_string(),
+        )?;
         // Only where swap is accounted; without swap there is nothing to bound.
         if memory.join("memory.memsw.limit_in_bytes").exists() {
-            write(memory, "memory", "memory.memsw.limit_in_bytes", &limits.memory_bytes.to_string())?;
+            write(
+                memory,
+                "memory",
+                "memory.memsw.limit_in_bytes",
+                &limits.memory_bytes.to_string(),
+            )?;
         }
         write(self.place("pids")?, "pids", "pids.max", &limits.pids.to_string())?;
         if limits.cpu_millis > 0 {
@@ -174,7 +201,7 @@ impl WorkloadGroup {
         if let Ok(devices) = self.place("devices") {
             write(devices, "devices", "devices.deny", "a")?;
             for device in &limits.devices {
-                write(devices, "devices", "devices.allow", &format!("{device} rw"))?;
+                write(devices, "devices", "devices.allow", device)?;
             }
         }
         Ok(())
@@ -202,7 +229,9 @@ impl WorkloadGroup {
 
     fn place(&self, controller: &'static str) -> Result<&Path, GroupError> {
         let found = self.places.iter().find(|place| place.has(controller));
-        found.map(|place| place.dir.as_path()).ok_or_else(|| unmounted(controller))
+        found
+            .map(|place| place.dir.as_path())
+            .ok_or_else(|| unmounted(controller))
     }
 }
 
@@ -221,13 +250,26 @@ impl Place {
 pub(crate) fn version() -> Option<&'static str> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let places = places(&mounts, &own);
+    let places = places(&mounts, &own, false);
     if places.iter().any(|place| place.has("memory")) {
         return Some("cgroup-v1");
     }
     let v2 = places.iter().find(|place| place.controllers.is_empty())?;
     let offered = fs::read_to_string(v2.dir.join("cgroup.controllers")).ok()?;
-    offered.split_whitespace().any(|name| name == "memory").then_some("cgroup-v2")
+    offered
+        .split_whitespace()
+        .any(|name| name == "memory")
+        .then_some("cgroup-v2")
+}
+
+fn inherit_cpuset(dir: &Path) -> Result<(), GroupError> {
+    for file in CPUSET_FILES {
+        let own = dir.join(file);
+        let above = dir.join("..").join(file);
+        let text = fs::read_to_string(&above).map_err(at("read", &above))?;
+        fs::write(&own, text.trim()).map_err(at("write", &own))?;
+    }
+    Ok(())
 }
 
 /// On v2 a group with limited children has no processes of its own, unless it is the root.
@@ -238,7 +280,10 @@ fn prepare_v2(parents: &[Place]) -> Result<(), GroupError> {
     let offered = fs::read_to_string(own.join("cgroup.controllers")).map_err(at("read", own))?;
     for controller in NEEDED {
         if !offered.split_whitespace().any(|name| name == controller) {
-            let why = format!("{} does not offer the controller; give the agent's unit `Delegate=yes`", own.display());
+            let why = format!(
+                "{} does not offer the controller; give the agent's unit `Delegate=yes`",
+                own.display()
+            );
             return Err(GroupError::Unenforceable { controller, why });
         }
     }
@@ -256,22 +301,29 @@ fn prepare_v2(parents: &[Place]) -> Result<(), GroupError> {
     let wanted = NEEDED.map(|name| format!("+{name}")).join(" ");
     fs::write(&enabled, wanted).map_err(|source| GroupError::Unenforceable {
         controller: "memory",
-        why: format!("{}: {source}; this runtime needs a group that nobody else is in", enabled.display()),
+        why: format!(
+            "{}: {source}; this runtime needs a group that nobody else is in",
+            enabled.display()
+        ),
     })
 }
 
 /// Where this process is in each hierarchy that matters. Only a hierarchy that is mounted from its root, or from above
 /// this process, can be used.
-fn places(mountinfo: &str, own: &str) -> Vec<Place> {
+fn places(mountinfo: &str, own: &str, everywhere: bool) -> Vec<Place> {
     let mut places: Vec<Place> = Vec::new();
     for line in own.lines() {
         let mut fields = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
-        let controllers: Vec<String> = controllers.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
+        let controllers: Vec<String> = controllers
+            .split(',')
+            .filter(|c| !c.is_empty())
+            .map(str::to_owned)
+            .collect();
         let wanted = |name: &String| HIERARCHIES.contains(&name.as_str());
-        if !controllers.is_empty() && !controllers.iter().any(wanted) {
+        if !everywhere && !controllers.is_empty() && !controllers.iter().any(wanted) {
             continue;
         }
         if let Some(dir) = mountinfo.lines().find_map(|mount| place_in(mount, &controllers, path)) {
@@ -328,7 +380,11 @@ fn kill_all(dir: &Path) {
         return;
     }
     let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    for pid in procs.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0) {
+    for pid in procs
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|pid| *pid > 0)
+    {
         crate::sys::kill(pid, libc::SIGKILL);
     }
     for child in children(dir) {
@@ -345,8 +401,15 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
 
 fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let folder = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|meta| meta.mode() & libc::S_IFMT == libc::S_IFDIR);
+    let folder =
+        |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|meta| meta.mode() & libc::S_IFMT == libc::S_IFDIR);
     entries.map(|entry| entry.path()).filter(folder).collect()
+}
+
+/// On v1 each group counts its own only.
+fn oom_kills_v1(dir: &Path) -> u64 {
+    let below: u64 = children(dir).iter().map(|child| oom_kills_v1(child)).sum();
+    below + read_field(&dir.join("memory.oom_control"), "oom_kill").unwrap_or(0)
 }
 
 fn read_number(path: &Path) -> Option<u64> {
@@ -355,7 +418,9 @@ fn read_number(path: &Path) -> Option<u64> {
 
 fn read_field(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
     line.trim().parse().ok()
 }
 
@@ -375,7 +440,7 @@ mod tests {
                       27 24 0:24 /box /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
                       28 24 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let own = "4:memory:/a/b\n2:cpu,cpuacct:/\n3:pids:/box/x\n9:name=systemd:/q\n0::/u\n";
-        let found: Vec<(usize, PathBuf)> = places(mounts, own)
+        let found: Vec<(usize, PathBuf)> = places(mounts, own, false)
             .into_iter()
             .map(|place| (place.controllers.len(), place.dir))
             .collect();

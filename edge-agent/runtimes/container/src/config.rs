@@ -74,7 +74,7 @@ impl Config {
             Err(source) => return Err(ConfigError::Json { path, source }),
         };
         let base = config.id_base;
-        if base < IDS_PER_CONTAINER || base > u32::MAX - 2 * IDS_PER_CONTAINER {
+        if !(IDS_PER_CONTAINER..=u32::MAX - 2 * IDS_PER_CONTAINER).contains(&base) {
             return Err(ConfigError::IdBase { path, base });
         }
         Ok(config)
@@ -106,8 +106,16 @@ mod tests {
     fn a_wrong_configuration_is_refused() {
         let parse = |text: &str| Config::parse(Path::new("c.json"), text.as_bytes());
         assert_eq!(parse("{}").unwrap(), Config::default());
-        assert_eq!(parse(r#"{"idBase": 200000, "sandbox": ["crun"]}"#).unwrap().sandbox, ["crun"]);
-        for wrong in ["[]", r#"{"idBase": 0}"#, r#"{"idBase": 4294967295}"#, r#"{"sandbx": []}"#] {
+        assert_eq!(
+            parse(r#"{"idBase": 200000, "sandbox": ["crun"]}"#).unwrap().sandbox,
+            ["crun"]
+        );
+        for wrong in [
+            "7",
+            r#"{"idBase": 0}"#,
+            r#"{"idBase": 4294967295}"#,
+            r#"{"sandbx": []}"#,
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -171,6 +171,8 @@ impl Control for Shared {
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
             self.grace_ms.store(grace_ms, Ordering::Release);
         }
+        // Whoever asks next already sees it.
+        self.stopping();
         self.stop_wanted.store(true, Ordering::Release);
         self.wake_up();
     }

@@ -24,7 +24,9 @@ fn target() -> Option<String> {
 }
 
 fn features() -> Vec<String> {
-    let mut features: Vec<String> = ["oci-image", "tar+gzip", "tar+zstd", "network-own"].map(str::to_owned).to_vec();
+    let mut features: Vec<String> = ["oci-image", "tar+gzip", "tar+zstd", "network-own"]
+        .map(str::to_owned)
+        .to_vec();
     if Path::new("/proc/self/ns/user").exists() {
         features.push("userns".into());
     }
@@ -38,7 +40,11 @@ fn features() -> Vec<String> {
     if let Ok(config) = Config::read() {
         for (kind, names) in [("sandbox", &config.sandbox), ("vm", &config.vm)] {
             if let Some(found) = crate::external::find(names) {
-                let name = found.file_name().unwrap_or(found.as_os_str()).to_string_lossy().into_owned();
+                let name = found
+                    .file_name()
+                    .unwrap_or(found.as_os_str())
+                    .to_string_lossy()
+                    .into_owned();
                 features.push(format!("{kind}:{name}"));
             }
         }

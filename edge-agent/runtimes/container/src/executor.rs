@@ -36,7 +36,12 @@ impl Executor for FilteredExecutor {
         // SAFETY: both lists end with a null pointer and point to strings that outlive the call.
         unsafe { libc::execve(program.as_ptr(), argument_list.as_ptr(), environment_list.as_ptr()) };
         let error = std::io::Error::last_os_error();
-        Err(ExecutorError::Other(format!("cannot run {}: {error}", program.to_string_lossy())))
+        // Nobody waits for this process's answer any more: its log is where the reason is looked for.
+        eprintln!("cannot run {}: {error}", program.to_string_lossy());
+        Err(ExecutorError::Other(format!(
+            "cannot run {}: {error}",
+            program.to_string_lossy()
+        )))
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
@@ -46,7 +51,10 @@ impl Executor for FilteredExecutor {
         };
         match find(spec, &arguments[0]) {
             Some(_) => Ok(()),
-            None => refused(format!("`{}` is no program that its user may run in the image", arguments[0])),
+            None => refused(format!(
+                "`{}` is no program that its user may run in the image",
+                arguments[0]
+            )),
         }
     }
 }
@@ -75,5 +83,9 @@ fn c_string(text: &str) -> Result<CString, ExecutorError> {
 }
 
 fn null_ended(texts: &[CString]) -> Vec<*const libc::c_char> {
-    texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    texts
+        .iter()
+        .map(|text| text.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
 }

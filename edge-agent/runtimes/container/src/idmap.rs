@@ -30,7 +30,9 @@ pub(crate) fn user_namespace(base: u32) -> io::Result<OwnedFd> {
     let mapped = || -> io::Result<OwnedFd> {
         let mut answer = [0; 1];
         if rustix::io::read(&ready_read, &mut answer)? == 0 {
-            return Err(io::Error::other("this kernel, or its configuration, permits no user namespaces"));
+            return Err(io::Error::other(
+                "this kernel, or its configuration, permits no user namespaces",
+            ));
         }
         let map = format!("0 {base} {IDS_PER_CONTAINER}\n");
         fs::write(format!("/proc/{child}/uid_map"), &map)?;

@@ -35,7 +35,7 @@ pub(crate) enum ImageError {
     #[error("the spec's parts lack {digest}, which the image's manifest names")]
     PartMissing { digest: Digest },
     #[error("the image is for {found}; this node is {wanted}")]
-    Platform { found: Platform, wanted: Platform },
+    Platform { found: String, wanted: String },
     #[error("the image has no layers")]
     NoLayers,
     #[error(transparent)]
@@ -61,8 +61,8 @@ pub(crate) fn load(spec: &Spec, shift: u32) -> Result<LoadedImage, ImageError> {
         && !here.runs(&config.platform)
     {
         return Err(ImageError::Platform {
-            found: config.platform,
-            wanted: here,
+            found: config.platform.to_string(),
+            wanted: here.to_string(),
         });
     }
     if manifest.layers.is_empty() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use cnova_oci::Digest;
-use cnova_ral::settings::{self, Container};
+use cnova_ral::settings::{self, Container, Isolation};
 use cnova_ral::{
     Exit, ExitReason, FolderError, LogError, LogWriter, ServeError, Server, Spec, open_folder, serve, write_exit,
 };
@@ -123,11 +123,7 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     };
     // SAFETY: no thread has been started yet.
     let keeper = match unsafe { sys::fork(true) }.map_err(system("make a PID namespace"))? {
-        Forked::Child => {
-            // What is the shim's must not stay open here: its end would not be seen.
-            drop((ours, stdout, stderr, signals, log));
-            keeper::run(job)
-        }
+        Forked::Child => keeper::run(job),
         Forked::Parent(pid) => pid,
     };
     drop(job);
@@ -154,14 +150,27 @@ fn check(spec: &Spec, settings: &Container) -> Result<(), LaunchError> {
 }
 
 fn limits(spec: &Spec, settings: &Container, nodes: &[rootfs::Node]) -> GroupLimits {
-    let own = rootfs::NODES.iter().map(|(_, major, minor)| format!("c {major}:{minor}"));
+    let own = rootfs::NODES
+        .iter()
+        .map(|(_, major, minor)| format!("c {major}:{minor} rwm"));
     // The multiplexer of pseudo terminals, and the terminals.
-    let terminals = ["c 5:2", "c 136:*"].map(str::to_owned);
+    let terminals = ["c 5:2 rwm", "c 136:* rwm"].map(str::to_owned);
+    // An installed runtime grants by itself what all of them do: to make nodes, which its user namespace prevents.
+    let external: &[&str] = match settings.isolation {
+        Isolation::Process => &[],
+        Isolation::Sandbox | Isolation::Vm => &["c *:* m", "b *:* m", "c 10:200 rwm", "c 5:1 rwm", "c 10:232 rwm"],
+    };
+    let external = external.iter().map(|rule| (*rule).to_owned());
     GroupLimits {
         memory_bytes: spec.limits.memory_bytes,
         cpu_millis: spec.limits.cpu_millis,
         pids: settings.pids.unwrap_or(PIDS).max(1),
-        devices: own.chain(terminals).chain(nodes.iter().map(rootfs::Node::rule)).collect(),
+        everywhere: settings.isolation != Isolation::Process,
+        devices: own
+            .chain(terminals)
+            .chain(external)
+            .chain(nodes.iter().map(rootfs::Node::rule))
+            .collect(),
     }
 }
 

@@ -11,9 +11,11 @@
 //! the mounts go with the namespace: there is no way for a container to outlive its shim.
 
 mod cgroup;
+mod complaints;
 mod config;
 mod control;
 mod describe;
+mod exec;
 mod executor;
 mod external;
 mod idmap;
@@ -27,6 +29,7 @@ mod probe;
 mod rootfs;
 mod seccomp;
 mod shim;
+mod signals;
 mod sys;
 mod user;
 

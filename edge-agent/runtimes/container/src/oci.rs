@@ -10,8 +10,8 @@ use cnova_ral::settings::{Container, Network};
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType,
-    LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder, ProcessBuilder,
-    RootBuilder, Spec as OciSpec, SpecBuilder, UserBuilder,
+    LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder,
+    ProcessBuilder, RootBuilder, Spec as OciSpec, SpecBuilder, UserBuilder,
 };
 use rustix::fs::FileType;
 
@@ -78,13 +78,21 @@ pub(crate) struct Plan<'a> {
 /// Checks of the settings that need nothing but them, made before anything is unpacked.
 pub(crate) fn check(settings: &Container) -> Result<(), OciError> {
     capabilities(&settings.capabilities)?;
-    if let Some(wrong) = settings.seccomp.allow.iter().find(|name| !crate::seccomp::is_system_call(name)) {
+    if let Some(wrong) = settings
+        .seccomp
+        .allow
+        .iter()
+        .find(|name| !crate::seccomp::is_system_call(name))
+    {
         return Err(OciError::SystemCall(wrong.clone()));
     }
     for volume in &settings.tmpfs {
         absolute("tmpfs.path", &volume.path)?;
     }
-    settings.workdir.as_deref().map_or(Ok(()), |path| absolute("workdir", path))
+    settings
+        .workdir
+        .as_deref()
+        .map_or(Ok(()), |path| absolute("workdir", path))
 }
 
 /// Puts the description together.
@@ -129,7 +137,12 @@ pub(crate) fn describe(plan: &Plan<'_>) -> Result<OciSpec, OciError> {
     linux.set_cgroups_path(plan.filter.as_ref().map(|_| PathBuf::from("/oci")));
     Ok(SpecBuilder::default()
         .version("1.0.2")
-        .root(RootBuilder::default().path(plan.tree.join("rootfs")).readonly(true).build()?)
+        .root(
+            RootBuilder::default()
+                .path(plan.tree.join("rootfs"))
+                .readonly(true)
+                .build()?,
+        )
         .hostname(plan.hostname)
         .mounts(mounts(plan)?)
         .process(process)
@@ -144,7 +157,11 @@ fn program(plan: &Plan<'_>) -> Result<Vec<String>, OciError> {
     };
     // Who replaces the entry point does not want the arguments that the image has for its own.
     let own_arguments = plan.settings.entrypoint.is_none() && plan.spec.args.is_empty();
-    words.extend(if own_arguments { plan.defaults.cmd.clone() } else { plan.spec.args.clone() });
+    words.extend(if own_arguments {
+        plan.defaults.cmd.clone()
+    } else {
+        plan.spec.args.clone()
+    });
     if words.is_empty() {
         return Err(OciError::NoProgram);
     }
@@ -161,7 +178,11 @@ fn environment(plan: &Plan<'_>) -> Vec<String> {
         entries.push(entry);
     }
     if !entries.iter().any(|entry| entry.starts_with("HOME=")) {
-        entries.push(if plan.user.uid == 0 { "HOME=/root".into() } else { "HOME=/".into() });
+        entries.push(if plan.user.uid == 0 {
+            "HOME=/root".into()
+        } else {
+            "HOME=/".into()
+        });
     }
     entries
 }
@@ -255,18 +276,33 @@ fn mounts(plan: &Plan<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = vec![
         mount("/proc", "proc", "proc", plain(&["nosuid", "nodev", "noexec"]))?,
         mount("/dev", "tmpfs", "tmpfs", plain(&["nosuid", "mode=755", "size=64k"]))?,
-        mount("/dev/pts", "devpts", "devpts", plain(&["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]))?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            plain(&["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+        )?,
         mount("/dev/shm", "tmpfs", "tmpfs", tmpfs(SHM_BYTES, 0o1777))?,
         mount("/dev/mqueue", "mqueue", "mqueue", plain(&["nosuid", "nodev", "noexec"]))?,
     ];
     // The namespace of the network decides who may mount sysfs; with the node's network it stays away.
     if plan.settings.network != Network::Host {
-        mounts.push(mount("/sys", "sysfs", "sysfs", plain(&["nosuid", "nodev", "noexec", "ro"]))?);
+        mounts.push(mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            plain(&["nosuid", "nodev", "noexec", "ro"]),
+        )?);
     }
     let bound = plain(&["bind", "ro", "nosuid", "nodev", "noexec"]);
     for name in ["hosts", "hostname", "resolv.conf"] {
         let source = plan.tree.join("files").join(name);
-        mounts.push(mount(&format!("/etc/{name}"), "bind", &source.to_string_lossy(), bound.clone())?);
+        mounts.push(mount(
+            &format!("/etc/{name}"),
+            "bind",
+            &source.to_string_lossy(),
+            bound.clone(),
+        )?);
     }
     for volume in &plan.settings.tmpfs {
         let mut options = tmpfs(volume.bytes.unwrap_or(TMPFS_BYTES), 0o755);
@@ -277,7 +313,12 @@ fn mounts(plan: &Plan<'_>) -> Result<Vec<Mount>, OciSpecError> {
     for (wanted, ready) in plan.spec.mounts.iter().zip(plan.mounts) {
         let mut options = plain(&["rbind", "nosuid", "nodev"]);
         options.push(if wanted.writable { "rw".into() } else { "ro".into() });
-        mounts.push(mount(&wanted.guest.to_string_lossy(), "bind", &ready.to_string_lossy(), options)?);
+        mounts.push(mount(
+            &wanted.guest.to_string_lossy(),
+            "bind",
+            &ready.to_string_lossy(),
+            options,
+        )?);
     }
     Ok(mounts)
 }

@@ -38,8 +38,6 @@ pub(crate) const NODES: [(&str, u32, u32); 6] = [
     ("urandom", 1, 9),
     ("tty", 5, 0),
 ];
-/// Most entries of a volume whose owners are looked at.
-const EMPTY: usize = 0;
 
 /// Why the tree could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +73,7 @@ impl Node {
     /// As the device control group names it.
     pub(crate) fn rule(&self) -> String {
         let kind = if self.kind == FileType::BlockDevice { 'b' } else { 'c' };
-        format!("{kind} {}:{}", self.major, self.minor)
+        format!("{kind} {}:{} rwm", self.major, self.minor)
     }
 }
 
@@ -199,7 +197,7 @@ fn bind(mount: &Mount, target: &Path, user: &User, idmap: &OwnedFd, base: u32) -
 /// A volume that nobody has written to yet belongs to the container's user from now on.
 fn hand_over(host: &Path, meta: &fs::Metadata, user: &User, shift: u32) -> io::Result<()> {
     let (uid, gid) = (user.uid + shift, user.gid + shift);
-    if (meta.uid(), meta.gid()) == (uid, gid) || fs::read_dir(host)?.count() > EMPTY {
+    if (meta.uid(), meta.gid()) == (uid, gid) || fs::read_dir(host)?.next().is_some() {
         return Ok(());
     }
     std::os::unix::fs::chown(host, Some(uid), Some(gid))
@@ -218,7 +216,13 @@ pub(crate) fn devices(nodes: &[Node], user: &User, base: u32) -> Result<(), Root
             make(parent, 0o755)?;
         }
         if !path.exists() {
-            make_node(&path, node.kind, 0o600, (node.major, node.minor), (user.uid + base, user.gid + base))?;
+            make_node(
+                &path,
+                node.kind,
+                0o600,
+                (node.major, node.minor),
+                (user.uid + base, user.gid + base),
+            )?;
         }
     }
     Ok(())
@@ -245,8 +249,16 @@ pub(crate) fn files(hostname: &str, own_address: Option<String>, resolv: bool) -
     let dir = Path::new(TREE).join("files");
     let address = own_address.unwrap_or_else(|| "127.0.1.1".into());
     let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n{address}\t{hostname}\n");
-    let resolv = if resolv { fs::read_to_string("/etc/resolv.conf").unwrap_or_default() } else { String::new() };
-    for (name, text) in [("hosts", hosts), ("hostname", format!("{hostname}\n")), ("resolv.conf", resolv)] {
+    let resolv = if resolv {
+        fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
+    } else {
+        String::new()
+    };
+    for (name, text) in [
+        ("hosts", hosts),
+        ("hostname", format!("{hostname}\n")),
+        ("resolv.conf", resolv),
+    ] {
         let path = dir.join(name);
         fs::write(&path, text).map_err(at("write", &path))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(at("set the mode of", &path))?;

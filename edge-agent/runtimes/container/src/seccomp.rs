@@ -70,7 +70,10 @@ const LOWER_HALF: u64 = 0xffff_ffff;
 
 /// Whether a name is one of a system call here.
 pub(crate) fn is_system_call(name: &str) -> bool {
-    let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let plain = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     plain && name.len() <= 64
 }
 

@@ -32,7 +32,10 @@ enum Interrupt {
 enum Outcome {
     Refused(String),
     Failed(String),
-    Ended { code: Option<i32>, signal: Option<i32> },
+    Ended {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
     /// It said none.
     Gone,
 }
@@ -63,7 +66,10 @@ pub(crate) struct Shim<'a> {
 }
 
 impl<'a> Shim<'a> {
-    #[expect(clippy::too_many_arguments, reason = "made in one place, of what that place has just made")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "made in one place, of what that place has just made"
+    )]
     pub(crate) fn new(
         dir: &Path,
         spec: &'a Spec,
@@ -119,10 +125,11 @@ impl<'a> Shim<'a> {
     fn turn(&mut self) -> Option<Outcome> {
         self.wait();
         self.read_outputs();
+        // Before the wishes are read: one that comes in between wakes once more.
+        self.shared.woken();
         if sys::next_signal(&self.signals).is_some() || self.shared.take_stop() {
             self.stop(Interrupt::Stopped, self.shared.grace());
         }
-        self.shared.woken();
         if self.shared.take_probe() && self.running {
             let _ = self.channel.send(&Order::Probe);
         }
@@ -230,7 +237,9 @@ impl<'a> Shim<'a> {
                     output.lines.finish(|whole, text| log.line(stream, whole, text));
                     output.pipe = None;
                 }
-                Ok(count) => output.lines.feed(&buffer[..count], |whole, text| log.line(stream, whole, text)),
+                Ok(count) => output
+                    .lines
+                    .feed(&buffer[..count], |whole, text| log.line(stream, whole, text)),
             }
         }
         log.flush();
@@ -264,7 +273,9 @@ impl<'a> Shim<'a> {
             Outcome::Ended { code, signal } => (code, signal, None),
             Outcome::Gone => (None, Some(libc::SIGKILL), None),
         };
-        if self.interrupt.is_none() && let Some(why) = failure {
+        if self.interrupt.is_none()
+            && let Some(why) = failure
+        {
             return Exit::new(ExitReason::Refused).with_detail(why);
         }
         let killed = signal == Some(libc::SIGKILL);
@@ -287,9 +298,10 @@ impl<'a> Shim<'a> {
                 exit.with_detail(format!("it used more than its {most} bytes of memory"))
             }
             ExitReason::Trap => exit.with_detail(format!("ended by signal {}", signal.unwrap_or_default())),
-            ExitReason::Stopped | ExitReason::Budget if self.forced && self.running => {
-                exit.with_detail(format!("ended by force: it did not end within {:?}", self.shared.grace()))
-            }
+            ExitReason::Stopped | ExitReason::Budget if self.forced && self.running => exit.with_detail(format!(
+                "ended by force: it did not end within {:?}",
+                self.shared.grace()
+            )),
             ExitReason::Finished if oom_kills > 0 => {
                 exit.with_detail(format!("{oom_kills} of its processes were killed for lack of memory"))
             }
@@ -300,9 +312,6 @@ impl<'a> Shim<'a> {
 
 /// Whether something is ready. An interruption is none, and nothing but a lack of memory can make it fail.
 fn poll(fds: &mut [PollFd<'_>], patience: Duration) -> bool {
-    let timeout = Timespec::try_from(patience).unwrap_or(Timespec {
-        tv_sec: 1,
-        tv_nsec: 0,
-    });
+    let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
     matches!(rustix::event::poll(fds, Some(&timeout)), Ok(count) if count > 0)
 }

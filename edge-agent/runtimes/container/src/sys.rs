@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+/// Signals, the real time ones not among them.
+const SIGNALS: i32 = 31;
+
 /// Which side of a fork this is.
 pub(crate) enum Forked {
     Parent(libc::pid_t),
@@ -65,6 +68,22 @@ pub(crate) fn reap_within(pid: libc::pid_t, patience: Duration) -> Option<Ended>
     }
 }
 
+/// Closes all descriptors but the standard ones and these, whoever opened them.
+///
+/// # Safety
+/// Only in a process that never again uses, or drops, a value that owns one of the others.
+pub(crate) unsafe fn close_all_but(kept: &[std::os::fd::RawFd]) -> io::Result<()> {
+    let names = std::fs::read_dir("/proc/self/fd")?
+        .flatten()
+        .map(|entry| entry.file_name());
+    let open: Vec<std::os::fd::RawFd> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !kept.contains(fd)) {
+        // SAFETY: the caller says that nobody uses it; the folder's own, closed already, is no error.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
 /// Sends a signal; a process that is gone is no error.
 pub(crate) fn kill(pid: libc::pid_t, signal: i32) {
     // SAFETY: a system call with two numbers.
@@ -108,14 +127,16 @@ pub(crate) fn next_signal(fd: &OwnedFd) -> Option<i32> {
     i32::try_from(u32::from_ne_bytes(number.try_into().ok()?)).ok()
 }
 
-/// What a program expects to find: no signal blocked, and SIGPIPE, which Rust's own programs ignore, as it was.
+/// What a program expects to find: no signal blocked, and none ignored, as Rust's own programs do with SIGPIPE.
 pub(crate) fn reset_signals() {
     // SAFETY: an all-zero sigset_t is valid storage, sigemptyset makes it a valid set, and it outlives the calls.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in 1..=SIGNALS {
+            libc::signal(signal, libc::SIG_DFL);
+        }
     }
 }
 

@@ -116,7 +116,12 @@ mod tests {
         assert_eq!(resolved("5").unwrap(), (5, 0, vec![]));
         assert_eq!(resolved("5:7").unwrap(), (5, 7, vec![]));
         assert_eq!(resolved("redis:video").unwrap(), (999, 44, vec![]));
-        for (wrong, why) in [("nobody", "no such name"), ("redis:none", "no such group"), ("70000", "65536"), ("far", "65536")] {
+        for (wrong, why) in [
+            ("nobody", "no such name"),
+            ("redis:none", "no such group"),
+            ("70000", "65536"),
+            ("far", "65536"),
+        ] {
             assert!(resolved(wrong).unwrap_err().to_string().contains(why), "{wrong}");
         }
     }

@@ -1,5 +1,5 @@
-//! Where programs are attached. What needs rights to be opened is opened first, as a [`Place`]; then the rights are given
-//! away, the program is loaded, and the place takes it.
+//! Where programs are attached. What needs rights to be opened is opened first, as a [`Place`]; then the rights are
+//! given away, the program is loaded, and the place takes it.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -137,7 +137,10 @@ impl Place {
                 listen(socket.as_fd(), interface, promiscuous).map_err(&attach)?;
                 Ok(socket)
             }
-            Place::Interface { interface, kind } if kind == ProgramKind::Xdp => {
+            Place::Interface {
+                interface,
+                kind: ProgramKind::Xdp,
+            } => {
                 // The driver, if it can; else the network stack, where every interface can.
                 sys::create_link(program, interface, bpf_attach_type::BPF_XDP, 0)
                     .or_else(|_| sys::create_link(program, interface, bpf_attach_type::BPF_XDP, XDP_SKB_MODE))

@@ -15,6 +15,9 @@ use crate::counters;
 #[derive(Debug)]
 pub struct Shared {
     running: OnceLock<(Instant, Attached)>,
+    /// Held while the state file is written, so that nobody is told that it runs before the file says so, or that it
+    /// does not yet after.
+    beginning: Mutex<()>,
     stopping: AtomicBool,
     dropped_records: AtomicU64,
     log: Mutex<LogWriter>,
@@ -26,15 +29,22 @@ impl Shared {
     pub fn new(log: LogWriter) -> Arc<Shared> {
         Arc::new(Shared {
             running: OnceLock::new(),
+            beginning: Mutex::new(()),
             stopping: AtomicBool::new(false),
             dropped_records: AtomicU64::new(0),
             log: Mutex::new(log),
         })
     }
 
-    /// Marks the workload as running from now on.
-    pub fn started(&self, attached: Attached) {
+    /// Writes the state file by `write`, and marks the workload as running from then on.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn start<E>(&self, attached: Attached, write: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let _beginning = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+        write()?;
         let _ = self.running.set((Instant::now(), attached));
+        Ok(())
     }
 
     /// What is attached, once it is.
@@ -66,6 +76,7 @@ impl Shared {
 
 impl Control for Shared {
     fn health(&self) -> Health {
+        drop(self.beginning.lock().unwrap_or_else(PoisonError::into_inner));
         let phase = match (self.running.get(), self.stopping.load(Ordering::Acquire)) {
             (_, true) => Phase::Stopping,
             (None, false) => Phase::Starting,
@@ -80,8 +91,8 @@ impl Control for Shared {
         }
     }
 
-    /// CPU time is this process's and, if the kernel measures it, the programs'; memory is what the kernel accounts to maps
-    /// and programs, and this process's own.
+    /// CPU time is this process's and, if the kernel measures it, the programs'; memory is what the kernel accounts
+    /// to maps and programs, and this process's own.
     fn metrics(&self) -> Metrics {
         let log = self.with_log(|log| log.stats());
         let (mut counters, run_ns) = self.attached().map(Attached::counters).unwrap_or_default();
@@ -101,7 +112,8 @@ impl Control for Shared {
         }
     }
 
-    /// Sends this process SIGTERM, so that there is one way to stop. Detaching takes no time, so that no grace is needed.
+    /// Sends this process SIGTERM, so that there is one way to stop. Detaching takes no time, so that no grace is
+    /// needed.
     fn stop(&self, _grace: Option<Duration>) {
         // The only process this can fail for is one that no longer exists.
         let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);

@@ -1,7 +1,7 @@
 //! A first look at an object file, before the real parser sees it.
 //!
-//! aya-obj trusts some of what it reads: a byte of a `maps` section becomes an enum unchecked, and a symbol's bounds become
-//! a slice. What is checked here, it may trust.
+//! aya-obj trusts some of what it reads: a byte of a `maps` section becomes an enum unchecked, and a symbol's bounds
+//! become a slice. What is checked here, it may trust.
 
 /// Most sections of an object.
 pub const SECTIONS_MAX: usize = 256;

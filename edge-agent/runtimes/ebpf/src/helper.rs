@@ -1,5 +1,5 @@
-//! The helper processes, from the outside. They are started before the runtime gives its rights away, and wait for their
-//! question; see [`crate::worker`].
+//! The helper processes, from the outside. They are started before the runtime gives its rights away, and wait for
+//! their question; see [`crate::worker`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

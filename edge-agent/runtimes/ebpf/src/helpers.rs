@@ -1,7 +1,7 @@
 //! Kernel helpers: their names, and which of them a program of each kind may call without being granted more.
 //!
-//! The type of a program is no sandbox: as root, a socket filter that reads any address of the kernel loads. What is not
-//! in these tables must be granted by name in `settings.helpers`, and the hub's policy decides on that.
+//! The type of a program is no sandbox: as root, a socket filter that reads any address of the kernel loads. What is
+//! not in these tables must be granted by name in `settings.helpers`, and the hub's policy decides on that.
 
 use cnova_ral::settings::ProgramKind;
 
@@ -41,8 +41,8 @@ const NAMES: &str = "\
     tcp_raw_gen_syncookie_ipv6 tcp_raw_check_syncookie_ipv4 tcp_raw_check_syncookie_ipv6 ktime_get_tai_ns \
     user_ringbuf_drain cgrp_storage_get cgrp_storage_delete";
 
-/// Allowed to every kind: work on the program's own maps and ring buffers, and clocks. None of them reaches memory that
-/// the program was not given.
+/// Allowed to every kind: work on the program's own maps and ring buffers, and clocks. None of them reaches memory
+/// that the program was not given.
 const EVERY: &[(&str, &str)] = &[
     ("map_lookup_elem", "its own maps"),
     ("map_update_elem", "its own maps"),

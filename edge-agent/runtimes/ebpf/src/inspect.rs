@@ -114,8 +114,8 @@ pub fn inspect(bytes: &[u8]) -> Result<Verdict, String> {
     Ok(verdict)
 }
 
-/// Does what the loader will do, so that the loader only meets what has passed here; afterwards each program holds all
-/// functions that it calls.
+/// Does what the loader will do, so that the loader only meets what has passed here; afterwards each program holds
+/// all functions that it calls.
 fn link(object: &mut Object) -> Result<(), String> {
     // The types that go to the kernel are fitted to its age; a kernel that knows everything changes the least.
     let features = aya_obj::btf::BtfFeatures::new(true, true, true, true, true, true, true, true);
@@ -131,7 +131,9 @@ fn link(object: &mut Object) -> Result<(), String> {
     object
         .relocate_calls(&text_sections)
         .map_err(|e| format!("the object cannot be linked with its functions: {e}"))?;
-    object.sanitize_functions(&Features::default());
+    // As a kernel that knows all helpers would have it: another one gets older names for the same, which are not
+    // those that a manifest speaks of.
+    object.sanitize_functions(&Features::new(true, true, true, true, true, true, true, None));
     object.maps = maps.into_iter().collect();
     Ok(())
 }

@@ -8,8 +8,8 @@
 //! 3. [`load`] loads and attaches it in a second helper process, which keeps only the capabilities that the kind of
 //!    program needs, hands over the descriptors and ends.
 //!
-//! The runtime lives on with the descriptors and no rights: [`watch`] waits, [`control`] answers. When it ends, however
-//! it ends, the kernel takes everything away.
+//! The runtime lives on with the descriptors and no rights: [`watch`] waits, [`control`] answers. When it ends,
+//! however it ends, the kernel takes everything away.
 
 pub mod attach;
 pub mod attached;

@@ -36,6 +36,8 @@ pub fn load(settings: &Ebpf, object: &[u8]) -> Result<(Report, Vec<OwnedFd>), St
     // Kernels before 5.11 count maps against this limit; the policy has counted them already.
     let _ = setrlimit(Resource::Memlock, UNLIMITED);
     let mut loader = loader_without_kernel_types().map_err(|e| format!("cannot set up the loader: {e}"))?;
+    // What the kernel can do is tried out once with small programs of all kinds, which takes more rights than ours.
+    let _ = aya::features();
     let kinds: Vec<ProgramKind> = settings.programs.iter().map(|p| p.kind).collect();
     let needed = confine::capabilities_for(&kinds);
     confine::become_nobody(needed).map_err(|e| format!("the loader cannot give its rights away: {e}"))?;
@@ -64,8 +66,8 @@ const UNLIMITED: Rlimit = Rlimit {
     maximum: None,
 };
 
-/// Making a loader reads the types of the whole kernel, which takes 20 to 40 MB and as many milliseconds, and nothing here
-/// needs them. There is no constructor that does not; but a file that cannot be opened is not read.
+/// Making a loader reads the types of the whole kernel, which takes 20 to 40 MB and as many milliseconds, and nothing
+/// here needs them. There is no constructor that does not; but a file that cannot be opened is not read.
 fn loader_without_kernel_types() -> std::io::Result<EbpfLoader<'static>> {
     let before = getrlimit(Resource::Nofile);
     let nothing = Rlimit {
@@ -101,7 +103,10 @@ fn load_program(loaded: &mut Loaded, wanted: &Wanted) -> Result<(), String> {
 fn attach_program(loaded: &Loaded, wanted: &Wanted, place: Place) -> Result<(OwnedFd, OwnedFd), String> {
     let failed = |what: &dyn std::fmt::Display| format!("program `{}`: {what}", wanted.name);
     let program = loaded.program(&wanted.name).ok_or_else(|| failed(&"is gone"))?;
-    let egress = matches!(program, Program::CgroupSkb(p) if matches!(p.expected_attach_type(), Some(CgroupSkbAttachType::Egress)));
+    let egress = match program {
+        Program::CgroupSkb(group) => matches!(group.expected_attach_type(), Some(CgroupSkbAttachType::Egress)),
+        _ => false,
+    };
     let fd = program.fd().map_err(|e| failed(&e))?;
     let own = fd.as_fd().try_clone_to_owned().map_err(|e| failed(&e))?;
     let link = place

@@ -70,7 +70,8 @@ fn features() -> Vec<String> {
         ("seccomp", confine::SECCOMP_IS_SUPPORTED),
     ]
     .into_iter()
-    .filter_map(|(name, there)| there.then(|| name.to_owned()))
+    .filter(|(_, there)| *there)
+    .map(|(name, _)| name.to_owned())
     .collect()
 }
 

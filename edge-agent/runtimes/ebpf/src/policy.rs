@@ -28,12 +28,14 @@ const TREE_NODE_BYTES: u64 = 40;
 /// Pages of a ring buffer beside its data.
 const RING_PAGES: u64 = 3;
 const PAGE_BYTES: u64 = 4096;
+/// What every map costs beside its entries, in bytes.
+const MAP_FIXED_BYTES: u64 = 2048;
 
 /// No preallocation, LRU per CPU, read-only and write-only for either side, zero seed.
 const FLAGS_ALLOWED: u32 = 0x1 | 0x2 | 0x8 | 0x10 | 0x40 | 0x80 | 0x100;
 
-/// Types of maps that may be used: name, and what their memory is counted as. Others hold programs, sockets, other maps
-/// or kernel objects, and reach further than the workload's own data.
+/// Types of maps that may be used: name, and what their memory is counted as. Others hold programs, sockets, other
+/// maps or kernel objects, and reach further than the workload's own data.
 const MAP_TYPES: &[(u32, &str, Shape)] = &[
     (1, "hash", Shape::Hash),
     (2, "array", Shape::Array),
@@ -259,7 +261,7 @@ fn check_maps(verdict: &Verdict, settings: &Ebpf, bounds: Bounds) -> Result<u64,
                 map.flags
             )));
         }
-        total = total.saturating_add(map_bytes(map, *shape, bounds.possible_cpus));
+        total = total.saturating_add(MAP_FIXED_BYTES + map_bytes(map, *shape, bounds.possible_cpus));
     }
     let limit = settings.map_bytes.unwrap_or(MAP_BYTES_DEFAULT);
     if total > limit {

@@ -72,7 +72,8 @@ impl From<HelperError> for LaunchError {
     }
 }
 
-/// Runs the workload in `dir` to its end. It has no exit code of its own, so the status is 1 unless it could not start.
+/// Runs the workload in `dir` to its end. It has no exit code of its own, so the status is 1 unless it could not
+/// start.
 #[must_use]
 pub fn run(dir: &Path) -> ExitCode {
     let dir = match std::path::absolute(dir) {
@@ -108,8 +109,8 @@ fn settle() -> io::Result<()> {
 fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     let system = |action| move |source| LaunchError::System { action, source };
     let signals = Signals::block().map_err(system("block signals"))?;
-    // What needs rights comes first: the helpers, the artifact, the measuring of run times. Then the rights go, before
-    // anything that the workload brings is looked at.
+    // What needs rights comes first: the helpers, the artifact, the measuring of run times. Then the rights go,
+    // before anything that the workload brings is looked at.
     let inspector = helper::start(helper::INSPECT)?;
     let loader = helper::start(helper::LOAD)?;
     let artifact = open_artifact(spec)?;
@@ -132,9 +133,8 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     let ring = open_ring(log)?;
     let writer = Writer::new(&settings).map_err(|e| LaunchError::Settings(e.to_string()))?;
     confine::filter_runtime().map_err(system("filter its system calls"))?;
-    shared.started(attached);
     let state = State::of_this_process(spec).map_err(system("name this process"))?;
-    write_state(dir, &state)?;
+    shared.start(attached, || write_state(dir, &state))?;
     let exit = Watch::new(&shared, &signals, ring, writer, spec.limits.wall_seconds).until_the_end();
     shared.stopping();
     Ok((exit, server))

@@ -48,8 +48,8 @@ impl Attributes {
     }
 }
 
-/// Attaches a program and gives the link, with which the attachment ends. `target` is a descriptor or the number of an
-/// interface.
+/// Attaches a program and gives the link, with which the attachment ends. `target` is a descriptor or the number of
+/// an interface.
 ///
 /// # Errors
 /// What the kernel answers.
@@ -80,7 +80,8 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     // SAFETY: all-zero is a valid value of this plain structure of numbers.
     let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
     let length = u32::try_from(size_of::<bpf_prog_info>()).unwrap_or(0);
-    // SAFETY: the pointer is to a live structure of that length; its own pointers are zero, so nothing else is written.
+    // SAFETY: the pointer is to a live structure of that length; its own pointers are zero, so nothing else is
+    // written.
     unsafe { info_by_fd(program, (&raw mut info) as u64, length) }?;
     Ok(info)
 }

@@ -98,7 +98,11 @@ impl LayerCache {
             let lock = self.locked(&name, FlockOperation::LockShared)?;
             if path.exists() {
                 let fresh = unpack.is_none();
-                return Ok(LayerUse { path, fresh, _lock: lock });
+                return Ok(LayerUse {
+                    path,
+                    fresh,
+                    _lock: lock,
+                });
             }
             drop(lock);
             let _lock = self.locked(&name, FlockOperation::LockExclusive)?;
@@ -167,7 +171,9 @@ impl LayerCache {
             remove_tree(&draft)?;
             let path = self.dir.join(folder).join(name);
             match fs::rename(&path, &draft) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &path)(source)),
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("remove", &path)(source));
+                }
                 _ => {}
             }
         }

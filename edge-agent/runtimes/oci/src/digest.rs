@@ -26,12 +26,10 @@ impl Digest {
     /// The 64 digits without the algorithm's name.
     pub fn hex(&self) -> String {
         use fmt::Write;
-        self.0
-            .iter()
-            .fold(String::with_capacity(64), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            })
+        self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
     }
 }
 
@@ -168,7 +166,13 @@ mod tests {
         let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), text);
         assert_eq!(text.parse::<Digest>().unwrap(), Digest::of(b""));
-        for wrong in [&text[..70], &text.to_uppercase(), &text.replace("256", "512"), "sha256:", &text.replace('e', "é")] {
+        for wrong in [
+            &text[..70],
+            &text.to_uppercase(),
+            &text.replace("256", "512"),
+            "sha256:",
+            &text.replace('e', "é"),
+        ] {
             assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
         }
     }

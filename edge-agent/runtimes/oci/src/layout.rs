@@ -8,11 +8,11 @@ use serde::Deserialize;
 use crate::digest::Digest;
 use crate::image::Image;
 use crate::manifest::{
-    CONFIG_BYTES_MAX, Descriptor, INDEX_TYPES, ImageConfig, MANIFEST_BYTES_MAX, MANIFEST_TYPES, Manifest, ManifestError,
-    check_image,
+    CONFIG_BYTES_MAX, Descriptor, INDEX_TYPES, ImageConfig, MANIFEST_BYTES_MAX, MANIFEST_TYPES, Manifest,
+    ManifestError, check_image,
 };
 use crate::platform::Platform;
-use crate::source::Source;
+use crate::source::{Opened, Source};
 
 /// How deep an index may point to another.
 const INDEX_DEPTH_MAX: u32 = 3;
@@ -297,7 +297,9 @@ impl Layout {
     fn small_file(&self, name: &str, most: u64) -> Result<Vec<u8>, LayoutError> {
         let mut bytes = Vec::new();
         if let Some((file, _)) = self.file(name)? {
-            file.take(most + 1).read_to_end(&mut bytes).map_err(|e| self.io_error(name, e))?;
+            file.take(most + 1)
+                .read_to_end(&mut bytes)
+                .map_err(|e| self.io_error(name, e))?;
         }
         if bytes.len() as u64 > most {
             let message = format!("longer than {most} bytes");
@@ -306,7 +308,7 @@ impl Layout {
         Ok(bytes)
     }
 
-    fn file(&self, name: &str) -> Result<Option<(Box<dyn Read + Send>, u64)>, LayoutError> {
+    fn file(&self, name: &str) -> Result<Option<Opened>, LayoutError> {
         self.source.file(name).map_err(|e| self.io_error(name, e))
     }
 

@@ -24,8 +24,8 @@ pub use digest::{Digest, HashingReader};
 pub use image::{Blob, Image};
 pub use layout::{Layout, LayoutError};
 pub use manifest::{
-    CONFIG_BYTES_MAX, Descriptor, ImageConfig, LAYERS_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, ProcessDefaults,
-    TOTAL_BYTES_MAX, check_image, parts_of,
+    CONFIG_BYTES_MAX, Descriptor, ImageConfig, LAYERS_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError,
+    ProcessDefaults, TOTAL_BYTES_MAX, check_image, parts_of,
 };
 pub use platform::{Platform, PlatformError};
 pub use unpack::{IDS_PER_CONTAINER, UnpackError, UnpackLimits, Unpacked, unpack};

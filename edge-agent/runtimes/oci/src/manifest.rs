@@ -99,7 +99,9 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// A version or a kind that is not understood.
-    #[error("manifest is of schema {version} and type `{media_type}`; an OCI or Docker (schema 2) image manifest is needed")]
+    #[error(
+        "manifest is of schema {version} and type `{media_type}`; an OCI or Docker (schema 2) image manifest is needed"
+    )]
     Kind {
         /// `schemaVersion`.
         version: u32,
@@ -159,7 +161,8 @@ impl Manifest {
     pub fn parse(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         let what = "manifest";
         bounded(what, bytes, MANIFEST_BYTES_MAX)?;
-        let json: ManifestJson = serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what, source })?;
+        let json: ManifestJson =
+            serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what, source })?;
         let known = json.media_type.is_empty() || MANIFEST_TYPES.contains(&json.media_type.as_str());
         if json.schema_version != 2 || !known {
             return Err(ManifestError::Kind {
@@ -196,7 +199,11 @@ impl Manifest {
         if total.is_none_or(|total| total > TOTAL_BYTES_MAX) {
             return Err(ManifestError::TooLarge);
         }
-        match self.layers.iter().find(|layer| Packing::of(&layer.media_type).is_none()) {
+        match self
+            .layers
+            .iter()
+            .find(|layer| Packing::of(&layer.media_type).is_none())
+        {
             None => Ok(()),
             Some(layer) => Err(ManifestError::LayerType {
                 digest: layer.digest,
@@ -368,7 +375,10 @@ mod tests {
         type Spoil = fn(&mut Value);
         let cases: [(Spoil, &str); 7] = [
             (|m| m["schemaVersion"] = json!(1), "schema 1"),
-            (|m| m["mediaType"] = json!("application/vnd.oci.image.index.v1+json"), "image.index"),
+            (
+                |m| m["mediaType"] = json!("application/vnd.oci.image.index.v1+json"),
+                "image.index",
+            ),
             (|m| m["layers"][0]["mediaType"] = json!("text/plain"), "text/plain"),
             (|m| m["layers"][0]["size"] = json!(u64::MAX), "more than"),
             (|m| m["config"]["size"] = json!(2 << 20), "configuration has 2097152"),
@@ -390,8 +400,14 @@ mod tests {
         let one = config(1);
         let two = config(2);
         let json = manifest(&one, 1).to_string();
-        assert!(matches!(check_image(json.as_bytes(), &two), Err(ManifestError::ConfigDigest { .. })));
+        assert!(matches!(
+            check_image(json.as_bytes(), &two),
+            Err(ManifestError::ConfigDigest { .. })
+        ));
         let json = manifest(&two, 1).to_string();
-        assert!(matches!(check_image(json.as_bytes(), &two), Err(ManifestError::DiffIds { .. })));
+        assert!(matches!(
+            check_image(json.as_bytes(), &two),
+            Err(ManifestError::DiffIds { .. })
+        ));
     }
 }

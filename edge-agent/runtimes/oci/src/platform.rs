@@ -25,7 +25,11 @@ pub struct PlatformError(String);
 impl Platform {
     /// The platform of this program, if images have a word for it.
     pub fn of_this_machine() -> Option<Platform> {
-        Platform::of_target(&format!("{}-unknown-{}-gnu", std::env::consts::ARCH, std::env::consts::OS))
+        Platform::of_target(&format!(
+            "{}-unknown-{}-gnu",
+            std::env::consts::ARCH,
+            std::env::consts::OS
+        ))
     }
 
     /// The platform that a Rust target runs.
@@ -74,7 +78,8 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Platform, PlatformError> {
         let words: Vec<&str> = text.split('/').collect();
-        let proper = |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let proper =
+            |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         if !words.iter().all(proper) {
             return Err(PlatformError(text.into()));
         }
@@ -97,8 +102,14 @@ mod tests {
 
     #[test]
     fn platforms_are_told_apart() {
-        let [amd64, arm64, armv7, arm, arm64v8] =
-            ["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm", "linux/arm64/v8"].map(|p| p.parse::<Platform>().unwrap());
+        let [amd64, arm64, armv7, arm, arm64v8] = [
+            "linux/amd64",
+            "linux/arm64",
+            "linux/arm/v7",
+            "linux/arm",
+            "linux/arm64/v8",
+        ]
+        .map(|p| p.parse::<Platform>().unwrap());
         assert!(!amd64.runs(&arm64));
         assert!(arm64.runs(&arm64v8));
         assert!(armv7.runs(&arm));

@@ -18,9 +18,15 @@ const ARCHIVE_ENTRIES_MAX: usize = 10_000;
 /// An archive has headers and padding besides the blobs.
 const ARCHIVE_BYTES_MAX: u64 = TOTAL_BYTES_MAX + (64 << 20);
 
+/// A file of a layout, and its length.
+pub(crate) type Opened = (Box<dyn Read + Send>, u64);
+
 pub(crate) enum Source {
     Folder(PathBuf),
-    Archive { file: Arc<File>, index: HashMap<String, Span> },
+    Archive {
+        file: Arc<File>,
+        index: HashMap<String, Span>,
+    },
 }
 
 /// Where a file lies in an archive.
@@ -43,7 +49,11 @@ impl Source {
         let mut magic = [0; 2];
         let is_gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
         file.seek(SeekFrom::Start(0)).map_err(io_error)?;
-        let file = if is_gzip { inflate(file).map_err(io_error)? } else { file };
+        let file = if is_gzip {
+            inflate(file).map_err(io_error)?
+        } else {
+            file
+        };
         let index = index_of(&file, path)?;
         Ok(Source::Archive {
             file: Arc::new(file),
@@ -52,7 +62,7 @@ impl Source {
     }
 
     /// Opens a file of the layout; its length comes with it. Nothing if it is not there.
-    pub(crate) fn file(&self, name: &str) -> io::Result<Option<(Box<dyn Read + Send>, u64)>> {
+    pub(crate) fn file(&self, name: &str) -> io::Result<Option<Opened>> {
         match self {
             Source::Folder(dir) => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -130,7 +140,10 @@ fn index_of(file: &File, path: &Path) -> Result<HashMap<String, Span>, LayoutErr
             });
         };
         // Links, which older `docker save` archives have, are no blobs.
-        if !matches!(entry.header().entry_type(), tar::EntryType::Regular | tar::EntryType::Continuous) {
+        if !matches!(
+            entry.header().entry_type(),
+            tar::EntryType::Regular | tar::EntryType::Continuous
+        ) {
             continue;
         }
         let span = Span {

@@ -129,7 +129,11 @@ impl LayerBuilder {
             .folder("tmp", 0o1777)
             .folder("etc", 0o755)
             .file("bin/busybox", 0o755, &bytes)
-            .file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/:/bin/sh\n")
+            .file(
+                "etc/passwd",
+                0o644,
+                b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/:/bin/sh\n",
+            )
             .file("etc/group", 0o644, b"root:x:0:\napp:x:1000:\n");
         let link = |layer: LayerBuilder, name: &&str| layer.symlink(&format!("bin/{name}"), "busybox");
         Ok(commands.iter().fold(base, link))
@@ -230,7 +234,11 @@ impl ImageBuilder {
         }
         let digest = Digest::of(&manifest);
         let mut blobs = vec![(Digest::of(&config), config)];
-        blobs.extend(self.layers.into_iter().map(|(packed, ..)| (Digest::of(&packed), packed)));
+        blobs.extend(
+            self.layers
+                .into_iter()
+                .map(|(packed, ..)| (Digest::of(&packed), packed)),
+        );
         let parts = blobs.iter().map(|(digest, _)| *digest).collect();
         blobs.push((digest, manifest));
         BuiltImage {

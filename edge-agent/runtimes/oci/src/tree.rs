@@ -45,7 +45,10 @@ impl InnerPath {
                 Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
             }
         }
-        let name = parent.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
+        let name = parent
+            .file_name()
+            .map(|name| name.as_bytes().to_vec())
+            .unwrap_or_default();
         parent.pop();
         Some(InnerPath { parent, name })
     }
@@ -62,7 +65,11 @@ pub(crate) struct Attributes {
 
 impl Tree {
     pub(crate) fn open(root: &Path, shift: u32) -> io::Result<Tree> {
-        let root = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let root = rustix::fs::open(
+            root,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         Ok(Tree {
             root,
             last: None,
@@ -125,7 +132,13 @@ impl Tree {
         let shift = self.shift;
         let parent = self.cleared(path)?;
         let name = OsStr::from_bytes(&path.name);
-        rustix::fs::mknodat(parent, name, FileType::Fifo, Mode::from_raw_mode(attributes.mode & 0o777), 0)?;
+        rustix::fs::mknodat(
+            parent,
+            name,
+            FileType::Fifo,
+            Mode::from_raw_mode(attributes.mode & 0o777),
+            0,
+        )?;
         own(parent, name, attributes, shift)
     }
 
@@ -135,11 +148,20 @@ impl Tree {
         let full = source.parent.join(OsStr::from_bytes(&source.name));
         let opened = rustix::fs::openat2(&self.root, &full, flags, Mode::empty(), INSIDE)?;
         if FileType::from_raw_mode(rustix::fs::fstat(&opened)?.st_mode) != FileType::RegularFile {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a hard link to what is no regular file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a hard link to what is no regular file",
+            ));
         }
         let proc = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&opened));
         let parent = self.cleared(path)?;
-        rustix::fs::linkat(rustix::fs::CWD, proc, parent, OsStr::from_bytes(&path.name), AtFlags::SYMLINK_FOLLOW)?;
+        rustix::fs::linkat(
+            rustix::fs::CWD,
+            proc,
+            parent,
+            OsStr::from_bytes(&path.name),
+            AtFlags::SYMLINK_FOLLOW,
+        )?;
         Ok(())
     }
 
@@ -155,7 +177,12 @@ impl Tree {
     pub(crate) fn opaque(&mut self, folder: &Path) -> io::Result<()> {
         let path = self.parent(folder)?;
         // An attribute cannot be set through an O_PATH descriptor.
-        let open = rustix::fs::openat(path, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let open = rustix::fs::openat(
+            path,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         rustix::fs::fsetxattr(&open, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
         Ok(())
     }
@@ -170,7 +197,10 @@ impl Tree {
     /// The parent folder of a path, with nothing under the path's name.
     fn cleared(&mut self, path: &InnerPath) -> io::Result<BorrowedFd<'_>> {
         if path.name.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the root can only be a folder"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the root can only be a folder",
+            ));
         }
         let name = OsStr::from_bytes(&path.name);
         let parent = self.parent(&path.parent)?;

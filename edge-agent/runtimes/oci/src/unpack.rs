@@ -142,7 +142,7 @@ pub fn unpack(
     let (done, found) = {
         let plain = decoder(packing, &mut packed).map_err(read_error)?;
         let mut plain = HashingReader::new(plain, limits.bytes);
-        let tree = Tree::open(target, shift).map_err(|source| UnpackError::Entry {
+        let tree = begin(target, shift).map_err(|source| UnpackError::Entry {
             layer: id,
             path: target.to_owned(),
             source,
@@ -175,6 +175,25 @@ pub fn unpack(
         });
     }
     Ok(done)
+}
+
+/// The root belongs to the container's root even if the archive does not name it.
+fn begin(target: &Path, shift: u32) -> io::Result<Tree> {
+    let mut tree = Tree::open(target, shift)?;
+    let root = InnerPath {
+        parent: PathBuf::new(),
+        name: Vec::new(),
+    };
+    tree.folder(
+        &root,
+        Attributes {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+            mtime: 0,
+        },
+    )?;
+    Ok(tree)
 }
 
 fn decoder<'a>(packing: Packing, packed: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
@@ -244,7 +263,10 @@ impl Unpacking<'_> {
             }
             EntryType::Fifo => self.tree.fifo(&inner, attributes),
             EntryType::Char | EntryType::Block => {
-                return Err(self.refused(&path, "it is a device node; devices come from the node, never from an image"));
+                return Err(self.refused(
+                    &path,
+                    "it is a device node; devices come from the node, never from an image",
+                ));
             }
             _ => return Err(self.refused(&path, "it is of a kind that no layer has")),
         };
@@ -329,7 +351,10 @@ impl Unpacking<'_> {
     fn entry_error(&self, path: &Path, source: io::Error) -> UnpackError {
         let (layer, path) = (self.layer, path.to_owned());
         // What openat2 says about a symbolic link on the way, and about one that would lead out.
-        if matches!(rustix::io::Errno::from_io_error(&source), Some(rustix::io::Errno::LOOP | rustix::io::Errno::XDEV)) {
+        if matches!(
+            rustix::io::Errno::from_io_error(&source),
+            Some(rustix::io::Errno::LOOP | rustix::io::Errno::XDEV)
+        ) {
             let why = "it lies behind a symbolic link";
             return UnpackError::Refused { layer, path, why };
         }

@@ -43,7 +43,9 @@ pub enum GroupError {
         tried: String,
     },
     /// A name that is no name of a group.
-    #[error("`{name}` cannot name a control group: 1 to {NAME_BYTES_MAX} letters, digits and `-_.:@`, not beginning with a dot")]
+    #[error(
+        "`{name}` cannot name a control group: 1 to {NAME_BYTES_MAX} letters, digits and `-_.:@`, not beginning with a dot"
+    )]
     Name {
         /// What was given.
         name: String,
@@ -206,10 +208,5 @@ impl Group {
             }
         }
         Ok(())
-    }
-
-    /// Whether a process is in it or in a group below.
-    fn holds(&self, pid: u32) -> bool {
-        self.processes().is_ok_and(|all| all.binary_search(&pid).is_ok())
     }
 }

@@ -280,6 +280,23 @@ mod tests {
         }
     }
 
+    /// `waitpid(-1)` anywhere would take the status of a child that somebody else waits for.
+    #[test]
+    fn waiting_for_one_process_reaps_no_other_and_not_even_that_one() {
+        let mut other = Command::new("sh").args(["-c", "exit 5"]).spawn().unwrap();
+        let mut child = Command::new("sh").args(["-c", "exit 6"]).spawn().unwrap();
+        for pid in [other.id(), child.id()] {
+            let pidfd = pidfd_open(pid).unwrap();
+            assert!(wait_for_end(pidfd.as_fd(), Instant::now() + Duration::from_secs(60)).unwrap());
+        }
+        assert!(
+            describe(Path::new("/bin/false")).is_err(),
+            "which reaps its own child only"
+        );
+        assert_eq!(child.wait().unwrap().code(), Some(6));
+        assert_eq!(other.wait().unwrap().code(), Some(5));
+    }
+
     #[test]
     fn a_zombie_is_not_alive() {
         let mut child = Command::new("true").spawn().unwrap();

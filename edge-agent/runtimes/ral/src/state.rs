@@ -1,6 +1,8 @@
 //! What a workload is: the state file of a running one, the exit file of an ended one.
 
 use std::fmt;
+use std::fs::OpenOptions;
+use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -190,9 +192,30 @@ pub fn write_state(dir: &Path, state: &State) -> Result<(), FolderError> {
     write_json(dir, file::STATE, state)
 }
 
-/// For a runtime: writes the exit file atomically, as its last act.
+/// For a runtime: writes the exit file atomically, as its last act. If the disk is full the log gives way, first its
+/// older half: how a workload ended matters more than what it printed before.
 pub fn write_exit(dir: &Path, exit: &Exit) -> Result<(), FolderError> {
-    write_json(dir, file::EXIT, exit)
+    let mut result = write_json(dir, file::EXIT, exit);
+    for giving_way in [file::LOG_OLD, file::LOG] {
+        match &result {
+            Err(FolderError::Io { source, .. }) if is_disk_full(source) => {}
+            _ => break,
+        }
+        // Made empty, not removed: whoever follows the log keeps following it.
+        if OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(dir.join(giving_way))
+            .is_ok()
+        {
+            result = write_json(dir, file::EXIT, exit);
+        }
+    }
+    result
+}
+
+fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn unix_ms() -> u64 {

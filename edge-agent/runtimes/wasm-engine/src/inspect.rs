@@ -83,7 +83,9 @@ pub enum InspectError {
         feature: &'static str,
     },
     /// It wants something from the host that no runtime gives.
-    #[error("imports `{import}`, which the runtime does not offer: it has WASI preview 1, WASI 0.2 without HTTP, and wasi-nn")]
+    #[error(
+        "imports `{import}`, which the runtime does not offer: it has WASI preview 1, WASI 0.2 without HTTP, and wasi-nn"
+    )]
     Import {
         /// The first such import.
         import: String,
@@ -130,7 +132,9 @@ fn looks_like(bytes: &[u8]) -> &'static str {
     let text = bytes.trim_ascii_start();
     match bytes {
         [] => "it is empty",
-        [0x7f, b'E', b'L', b'F', ..] => "it is an ELF program or an artifact that is compiled already: give the .wasm file",
+        [0x7f, b'E', b'L', b'F', ..] => {
+            "it is an ELF program or an artifact that is compiled already: give the .wasm file"
+        }
         [0x1f, 0x8b, ..] => "it is compressed with gzip: unpack it first",
         [b'P', b'K', 3, 4, ..] => "it is a zip archive: unpack it first",
         [b'#', b'!', ..] => "it is a script",

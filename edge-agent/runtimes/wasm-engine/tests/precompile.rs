@@ -1,7 +1,9 @@
 //! What the hub compiles must load with the shared settings, and with no others.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
-use cnova_wasm_engine::{HOST_TARGET, PrecompileError, TARGETS, config, inspect, precompile};
+use cnova_wasm_engine::{
+    HOST_TARGET, PULLEY_TARGET, PrecompileError, TARGETS, config, inspect, precompile, pulley_config,
+};
 use wasmtime::component::Component;
 use wasmtime::{Config, Engine, Module, ModuleVersionStrategy};
 
@@ -56,6 +58,14 @@ fn every_target_compiles_and_the_other_one_is_refused_by_name() {
 }
 
 #[test]
+fn the_interpreters_engine_takes_its_own_artifacts_and_no_machine_code() {
+    load(&pulley_config(), &precompile(PULLEY_TARGET, &wasm(MODULE)).unwrap()).unwrap();
+    let machine_code = precompile(host(), &wasm(MODULE)).unwrap();
+    let message = load(&pulley_config(), &machine_code).unwrap_err();
+    assert!(message.contains("compiled for architecture"), "{message}");
+}
+
+#[test]
 fn each_flipped_setting_is_refused() {
     let compiled = precompile(host(), &wasm(MODULE)).unwrap();
     type Flip = fn(&mut Config) -> &mut Config;
@@ -93,6 +103,16 @@ fn a_truncated_artifact_is_refused_at_any_length() {
 fn what_is_not_wasm_says_so() {
     for bytes in [&b""[..], b"\0as", b"#!/bin/sh\n", b"(module)"] {
         assert_eq!(code(host(), bytes).0, "not_wasm");
+    }
+    for (bytes, expected) in [
+        (&b""[..], "empty"),
+        (b"#!/bin/sh\n", "script"),
+        (b" (module)", "as text"),
+        (b"\x7fELF...", "ELF"),
+        (b"\x1f\x8b..", "gzip"),
+    ] {
+        let message = code(host(), bytes).1;
+        assert!(message.contains(expected), "{message}");
     }
     let whole = wasm(MODULE);
     for length in [4, 8, 20, whole.len() - 1] {
@@ -132,6 +152,15 @@ fn foreign_imports_and_missing_entries_are_found_before_a_device_sees_them() {
         .0,
         "import"
     );
+}
+
+#[test]
+fn a_workload_that_is_asked_and_wasi_nn_are_known() {
+    let lifecycle = r#"(component (instance $i) (export "cnova:workload/lifecycle@1.0.0" (instance $i)))"#;
+    assert_eq!(inspect(&wasm(lifecycle)).unwrap().kind.as_str(), "component");
+    let nn =
+        r#"(module (import "wasi_ephemeral_nn" "compute" (func (param i32) (result i32))) (func (export "_start")))"#;
+    assert_eq!(inspect(&wasm(nn)).unwrap().imports, ["wasi_ephemeral_nn.compute"]);
 }
 
 #[test]

@@ -91,7 +91,12 @@ impl Backends {
     }
 
     /// Loads what the workload gave.
-    pub(crate) fn load(&mut self, encoding: Encoding, target: Target, parts: &[&[u8]]) -> Result<Box<dyn Graph>, Failure> {
+    pub(crate) fn load(
+        &mut self,
+        encoding: Encoding,
+        target: Target,
+        parts: &[&[u8]],
+    ) -> Result<Box<dyn Graph>, Failure> {
         let model = recognise(encoding, parts)?;
         match (target, &model) {
             (Target::Cpu, Model::Onnx(_)) => self.onnx.load(&model),
@@ -100,13 +105,19 @@ impl Backends {
                 "on the processor only ONNX is computed: give it as ONNX, or choose the target tpu",
             )),
             (Target::Tpu, _) => self.accelerated()?.load(&model),
-            (Target::Gpu, _) => Err(Failure::new(Code::UnsupportedOperation, "there is no target gpu, only cpu and tpu")),
+            (Target::Gpu, _) => Err(Failure::new(
+                Code::UnsupportedOperation,
+                "there is no target gpu, only cpu and tpu",
+            )),
         }
     }
 
     /// Loads a file that the workload's settings name: on the accelerator if there is one for it.
     pub(crate) fn load_file(&mut self, path: &Path) -> Result<Box<dyn Graph>, Failure> {
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let extension = path
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .unwrap_or_default();
         let bytes = read(path)?;
         match extension.to_ascii_lowercase().as_str() {
             "onnx" if matches!(self.accelerator, Some(Accelerator::Openvino(_))) => {
@@ -120,7 +131,10 @@ impl Backends {
             "hef" => self.accelerated()?.load(&Model::Hef(&bytes)),
             _ => Err(Failure::new(
                 Code::InvalidEncoding,
-                format!("{}: a model's name ends in .onnx, .xml (with a .bin beside it) or .hef", path.display()),
+                format!(
+                    "{}: a model's name ends in .onnx, .xml (with a .bin beside it) or .hef",
+                    path.display()
+                ),
             )),
         }
     }
@@ -143,7 +157,10 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let error = |error: std::io::Error| Failure::new(Code::NotFound, format!("{}: {error}", path.display()));
     let length = std::fs::metadata(path).map_err(error)?.len();
     if length > MODEL_BYTES_MAX {
-        let message = format!("{}: {length} bytes, at most {MODEL_BYTES_MAX} are allowed", path.display());
+        let message = format!(
+            "{}: {length} bytes, at most {MODEL_BYTES_MAX} are allowed",
+            path.display()
+        );
         return Err(Failure::new(Code::TooLarge, message));
     }
     std::fs::read(path).map_err(error)

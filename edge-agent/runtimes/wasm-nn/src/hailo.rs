@@ -73,13 +73,18 @@ impl Device {
         if status == SUCCESS {
             return Ok(());
         }
-        Err(Failure::runtime(format!("HailoRT: {what}: {}", message(self.api, status))))
+        Err(Failure::runtime(format!(
+            "HailoRT: {what}: {}",
+            message(self.api, status)
+        )))
     }
 }
 
 fn message(api: Api, status: u32) -> String {
     // SAFETY: the library returns a string constant.
-    unsafe { CStr::from_ptr((api.hailo_get_status_message)(status)) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr((api.hailo_get_status_message)(status)) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 impl Drop for Device {
@@ -139,7 +144,9 @@ impl Backend for Hailo {
         unsafe { (api.hailo_release_hef)(hef) };
         device.check("configure the device", status)?;
         if count != 1 {
-            return Err(Failure::invalid(format!("the .hef has {count} network groups, one is needed")));
+            return Err(Failure::invalid(format!(
+                "the .hef has {count} network groups, one is needed"
+            )));
         }
         let network = Network {
             device: device.clone(),
@@ -156,7 +163,12 @@ impl Backend for Hailo {
 }
 
 fn name(params: &StreamParams) -> String {
-    let bytes: Vec<u8> = params.name.iter().map(|byte| byte.to_ne_bytes()[0]).take_while(|byte| *byte != 0).collect();
+    let bytes: Vec<u8> = params
+        .name
+        .iter()
+        .map(|byte| byte.to_ne_bytes()[0])
+        .take_while(|byte| *byte != 0)
+        .collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -236,7 +248,10 @@ impl Streams {
         let (create, size) = (api.hailo_create_input_vstreams, api.hailo_get_input_vstream_frame_size);
         streams.inputs = create_streams(network, &params, create, size)?;
         let params = network.params(api.hailo_make_output_vstream_params, FLOAT32)?;
-        let (create, size) = (api.hailo_create_output_vstreams, api.hailo_get_output_vstream_frame_size);
+        let (create, size) = (
+            api.hailo_create_output_vstreams,
+            api.hailo_get_output_vstream_frame_size,
+        );
         streams.outputs = create_streams(network, &params, create, size)?;
         Ok(streams)
     }
@@ -257,7 +272,9 @@ fn create_streams(
     for object in objects {
         let mut size = 0;
         // SAFETY: the stream was just made.
-        network.device.check("frame size", unsafe { frame_size(object, &raw mut size) })?;
+        network
+            .device
+            .check("frame size", unsafe { frame_size(object, &raw mut size) })?;
         streams.push((object, size));
     }
     match streams.iter().find(|stream| stream.1 as u64 > TENSOR_BYTES_MAX) {
@@ -278,7 +295,11 @@ impl HailoContext {
     fn check_inputs(&self) -> Result<(u32, Vec<&Tensor>), Failure> {
         let mut tensors = Vec::new();
         for (tensor, name) in self.inputs.iter().zip(&self.model.inputs) {
-            tensors.push(tensor.as_ref().ok_or_else(|| Failure::invalid(format!("input `{name}` is not set")))?);
+            tensors.push(
+                tensor
+                    .as_ref()
+                    .ok_or_else(|| Failure::invalid(format!("input `{name}` is not set")))?,
+            );
         }
         let bytes = tensors.iter().all(|tensor| tensor.kind == Kind::U8);
         match tensors.iter().all(|tensor| tensor.kind == Kind::F32) || bytes {
@@ -323,7 +344,8 @@ impl Context for HailoContext {
         for (stream, size) in &streams.outputs {
             let mut frame = vec![0; *size];
             // SAFETY: the buffer has exactly a frame's bytes.
-            let status = unsafe { (device.api.hailo_vstream_read_raw_buffer)(*stream, frame.as_mut_ptr().cast(), *size) };
+            let status =
+                unsafe { (device.api.hailo_vstream_read_raw_buffer)(*stream, frame.as_mut_ptr().cast(), *size) };
             device.check("read", status)?;
             outputs.push(frame);
         }

@@ -16,7 +16,8 @@ use rustix::process::{Resource, Rlimit, Signal};
 use crate::backend::{Accelerator, Backends};
 use crate::session::Session;
 
-const USAGE: &str = "usage: cnova-wasm-nn MEMORY_BYTES none|openvino:DEVICE|hailo [LIBRARY], with a socket as standard input";
+const USAGE: &str =
+    "usage: cnova-wasm-nn MEMORY_BYTES none|openvino:DEVICE|hailo [LIBRARY], with a socket as standard input";
 
 struct Task {
     memory_bytes: u64,

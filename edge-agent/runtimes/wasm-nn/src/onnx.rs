@@ -7,8 +7,8 @@ use std::sync::Arc;
 use cnova_wasm_nn::{Code, Failure, Kind, PORTS_MAX, Slot, Tensor};
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
 use tract_onnx::prelude::{
-    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, TVec, TValue, Tensor as TractTensor,
-    TractResult, TypedRunnableModel,
+    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, TValue, TVec,
+    Tensor as TractTensor, TractResult, TypedRunnableModel,
 };
 
 use tract_onnx::tract_hir::infer::Factoid;
@@ -67,10 +67,14 @@ fn damaged(error: &impl std::fmt::Debug) -> Failure {
 /// A model from a stranger must not name files of this machine to be read as its weights.
 fn check_self_contained(model: &ModelProto) -> Result<(), Failure> {
     let graphs = model.graph.iter().map(|graph| refers_outside(graph, 0));
-    let functions = model.functions.iter().map(|function| nodes_refer_outside(&function.node, 0));
+    let functions = model
+        .functions
+        .iter()
+        .map(|function| nodes_refer_outside(&function.node, 0));
     let training = model.training_info.iter().map(|_| true);
     if graphs.chain(functions).chain(training).any(|outside| outside) {
-        let message = "the model refers to other files, holds training data or is nested too deeply: give one that is whole";
+        let message =
+            "the model refers to other files, holds training data or is nested too deeply: give one that is whole";
         return Err(Failure::new(Code::UnsupportedOperation, message));
     }
     Ok(())
@@ -86,8 +90,16 @@ fn refers_outside(graph: &GraphProto, depth: usize) -> bool {
 fn nodes_refer_outside(nodes: &[NodeProto], depth: usize) -> bool {
     nodes.iter().flat_map(|node| &node.attribute).any(|attribute| {
         attribute.t.iter().chain(&attribute.tensors).any(is_outside)
-            || attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).any(is_sparse_outside)
-            || attribute.g.iter().chain(&attribute.graphs).any(|graph| refers_outside(graph, depth + 1))
+            || attribute
+                .sparse_tensor
+                .iter()
+                .chain(&attribute.sparse_tensors)
+                .any(is_sparse_outside)
+            || attribute
+                .g
+                .iter()
+                .chain(&attribute.graphs)
+                .any(|graph| refers_outside(graph, depth + 1))
     })
 }
 
@@ -160,7 +172,10 @@ impl Context for OnnxContext {
         let shape: Vec<usize> = tensor.dimensions.iter().map(|dimension| *dimension as usize).collect();
         let given = InferenceFact::dt_shape(datum_type, shape.as_slice());
         if given.unify(fact).is_err() {
-            return Err(Failure::invalid(format!("input `{}` is {fact:?}, {given:?} was given", names[index])));
+            return Err(Failure::invalid(format!(
+                "input `{}` is {fact:?}, {given:?} was given",
+                names[index]
+            )));
         }
         // SAFETY: any bytes are a valid value of these number types; tract checks their count against the shape.
         let tensor = unsafe { TractTensor::from_raw_dt(datum_type, &shape, &tensor.data) };
@@ -179,15 +194,25 @@ impl Context for OnnxContext {
             inputs.push(input.into());
         }
         let plan = self.parsed.plan(&shapes)?;
-        let outputs = plan.run(inputs).map_err(|e| Failure::runtime(format!("computing failed: {e:?}")))?;
+        let outputs = plan
+            .run(inputs)
+            .map_err(|e| Failure::runtime(format!("computing failed: {e:?}")))?;
         self.outputs = outputs.into_vec();
         Ok(self.parsed.outputs.clone())
     }
 
     fn output(&mut self, index: usize) -> Result<Tensor, Failure> {
-        let missing = || Failure::invalid(format!("there is no output {index}: compute first, then ask for 0 to n - 1"));
+        let missing = || {
+            Failure::invalid(format!(
+                "there is no output {index}: compute first, then ask for 0 to n - 1"
+            ))
+        };
         let output = self.outputs.get(index).ok_or_else(missing)?;
-        let dimensions: Result<Vec<u32>, _> = output.shape().iter().map(|dimension| u32::try_from(*dimension)).collect();
+        let dimensions: Result<Vec<u32>, _> = output
+            .shape()
+            .iter()
+            .map(|dimension| u32::try_from(*dimension))
+            .collect();
         Ok(Tensor {
             dimensions: dimensions.map_err(|_| Failure::new(Code::TooLarge, format!("output {index} is too large")))?,
             kind: kind(output.datum_type())?,
@@ -212,7 +237,10 @@ fn datum_type(kind: Kind) -> Result<DatumType, Failure> {
         Kind::I32 => DatumType::I32,
         Kind::I64 => DatumType::I64,
         Kind::Bf16 => {
-            return Err(Failure::new(Code::UnsupportedOperation, "bf16 is not computed on the processor"));
+            return Err(Failure::new(
+                Code::UnsupportedOperation,
+                "bf16 is not computed on the processor",
+            ));
         }
     })
 }

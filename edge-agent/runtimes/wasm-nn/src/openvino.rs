@@ -113,7 +113,10 @@ impl Openvino {
     pub(crate) fn open(library: Option<&Path>, device: &str) -> Result<Openvino, Failure> {
         let path = library.unwrap_or(Path::new(LIBRARY));
         let missing = |error: libloading::Error| {
-            let message = format!("cannot load {}: {error}; install OpenVINO's runtime on the node", path.display());
+            let message = format!(
+                "cannot load {}: {error}; install OpenVINO's runtime on the node",
+                path.display()
+            );
             Failure::new(Code::UnsupportedOperation, message)
         };
         // SAFETY: the node's own library, whose initialisers are trusted as the node's software is.
@@ -145,7 +148,10 @@ impl Runtime {
         }
         // SAFETY: the library returns a string constant.
         let text = unsafe { CStr::from_ptr((self.api.ov_get_error_info)(status)) };
-        Err(Failure::runtime(format!("OpenVINO: {what}: {}", text.to_string_lossy())))
+        Err(Failure::runtime(format!(
+            "OpenVINO: {what}: {}",
+            text.to_string_lossy()
+        )))
     }
 
     /// The numbers of the types moved in 2025. Their sizes tell whether they are where this code expects them.
@@ -170,9 +176,13 @@ impl Runtime {
         };
         let (mut tensor, mut size) = (std::ptr::null_mut(), 0);
         // SAFETY: the shape points to `rank` dimensions, which the library copies.
-        self.check("tensor", unsafe { (self.api.ov_tensor_create)(element, shape, &raw mut tensor) })?;
+        self.check("tensor", unsafe {
+            (self.api.ov_tensor_create)(element, shape, &raw mut tensor)
+        })?;
         // SAFETY: the tensor was just made.
-        self.check("tensor", unsafe { (self.api.ov_tensor_get_byte_size)(tensor, &raw mut size) })?;
+        self.check("tensor", unsafe {
+            (self.api.ov_tensor_get_byte_size)(tensor, &raw mut size)
+        })?;
         Ok((tensor, size))
     }
 }
@@ -191,7 +201,15 @@ fn element(kind: Kind) -> u32 {
 }
 
 fn kind(number: u32) -> Result<Kind, Failure> {
-    let kinds = [Kind::Bf16, Kind::F16, Kind::F32, Kind::F64, Kind::I32, Kind::I64, Kind::U8];
+    let kinds = [
+        Kind::Bf16,
+        Kind::F16,
+        Kind::F32,
+        Kind::F64,
+        Kind::I32,
+        Kind::I64,
+        Kind::U8,
+    ];
     let found = kinds.into_iter().find(|kind| element(*kind) == number);
     found.ok_or_else(|| {
         let message = format!("OpenVINO's type {number}, which wasi-nn does not have");
@@ -209,7 +227,10 @@ impl Backend for Openvino {
             }
             Model::Ir(xml, weights) => (*xml, *weights),
             Model::Hef(_) => {
-                return Err(Failure::new(Code::InvalidEncoding, "a .hef is for a Hailo, the workload leases an NPU"));
+                return Err(Failure::new(
+                    Code::InvalidEncoding,
+                    "a .hef is for a Hailo, the workload leases an NPU",
+                ));
             }
         };
         let weights = match weights {
@@ -234,8 +255,16 @@ impl Backend for Openvino {
         let device = runtime.device.to_string_lossy();
         runtime.check(&format!("compile the model for {device}"), status)?;
         let compiled = owned(runtime, object, api.ov_compiled_model_free);
-        let inputs = ports(&compiled, api.ov_compiled_model_inputs_size, api.ov_compiled_model_input_by_index)?;
-        let outputs = ports(&compiled, api.ov_compiled_model_outputs_size, api.ov_compiled_model_output_by_index)?;
+        let inputs = ports(
+            &compiled,
+            api.ov_compiled_model_inputs_size,
+            api.ov_compiled_model_input_by_index,
+        )?;
+        let outputs = ports(
+            &compiled,
+            api.ov_compiled_model_outputs_size,
+            api.ov_compiled_model_output_by_index,
+        )?;
         Ok(Box::new(OpenvinoGraph(Rc::new(Compiled {
             compiled,
             inputs,
@@ -286,7 +315,10 @@ fn ports(compiled: &Owned, count: Count, by_index: ByIndex) -> Result<Vec<String
     // SAFETY: the model is alive.
     runtime.check("count the ports", unsafe { count(compiled.object, &raw mut number) })?;
     if number > PORTS_MAX {
-        return Err(Failure::new(Code::TooLarge, format!("{number} inputs or outputs, at most {PORTS_MAX} are allowed")));
+        return Err(Failure::new(
+            Code::TooLarge,
+            format!("{number} inputs or outputs, at most {PORTS_MAX} are allowed"),
+        ));
     }
     let mut ports = Vec::new();
     for index in 0..number {
@@ -323,9 +355,8 @@ impl Graph for OpenvinoGraph {
         let runtime = &self.0.compiled.runtime;
         let mut object = std::ptr::null_mut();
         // SAFETY: the model is alive.
-        let status = unsafe {
-            (runtime.api.ov_compiled_model_create_infer_request)(self.0.compiled.object, &raw mut object)
-        };
+        let status =
+            unsafe { (runtime.api.ov_compiled_model_create_infer_request)(self.0.compiled.object, &raw mut object) };
         runtime.check("make a request", status)?;
         Ok(Box::new(OpenvinoContext {
             request: owned(runtime, object, runtime.api.ov_infer_request_free),
@@ -348,14 +379,20 @@ impl Context for OpenvinoContext {
         let index = find(slot, names)
             .ok_or_else(|| Failure::invalid(format!("the model has no input {slot:?}, only {}", names.join(", "))))?;
         let runtime = &self.request.runtime;
-        let mut dims: Vec<i64> = tensor.dimensions.iter().map(|dimension| i64::from(*dimension)).collect();
+        let mut dims: Vec<i64> = tensor
+            .dimensions
+            .iter()
+            .map(|dimension| i64::from(*dimension))
+            .collect();
         let filled = filled_tensor(runtime, element(tensor.kind), &mut dims, &tensor.data)?;
         // SAFETY: request and tensor are alive; the library checks type and shape against the model's.
         let status = unsafe {
             (runtime.api.ov_infer_request_set_input_tensor_by_index)(self.request.object, index, filled.object)
         };
         let what = format!("input `{}` of {:?} {:?}", names[index], tensor.kind, tensor.dimensions);
-        runtime.check(&what, status).map_err(|failure| Failure::invalid(failure.message))?;
+        runtime
+            .check(&what, status)
+            .map_err(|failure| Failure::invalid(failure.message))?;
         self.inputs.retain(|(set, _)| *set != index);
         self.inputs.push((index, filled));
         Ok(())
@@ -376,15 +413,17 @@ impl Context for OpenvinoContext {
 
     fn output(&mut self, index: usize) -> Result<Tensor, Failure> {
         if index >= self.model.outputs.len() {
-            return Err(Failure::invalid(format!("there is no output {index}, only {}", self.model.outputs.len())));
+            return Err(Failure::invalid(format!(
+                "there is no output {index}, only {}",
+                self.model.outputs.len()
+            )));
         }
         let runtime = &self.request.runtime;
         let api = runtime.api;
         let mut object = std::ptr::null_mut();
         // SAFETY: the request is alive and the index below the count.
-        let status = unsafe {
-            (api.ov_infer_request_get_output_tensor_by_index)(self.request.object, index, &raw mut object)
-        };
+        let status =
+            unsafe { (api.ov_infer_request_get_output_tensor_by_index)(self.request.object, index, &raw mut object) };
         runtime.check("output", status)?;
         read_tensor(&owned(runtime, object, api.ov_tensor_free))
     }
@@ -414,7 +453,10 @@ fn read_tensor(tensor: &Owned) -> Result<Tensor, Failure> {
     // SAFETY: the shape came from the library, and its dimensions were copied.
     unsafe { (api.ov_shape_free)(&raw mut shape) };
     if rank > RANK_MAX || size as u64 > TENSOR_BYTES_MAX {
-        return Err(Failure::new(Code::TooLarge, format!("an output of {size} bytes and {rank} dimensions")));
+        return Err(Failure::new(
+            Code::TooLarge,
+            format!("an output of {size} bytes and {rank} dimensions"),
+        ));
     }
     let data = match size {
         0 => Vec::new(),
@@ -422,7 +464,10 @@ fn read_tensor(tensor: &Owned) -> Result<Tensor, Failure> {
         _ => unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) }.to_vec(),
     };
     Ok(Tensor {
-        dimensions: dims.into_iter().map(|dimension| u32::try_from(dimension).unwrap_or(0)).collect(),
+        dimensions: dims
+            .into_iter()
+            .map(|dimension| u32::try_from(dimension).unwrap_or(0))
+            .collect(),
         kind: kind(number)?,
         data,
     })

@@ -155,12 +155,17 @@ impl Session {
     fn load(&mut self, encoding: Encoding, target: Target, lengths: &[u64], body: &[u8]) -> Result<Answer, Failure> {
         self.graphs.check_room()?;
         if lengths.len() > MODEL_PARTS_MAX {
-            return Err(Failure::invalid(format!("{} parts, at most {MODEL_PARTS_MAX} are allowed", lengths.len())));
+            return Err(Failure::invalid(format!(
+                "{} parts, at most {MODEL_PARTS_MAX} are allowed",
+                lengths.len()
+            )));
         }
         let mut rest = body;
         let mut parts = Vec::new();
         for length in lengths {
-            let split = usize::try_from(*length).ok().and_then(|length| rest.split_at_checked(length));
+            let split = usize::try_from(*length)
+                .ok()
+                .and_then(|length| rest.split_at_checked(length));
             let (part, after) = split.ok_or_else(|| Failure::invalid("the parts are longer than the model"))?;
             parts.push(part);
             rest = after;
@@ -174,7 +179,9 @@ impl Session {
 fn guarded<T>(act: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);
-        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        let said = said
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
         Err(Failure::runtime(format!("the engine panicked: {said}")))
     })
 }

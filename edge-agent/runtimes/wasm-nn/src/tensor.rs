@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, RANK_MAX, TENSOR_BYTES_MAX};
 use crate::protocol::Code;
+use crate::{Failure, RANK_MAX, TENSOR_BYTES_MAX};
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,14 +51,20 @@ pub struct Tensor {
 /// Fails unless shape, type and number of bytes fit each other and the limits.
 pub fn check_shape(dimensions: &[u32], kind: Kind, bytes: u64) -> Result<(), Failure> {
     if dimensions.len() > RANK_MAX {
-        let message = format!("a tensor of {} dimensions, at most {RANK_MAX} are allowed", dimensions.len());
+        let message = format!(
+            "a tensor of {} dimensions, at most {RANK_MAX} are allowed",
+            dimensions.len()
+        );
         return Err(Failure::new(Code::TooLarge, message));
     }
     let wanted = dimensions
         .iter()
         .try_fold(kind.bytes(), |size, dimension| size.checked_mul(u64::from(*dimension)));
     match wanted {
-        None => Err(Failure::new(Code::TooLarge, format!("a tensor of shape {dimensions:?}"))),
+        None => Err(Failure::new(
+            Code::TooLarge,
+            format!("a tensor of shape {dimensions:?}"),
+        )),
         Some(wanted) if wanted > TENSOR_BYTES_MAX => Err(Failure::new(
             Code::TooLarge,
             format!("a tensor of {wanted} bytes, at most {TENSOR_BYTES_MAX} are allowed"),

@@ -83,7 +83,11 @@ fn map(engine: &Engine, file: &File, path: &Path, pulley: bool) -> Result<Artifa
     let load_error = |error: wasmtime::Error| {
         let (path, reason) = (path.to_owned(), format!("{error:#}"));
         // wasmtime's words: "Module was compiled for architecture '...'".
-        match (pulley, reason.contains("compiled for architecture"), reason.contains("'pulley")) {
+        match (
+            pulley,
+            reason.contains("compiled for architecture"),
+            reason.contains("'pulley"),
+        ) {
             (false, true, true) => ArtifactError::Pulley { path },
             (true, true, _) => ArtifactError::NotPulley { path },
             _ => ArtifactError::Load { path, reason },

@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     started: OnceLock<Instant>,
     interrupt: AtomicU8,
     grace_ms: AtomicU64,
+    /// CPU time that was used before the workload's own began.
+    cpu_base: OnceLock<Duration>,
     ending: AtomicBool,
     /// Bytes of all linear memories.
     pub(crate) memory_bytes: AtomicU64,
@@ -47,6 +49,7 @@ impl Shared {
             started: OnceLock::new(),
             interrupt: AtomicU8::new(0),
             grace_ms: AtomicU64::new(grace_ms),
+            cpu_base: OnceLock::new(),
             ending: AtomicBool::new(false),
             memory_bytes: AtomicU64::new(0),
             wake: Notify::new(),
@@ -99,6 +102,11 @@ impl Shared {
         act(&mut self.output.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What the workload's CPU time is counted from: when this is first asked.
+    pub(crate) fn cpu_base(&self) -> Duration {
+        *self.cpu_base.get_or_init(|| self.cpu_time())
+    }
+
     /// CPU time of this process and of those that work for it.
     pub(crate) fn cpu_time(&self) -> Duration {
         cpu_time() + children_cpu_time() + process_cpu_time(self.nn_pid.load(Ordering::Acquire))
@@ -127,7 +135,7 @@ impl Control for Shared {
             Phase::Running => match self.desk.ask_health() {
                 Ok(Ok(())) | Err(Unanswered::Nobody) => None,
                 Ok(Err(text)) => Some(text),
-                Err(busy @ Unanswered::Busy { .. }) => Some(busy.to_string()),
+                Err(unanswered) => Some(unanswered.to_string()),
             },
             _ => None,
         };

@@ -25,11 +25,16 @@ pub(crate) fn keep<T: 'static>(error: &wasmtime::Error, store: &mut Store<T>, jo
     };
     let memory = job.shared.memory_bytes.load(Ordering::Relaxed);
     if memory > MEMORY_BYTES_MAX {
-        return format!("core dump: none, {memory} bytes of memory are more than the {MEMORY_BYTES_MAX} that are dumped");
+        return format!(
+            "core dump: none, {memory} bytes of memory are more than the {MEMORY_BYTES_MAX} that are dumped"
+        );
     }
     let bytes = dump.serialize(store, &job.spec.workload);
     if bytes.len() > FILE_BYTES_MAX {
-        return format!("core dump: none, its {} bytes are more than {FILE_BYTES_MAX}", bytes.len());
+        return format!(
+            "core dump: none, its {} bytes are more than {FILE_BYTES_MAX}",
+            bytes.len()
+        );
     }
     match write(&path, &bytes) {
         Ok(()) => format!("core dump: {}", path.display()),

@@ -19,9 +19,12 @@ pub(crate) type MetricsAnswer = BTreeMap<String, f64>;
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unanswered {
-    /// The workload is not of a kind that can be asked, or has ended.
+    /// The workload is not of a kind that can be asked.
     #[error("the workload cannot be asked")]
     Nobody,
+    /// It ended instead of answering.
+    #[error("the workload ended while it was asked")]
+    Ended,
     /// It is in another call.
     #[error("no answer within {ANSWER_WAIT:?}: `{call}` has been running for {:.1} s", .since.as_secs_f64())]
     Busy {
@@ -168,7 +171,7 @@ impl Desk {
         let answered = slot(&mut board).answered >= number;
         match (answered, slot(&mut board).last.clone(), board.call, board.open) {
             (true, Some(answer), ..) => Ok(answer),
-            (.., false) => Err(Unanswered::Nobody),
+            (.., false) => Err(Unanswered::Ended),
             (.., call, true) => {
                 // Between two calls only for a moment, unless the whole machine is overloaded.
                 let (call, since) = call.unwrap_or(("none", Instant::now()));

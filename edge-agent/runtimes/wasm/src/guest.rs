@@ -235,7 +235,10 @@ impl Outcome {
         }
         if detail.starts_with(TOO_MANY) {
             let allowed = job.settings.instances.unwrap_or(PARTS_MAX);
-            detail.insert_str(0, &format!("settings.instances allows {allowed} instances, memories and tables each: "));
+            detail.insert_str(
+                0,
+                &format!("settings.instances allows {allowed} instances, memories and tables each: "),
+            );
         }
         Exit::new(reason).with_detail(detail)
     }
@@ -248,11 +251,18 @@ fn interrupted_exit(job: &Job<'_>) -> Exit {
             let used = job.shared.cpu_time().saturating_sub(job.shared.cpu_base());
             let budget = job.settings.cpu_budget_ms.unwrap_or_default();
             let used_ms = used.as_secs_f64() * 1e3;
-            Exit::new(ExitReason::Budget)
-                .with_detail(format!("settings.cpuBudgetMs is used up: {used_ms:.3} ms of {budget} ms"))
+            Exit::new(ExitReason::Budget).with_detail(format!(
+                "settings.cpuBudgetMs is used up: {used_ms:.3} ms of {budget} ms"
+            ))
         }
         Some(Interrupt::Stopped) | None if job.shared.desk.stop_asked() => {
-            Exit::new(ExitReason::Stopped).with_detail("it was interrupted: `stop` had not returned in the grace time")
+            let exit =
+                Exit::new(ExitReason::Stopped).with_detail("it was interrupted: it had not ended in the grace time");
+            // Force, as if by this signal.
+            Exit {
+                signal: Some(libc::SIGKILL),
+                ..exit
+            }
         }
         Some(Interrupt::Stopped) | None => Exit::new(ExitReason::Stopped),
     }

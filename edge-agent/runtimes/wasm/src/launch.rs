@@ -5,16 +5,18 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use cnova_ral::settings::{self, Wasm};
 use cnova_ral::{
     Exit, ExitReason, FolderError, LogError, LogWriter, ServeError, Server, Spec, State, open_folder, serve,
     write_exit, write_state,
 };
 use rustix::fs::Mode;
-use wasmtime::Engine;
+use wasmtime::{Config, Engine};
 
 use crate::artifact::{self, ArtifactError};
 use crate::control::Shared;
-use crate::guest::{self, Outcome};
+use crate::guest::{self, Job, Outcome};
+use crate::nn::{Nn, NnError};
 use crate::output::Output;
 use crate::supervisor::{self, Signals};
 use crate::wasi::{self, WorldError};
@@ -46,6 +48,15 @@ enum LaunchError {
     System { action: &'static str, source: io::Error },
     #[error("cannot set up the engine: {reason}")]
     Engine { reason: String },
+    #[error("{reason}")]
+    Settings { reason: String },
+    #[error(transparent)]
+    Nn(#[from] NnError),
+    #[error(
+        "grants.threads: this runtime has no threads (shared memory escapes the memory limit, and one thread's trap \
+         would have to end them all): build the workload without, or run it as a container"
+    )]
+    Threads,
 }
 
 /// Runs the workload in `dir` to its end. The status is the workload's code if it has one that fits, else 1.
@@ -86,30 +97,33 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     let log = LogWriter::open(dir, spec.limits.log_bytes)?;
     let shared = Shared::new(Output::new(log), spec.stop_grace_ms);
     let server = serve(dir, shared.clone())?;
-    let engine = Engine::new(&cnova_wasm_engine::config()).map_err(|error| LaunchError::Engine {
+    let settings = read_settings(spec)?;
+    let engine = Engine::new(&engine_config(&settings)).map_err(|error| LaunchError::Engine {
         reason: format!("{error:#}"),
     })?;
-    let artifact = artifact::load(&engine, spec)?;
-    let world = wasi::build(spec, &shared)?;
-    supervisor::start(signals, engine.clone(), shared.clone(), &spec.limits, dir)
+    let artifact = artifact::load(&engine, spec, &settings)?;
+    let world = wasi::build(spec, &settings, &shared)?;
+    supervisor::start(signals, engine.clone(), shared.clone(), &spec.limits, &settings, dir)
         .map_err(system("start the supervisor"))?;
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime
-        .enable_time()
-        .max_blocking_threads(FILE_THREADS)
-        .thread_keep_alive(FILE_THREAD_IDLE)
-        .thread_stack_size(FILE_THREAD_STACK_BYTES);
-    if !spec.grants.network.is_empty() {
-        runtime.enable_io();
-    }
-    let runtime = runtime.build().map_err(system("start the event loop"))?;
+    let runtime = event_loop(spec).map_err(system("start the event loop"))?;
+    let nn = match spec.grants.nn {
+        true => Some(runtime.block_on(Nn::start(spec, &settings, &shared))?),
+        false => None,
+    };
     let started = || {
         shared.started();
         write_state(dir, &State::of_this_process(spec)?)?;
         Ok(())
     };
-    let outcome: Outcome = runtime.block_on(guest::run(&engine, artifact, world, spec, &shared, started));
-    let exit = outcome.into_exit(&shared);
+    let job = Job {
+        engine: &engine,
+        spec,
+        settings: &settings,
+        shared: &shared,
+        dir,
+    };
+    let outcome: Outcome = runtime.block_on(guest::run(&job, artifact, world, nn, started));
+    let exit = outcome.into_exit(&job);
     if !shared.begin_end() {
         // The supervisor ends this process any moment now, with the exit file that it writes.
         loop {
@@ -120,6 +134,42 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     // A thread that still looks up a name must not hold the end up.
     runtime.shutdown_background();
     Ok((exit, server))
+}
+
+/// What the manifest asks for, unless it asks for what no workload gets here.
+fn read_settings(spec: &Spec) -> Result<Wasm, LaunchError> {
+    if spec.grants.threads {
+        return Err(LaunchError::Threads);
+    }
+    let settings: Wasm = settings::read(&spec.settings).map_err(|reason| LaunchError::Settings { reason })?;
+    if !settings.models.is_empty() && !spec.grants.nn {
+        let reason = "settings.models needs grants.nn".to_owned();
+        return Err(LaunchError::Settings { reason });
+    }
+    Ok(settings)
+}
+
+fn engine_config(settings: &Wasm) -> Config {
+    let mut config = match settings.pulley {
+        true => cnova_wasm_engine::pulley_config(),
+        false => cnova_wasm_engine::config(),
+    };
+    // No matter of the machine code, so not of the engine's name either.
+    config.coredump_on_trap(settings.core_dump);
+    config
+}
+
+fn event_loop(spec: &Spec) -> io::Result<tokio::runtime::Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime
+        .enable_time()
+        .max_blocking_threads(FILE_THREADS)
+        .thread_keep_alive(FILE_THREAD_IDLE)
+        .thread_stack_size(FILE_THREAD_STACK_BYTES);
+    if !spec.grants.network.is_empty() || spec.grants.nn {
+        runtime.enable_io();
+    }
+    runtime.build()
 }
 
 /// Writes the exit file as the last thing. The server is dropped after it, so that the agent sees one or the other.

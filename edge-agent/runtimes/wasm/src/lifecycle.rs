@@ -9,7 +9,11 @@ use wasmtime::component::{Component, Linker};
 use crate::guest::{ComponentHost, Job, Outcome, failed};
 
 mod bindings {
-    #![allow(missing_docs, unreachable_pub, reason = "generated from wit/workload.wit, which is documented")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        reason = "generated from wit/workload.wit, which is documented"
+    )]
     wasmtime::component::bindgen!({
         path: "wit/workload.wit",
         world: "workload",

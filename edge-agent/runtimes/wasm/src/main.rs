@@ -3,14 +3,20 @@
 //! One process per workload: a fault in the engine, or a workload that eats memory, takes nothing else down. The
 //! process holds no compiler; it maps machine code that the hub made, and only if its digest is the one in the spec.
 //!
+//! With `grants.nn` a worker computes models beside it.
+//!
 //! Three threads: this one runs the workload, `ral` answers the agent, `supervisor` receives signals and time.
 
 mod artifact;
 mod control;
+mod coredump;
+mod desk;
 mod guest;
 mod launch;
+mod lifecycle;
 mod limits;
 mod network;
+mod nn;
 mod output;
 mod supervisor;
 mod wasi;
@@ -22,6 +28,16 @@ use std::process::ExitCode;
 use cnova_ral::{Description, RAL_VERSION};
 
 const USAGE: &str = "usage: cnova-runtime-wasm describe | run --state DIR | --version";
+
+/// What it can do beyond running modules; `wasi-nn` comes with its worker.
+const FEATURES: [&str; 6] = [
+    "wasi-preview1",
+    "wasi-0.2",
+    "network-tcp",
+    "lifecycle",
+    "core-dump",
+    "cpu-budget",
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,13 +54,18 @@ fn main() -> ExitCode {
 }
 
 fn describe() -> String {
+    let nn = nn::is_installed().then_some("wasi-nn");
     let description = Description {
         ral: RAL_VERSION,
         runtime: "wasm".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        targets: cnova_wasm_engine::HOST_TARGET.map(str::to_owned).into_iter().collect(),
+        targets: cnova_wasm_engine::HOST_TARGET
+            .into_iter()
+            .chain([cnova_wasm_engine::PULLEY_TARGET])
+            .map(str::to_owned)
+            .collect(),
         engine: cnova_wasm_engine::ENGINE.to_owned(),
-        features: ["wasi-preview1", "wasi-0.2", "network-tcp"].map(str::to_owned).to_vec(),
+        features: FEATURES.iter().copied().chain(nn).map(str::to_owned).collect(),
     };
     serde_json::json!(description).to_string()
 }

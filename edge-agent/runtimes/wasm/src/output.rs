@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use cnova_ral::{COUNTERS_MAX, Lines, LogStats, LogWriter, Stream};
+use cnova_ral::{COUNTERS_MAX, LINE_BYTES_MAX, Lines, LogStats, LogWriter, Stream};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
@@ -70,6 +70,14 @@ impl Output {
             Stream::Stderr => err.feed(bytes, |whole, text| log.line(stream, whole, text)),
         }
         log.flush();
+    }
+
+    /// A line of the runtime's own in the workload's log.
+    pub(crate) fn say(&mut self, text: &str) {
+        let length = text.floor_char_boundary(LINE_BYTES_MAX);
+        self.log
+            .line(Stream::Stderr, true, text[..length].replace('\n', " ").as_bytes());
+        self.log.flush();
     }
 
     /// Writes what was printed without an end of line.

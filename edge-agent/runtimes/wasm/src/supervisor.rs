@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cnova_ral::{Exit, ExitReason, Limits, write_exit};
 use cnova_ral::settings::Wasm;
+use cnova_ral::{Exit, ExitReason, Limits, write_exit};
 use wasmtime::Engine;
 
 use crate::control::{Interrupt, Shared};
@@ -82,14 +82,16 @@ pub(crate) fn start(
     dir: &Path,
 ) -> io::Result<()> {
     let budget = settings.cpu_budget_ms.map(|budget| Budget {
-        end: shared.cpu_time().saturating_add(Duration::from_millis(budget)),
+        end: shared.cpu_base().saturating_add(Duration::from_millis(budget)),
         seen: Duration::ZERO,
         look_at: None,
     });
     let throttled = (1..1000).contains(&limits.cpu_millis);
-    let untouched = settings
-        .cpu_budget_ms
-        .map(|budget| Duration::from_millis(budget).saturating_sub(BUDGET_MARGIN).max(CPU_SLICE));
+    let untouched = settings.cpu_budget_ms.map(|budget| {
+        Duration::from_millis(budget)
+            .saturating_sub(BUDGET_MARGIN)
+            .max(CPU_SLICE)
+    });
     match untouched {
         _ if throttled => tick_by_cpu_time(CPU_SLICE)?,
         Some(untouched) => tick_by_cpu_time(untouched)?,

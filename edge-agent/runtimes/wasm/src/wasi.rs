@@ -1,9 +1,10 @@
 //! The world a workload sees: its arguments, environment, folders, clocks and random numbers, and nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cnova_ral::settings::{NamedModel, Wasm};
 use cnova_ral::{Mount, Spec, Stream};
 use wasmtime_wasi::{Deterministic, FsPerms, HostMonotonicClock, HostWallClock, WasiCtxBuilder};
 
@@ -28,7 +29,7 @@ pub(crate) enum WorldError {
 }
 
 /// Everything is denied until the spec grants it.
-pub(crate) fn build(spec: &Spec, shared: &Arc<Shared>) -> Result<WasiCtxBuilder, WorldError> {
+pub(crate) fn build(spec: &Spec, settings: &Wasm, shared: &Arc<Shared>) -> Result<WasiCtxBuilder, WorldError> {
     let mut builder = WasiCtxBuilder::new();
     builder
         // Otherwise a workload that sleeps, or waits for a file, would hold the thread and could not be stopped.
@@ -41,7 +42,12 @@ pub(crate) fn build(spec: &Spec, shared: &Arc<Shared>) -> Result<WasiCtxBuilder,
     for (name, value) in &spec.env {
         builder.env(name, value);
     }
-    for mount in &spec.mounts {
+    // A model that is mounted as a file is for the inference engine, not for the workload to read.
+    let is_model = |mount: &Mount| {
+        let path = |model: &NamedModel| Path::new("/").join(&model.file) == mount.guest;
+        settings.models.iter().any(path) && mount.host.is_file()
+    };
+    for mount in spec.mounts.iter().filter(|mount| !is_model(mount)) {
         preopen(&mut builder, mount)?;
     }
     if !spec.grants.clocks {

@@ -5,19 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::Origin;
 use super::errors::{ManifestError, quoted};
 use super::quantity::{self, InvalidQuantity};
 use super::site_pattern::SitePattern;
-use super::Origin;
 use super::tree::Node;
 
 /// Everything that is wrong beyond the schema.
-pub(super) fn check(
-    tree: &Node,
-    value: &Value,
-    schema_errors: &[ManifestError],
-    origin: Origin,
-) -> Vec<ManifestError> {
+pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError], origin: Origin) -> Vec<ManifestError> {
     let refused = schema_errors.iter().map(|e| e.pointer.as_str()).collect();
     let mut checker = Checker {
         tree,

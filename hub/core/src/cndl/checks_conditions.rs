@@ -28,7 +28,9 @@ impl<'a> Checker<'a> {
     pub(super) fn conditions(&mut self, at: &str) {
         self.volumes(at);
         // Of accelerators, two of one kind are two claims.
-        let devices: Vec<String> = (0..self.items(&format!("{at}/devices"))).map(|i| format!("{at}/devices/{i}")).collect();
+        let devices: Vec<String> = (0..self.items(&format!("{at}/devices")))
+            .map(|i| format!("{at}/devices/{i}"))
+            .collect();
         self.unique(&devices, "device");
         self.schedule(&format!("{at}/schedule"));
         self.health(&format!("{at}/health"));
@@ -73,7 +75,8 @@ impl<'a> Checker<'a> {
         if let Some(Ok(ms)) = self.get(&interval).map(super::quantity::duration)
             && ms < HEALTH_INTERVAL_MIN_MS
         {
-            let message = format!("{ms} ms is too often: at least {HEALTH_INTERVAL_MIN_MS} ms lie between two questions");
+            let message =
+                format!("{ms} ms is too often: at least {HEALTH_INTERVAL_MIN_MS} ms lie between two questions");
             self.push(&interval, message, None);
         }
     }
@@ -133,7 +136,9 @@ impl<'a> Checker<'a> {
             let mut seen = BTreeSet::new();
             for n in 0..self.items(&format!("/workloads/{from}/needs")) {
                 let at = format!("/workloads/{from}/needs/{n}");
-                let Some((pointer, written)) = self.need(&at) else { continue };
+                let Some((pointer, written)) = self.need(&at) else {
+                    continue;
+                };
                 let (application, name) = written.split_once('/').unwrap_or((own, written));
                 if !seen.insert((application, name)) {
                     self.push(&pointer, format!("{} is needed already", quoted(written)), None);
@@ -160,7 +165,10 @@ impl<'a> Checker<'a> {
                 .iter()
                 .map(|i| index.iter().find(|(_, at)| *at == i).map_or("?", |(name, _)| *name))
                 .collect();
-            let message = format!("the needs go in a circle, so that none would ever start: {}", names.join(" -> "));
+            let message = format!(
+                "the needs go in a circle, so that none would ever start: {}",
+                names.join(" -> ")
+            );
             self.push(&pointer, message, None);
         }
     }
@@ -232,7 +240,10 @@ fn check_cron(cron: &str) -> Result<(), (String, String)> {
         alone[i] = field;
         if cronexpr::parse_crontab(&format!("{} UTC", alone.join(" "))).is_err() {
             let message = format!("the {name} {} of {} is not understood", quoted(field), quoted(cron));
-            return Err((message, format!("{range}, lists (1,2), ranges (1-5), steps (*/15), or *")));
+            return Err((
+                message,
+                format!("{range}, lists (1,2), ranges (1-5), steps (*/15), or *"),
+            ));
         }
     }
     let whole = cronexpr::parse_crontab(&format!("{} UTC", fields.join(" ")));
@@ -270,7 +281,13 @@ mod tests {
 
     #[test]
     fn cron() {
-        for good in ["0 6 * * MON-FRI", "*/15 * * * *", "0 0 29 2 *", "30 2 1,15 * *", "0 0 L * *"] {
+        for good in [
+            "0 6 * * MON-FRI",
+            "*/15 * * * *",
+            "0 0 29 2 *",
+            "30 2 1,15 * *",
+            "0 0 L * *",
+        ] {
             assert_eq!(check_cron(good), Ok(()), "{good}");
         }
         for (bad, said) in [

@@ -101,7 +101,12 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
             Some(branch) => branch.iter().flat_map(|e| explain(tree, e)).collect(),
             None => {
                 let expected = expected_at(schema).unwrap_or("something else");
-                vec![error(here, pointer, format!("expected {expected}, found {}", describe(found)), None)]
+                vec![error(
+                    here,
+                    pointer,
+                    format!("expected {expected}, found {}", describe(found)),
+                    None,
+                )]
             }
         },
         kind => {
@@ -115,7 +120,10 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
 }
 
 /// Of the forms that a value may have, what is wrong with it in the one that is a map.
-fn branch_for_maps<'e>(forms: &'e [Vec<ValidationError<'static>>], pointer: &str) -> Option<&'e [ValidationError<'static>]> {
+fn branch_for_maps<'e>(
+    forms: &'e [Vec<ValidationError<'static>>],
+    pointer: &str,
+) -> Option<&'e [ValidationError<'static>]> {
     let is_other = |e: &ValidationError<'_>| {
         e.instance_path().as_str() == pointer && matches!(e.kind(), Kind::Type { .. } | Kind::Constant { .. })
     };

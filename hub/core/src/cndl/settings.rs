@@ -141,7 +141,8 @@ fn explain(root: &Value, pointer: String, text: &str) -> Mistake {
         } else {
             pointer
         };
-        let hint = nearest(name, known.iter().copied()).unwrap_or_else(|| format!("known fields: {}", known.join(", ")));
+        let hint =
+            nearest(name, known.iter().copied()).unwrap_or_else(|| format!("known fields: {}", known.join(", ")));
         return Mistake {
             pointer: at,
             message: format!("unknown field {}", quoted(name)),
@@ -241,7 +242,8 @@ mod tests {
 
     #[test]
     fn one_form_without_defaults() {
-        let odd = json!({"network": {"host": null}, "isolation": {"process": null}, "pids": 10, "tmpfs": [["/tmp", 4096]]});
+        let odd =
+            json!({"network": {"host": null}, "isolation": {"process": null}, "pids": 10, "tmpfs": [["/tmp", 4096]]});
         let Value::Object(odd) = odd else { unreachable!() };
         let one = canonical(RuntimeKind::Container, odd.into_iter().collect());
         assert_eq!(

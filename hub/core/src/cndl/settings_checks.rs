@@ -10,11 +10,47 @@ use super::settings::{Mistake, Settings};
 
 /// Linux's capabilities, without the prefix `CAP_`.
 const CAPABILITIES: &[&str] = &[
-    "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN", "DAC_OVERRIDE",
-    "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN",
-    "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW", "PERFMON", "SETFCAP", "SETGID",
-    "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT",
-    "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
 ];
 
 /// What the rest of the workload says, as far as settings refer to it.
@@ -52,15 +88,30 @@ fn absolute(path: &str) -> bool {
 }
 
 fn container(s: &ral::Container, around: &Around<'_>, found: &mut Vec<Mistake>) {
-    if s.entrypoint.as_ref().is_some_and(|e| e.first().is_none_or(String::is_empty)) {
-        found.push(Mistake::new("/entrypoint", "names no program", Some("remove it to use the image's own")));
+    if s.entrypoint
+        .as_ref()
+        .is_some_and(|e| e.first().is_none_or(String::is_empty))
+    {
+        found.push(Mistake::new(
+            "/entrypoint",
+            "names no program",
+            Some("remove it to use the image's own"),
+        ));
     }
     if let Some(path) = s.workdir.as_deref().filter(|p| *p != "/" && !absolute(p)) {
-        found.push(Mistake::new("/workdir", format!("{} is not an absolute path", quoted(path)), None));
+        found.push(Mistake::new(
+            "/workdir",
+            format!("{} is not an absolute path", quoted(path)),
+            None,
+        ));
     }
     if let Some(user) = s.user.as_deref().filter(|u| !is_user(u)) {
         let message = format!("{} is not a user", quoted(user));
-        found.push(Mistake::new("/user", message, Some("write UID, UID:GID or names that the image knows")));
+        found.push(Mistake::new(
+            "/user",
+            message,
+            Some("write UID, UID:GID or names that the image knows"),
+        ));
     }
     for name in &s.capabilities {
         if !CAPABILITIES.contains(&name.as_str()) {
@@ -68,29 +119,53 @@ fn container(s: &ral::Container, around: &Around<'_>, found: &mut Vec<Mistake>) 
             let hint = nearest(bare.strip_prefix("CAP_").unwrap_or(&bare), CAPABILITIES.iter().copied());
             found.push(Mistake {
                 hint: hint.or_else(|| Some("capabilities are written as NET_BIND_SERVICE".to_owned())),
-                ..Mistake::new(around.place_of("/capabilities", name), format!("there is no capability {}", quoted(name)), None)
+                ..Mistake::new(
+                    around.place_of("/capabilities", name),
+                    format!("there is no capability {}", quoted(name)),
+                    None,
+                )
             });
         }
     }
-    let is_call = |c: &String| !c.is_empty() && c.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let is_call = |c: &String| {
+        !c.is_empty()
+            && c.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
     if let Some(name) = s.seccomp.allow.iter().find(|c| !is_call(c)) {
         let message = format!("{} is not the name of a system call", quoted(name));
-        found.push(Mistake::new(around.place_of("/seccomp/allow", name), message, Some("they are written as io_uring_setup")));
+        found.push(Mistake::new(
+            around.place_of("/seccomp/allow", name),
+            message,
+            Some("they are written as io_uring_setup"),
+        ));
     }
     let mut paths = BTreeSet::new();
     for (i, tmpfs) in s.tmpfs.iter().enumerate() {
         let at = format!("/tmpfs/{i}/path");
         if !absolute(&tmpfs.path) {
-            found.push(Mistake::new(at, format!("{} is not an absolute path", quoted(&tmpfs.path)), None));
+            found.push(Mistake::new(
+                at,
+                format!("{} is not an absolute path", quoted(&tmpfs.path)),
+                None,
+            ));
         } else if !paths.insert(&tmpfs.path) {
-            found.push(Mistake::new(at, format!("{} is given twice", quoted(&tmpfs.path)), None));
+            found.push(Mistake::new(
+                at,
+                format!("{} is given twice", quoted(&tmpfs.path)),
+                None,
+            ));
         }
         if tmpfs.bytes == Some(0) {
             found.push(Mistake::new(format!("/tmpfs/{i}/bytes"), "must be more than 0", None));
         }
     }
     if s.pids == Some(0) {
-        found.push(Mistake::new("/pids", "must be more than 0: the workload itself is a process", None));
+        found.push(Mistake::new(
+            "/pids",
+            "must be more than 0: the workload itself is a process",
+            None,
+        ));
     }
     if let ral::Network::Own(own) = &s.network {
         own_network(own, found);
@@ -121,7 +196,10 @@ fn own_network(own: &ral::OwnNetwork, found: &mut Vec<Mistake>) {
         let message = "is the container's own address; the gateway is the node's end".to_owned();
         found.push(Mistake::new("/network/own/gateway", message, None));
     } else if network(own.address) != network(own.gateway) {
-        let message = format!("{} is not in the network of {}/{}", own.gateway, own.address, own.prefix);
+        let message = format!(
+            "{} is not in the network of {}/{}",
+            own.gateway, own.address, own.prefix
+        );
         found.push(Mistake::new("/network/own/gateway", message, None));
     }
 }
@@ -158,14 +236,25 @@ fn ebpf(s: &ral::Ebpf, found: &mut Vec<Mistake>) {
     for (i, program) in s.programs.iter().enumerate() {
         let at = |field: &str| format!("/programs/{i}/{field}");
         if program.name.is_empty() {
-            found.push(Mistake::new(at("name"), "is empty", Some("it is the name of the function in the object")));
+            found.push(Mistake::new(
+                at("name"),
+                "is empty",
+                Some("it is the name of the function in the object"),
+            ));
         } else if !names.insert((&program.name, &program.attach)) {
-            found.push(Mistake::new(at("name"), format!("{} is given twice", quoted(&program.name)), None));
+            found.push(Mistake::new(
+                at("name"),
+                format!("{} is given twice", quoted(&program.name)),
+                None,
+            ));
         }
         let (fits, wanted) = match program.kind {
             ral::ProgramKind::Tracepoint => {
                 let parts = program.attach.split_once('/');
-                (parts.is_some_and(|(c, n)| !c.is_empty() && !n.is_empty()), "category/name such as sched/sched_switch")
+                (
+                    parts.is_some_and(|(c, n)| !c.is_empty() && !n.is_empty()),
+                    "category/name such as sched/sched_switch",
+                )
             }
             ral::ProgramKind::CgroupSkb => (absolute(&program.attach), "an absolute path of a control group"),
             _ => (is_interface(&program.attach), "the name of an interface such as eth0"),
@@ -177,9 +266,17 @@ fn ebpf(s: &ral::Ebpf, found: &mut Vec<Mistake>) {
     }
     for (i, helper) in s.helpers.iter().enumerate() {
         let rest = helper.strip_prefix("bpf_").unwrap_or_default();
-        if rest.is_empty() || !rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+        if rest.is_empty()
+            || !rest
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        {
             let message = format!("{} is not the name of a helper", quoted(helper));
-            found.push(Mistake::new(format!("/helpers/{i}"), message, Some("they are written as bpf_get_prandom_u32")));
+            found.push(Mistake::new(
+                format!("/helpers/{i}"),
+                message,
+                Some("they are written as bpf_get_prandom_u32"),
+            ));
         }
     }
     if s.map_bytes == Some(0) {
@@ -217,7 +314,11 @@ fn wasm(s: &ral::Wasm, around: &Around<'_>, found: &mut Vec<Mistake>) {
         if model.name.is_empty() {
             found.push(Mistake::new(at("name"), "is empty", None));
         } else if !names.insert(&model.name) {
-            found.push(Mistake::new(at("name"), format!("{} is given twice", quoted(&model.name)), None));
+            found.push(Mistake::new(
+                at("name"),
+                format!("{} is given twice", quoted(&model.name)),
+                None,
+            ));
         }
         if !around.files.contains(model.file.as_str()) {
             let message = format!("{} is not the path of one of the workload's files", quoted(&model.file));

@@ -97,7 +97,10 @@ impl Hub {
                 ((a.name.as_str(), w.name.as_str()), target.collect())
             })
             .collect();
-        let path = application.workloads.iter().find_map(|w| way_back(&needs, (&application.name, &w.name)))?;
+        let path = application
+            .workloads
+            .iter()
+            .find_map(|w| way_back(&needs, (&application.name, &w.name)))?;
         let names: Vec<String> = path.iter().map(|(a, w)| format!("{a}/{w}")).collect();
         Some(format!(
             "the needs go in a circle through other applications, so that none would ever start: {}",
@@ -144,7 +147,11 @@ impl Hub {
                 );
             }
             if targets.is_empty() {
-                let target = if def.pulley() { rollout::PULLEY_TARGET } else { DEFAULT_TARGET.0 };
+                let target = if def.pulley() {
+                    rollout::PULLEY_TARGET
+                } else {
+                    DEFAULT_TARGET.0
+                };
                 targets.insert((target.to_owned(), DEFAULT_TARGET.1.to_owned()));
             }
             keys.extend(
@@ -264,7 +271,7 @@ impl Hub {
     }
 }
 
-fn inspections(application: &Application) -> BTreeMap<InspectKey, String> {
+pub(super) fn inspections(application: &Application) -> BTreeMap<InspectKey, String> {
     let looked_into = application.workloads.iter().filter(|w| w.runtime != RuntimeKind::Wasm);
     let key = |w: &crate::cndl::WorkloadDef| {
         let digest = w.artifact.digest()?.parse().ok()?;

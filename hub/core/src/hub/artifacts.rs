@@ -23,7 +23,8 @@ impl Hub {
         // It may be what a composition that failed was waiting for.
         let failures = self.failed.len() + self.inspected.len();
         self.failed.retain(|key, _| key.source != digest);
-        self.inspected.retain(|key, result| key.digest != digest || result.is_ok());
+        self.inspected
+            .retain(|key, result| key.digest != digest || result.is_ok());
         let short_of_it = self.apps.values().any(|a| !a.problems.is_empty());
         if short_of_it || self.failed.len() + self.inspected.len() < failures {
             self.reconcile(now);
@@ -40,7 +41,11 @@ impl Hub {
     pub(super) fn on_inspected(&mut self, key: InspectKey, result: Inspection, now: Now) {
         self.inspecting.remove(&key);
         if let Err(why) = &result {
-            self.note(format!("artifact {} is of no use to {}: {why}", key.digest, key.runtime.as_str()));
+            self.note(format!(
+                "artifact {} is of no use to {}: {why}",
+                key.digest,
+                key.runtime.as_str()
+            ));
         }
         self.inspected.insert(key, result.map_err(|why| limits::clip(&why)));
         while self.inspected.values().filter(|r| r.is_err()).count() > FAILURES_KEPT {
@@ -111,7 +116,10 @@ impl Hub {
                     add(read(&file.artifact), format!("{id} {}", file.path));
                 }
                 for (_, parts) in self.inspected.iter().filter(|(k, _)| Some(k.digest) == source) {
-                    parts.iter().flatten().for_each(|p| add(Some(p.digest), format!("{id} (part)")));
+                    parts
+                        .iter()
+                        .flatten()
+                        .for_each(|p| add(Some(p.digest), format!("{id} (part)")));
                 }
                 for (key, artifact) in self.compiled.iter().filter(|(k, _)| Some(k.source) == source) {
                     add(Some(artifact.digest), format!("{id} (for {})", key.target));

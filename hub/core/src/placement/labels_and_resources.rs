@@ -154,7 +154,12 @@ impl<'a> Board<'a> {
         if asked.is_empty() {
             return None;
         }
-        let has = || node.accelerators.iter().map(|a| format!("{} ({})", a.kind, a.class)).collect();
+        let has = || {
+            node.accelerators
+                .iter()
+                .map(|a| format!("{} ({})", a.kind, a.class))
+                .collect()
+        };
         let nowhere = |claim: &&&str| !node.accelerators.iter().any(|a| is_meant(a, claim));
         if let Some(claim) = asked.iter().find(nowhere) {
             return Some(Reason::Accelerator {

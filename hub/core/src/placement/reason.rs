@@ -157,10 +157,18 @@ impl fmt::Display for Reason {
             Self::Accelerator { wanted, has } => write!(f, "no accelerator {wanted} (has {})", list(has)),
             Self::AcceleratorPromised { wanted, has } => {
                 let wanted = wanted.join(" and ");
-                write!(f, "accelerator {wanted} is promised to other workloads (has {})", list(has))
+                write!(
+                    f,
+                    "accelerator {wanted} is promised to other workloads (has {})",
+                    list(has)
+                )
             }
             Self::Device { name, has } => {
-                write!(f, "device {name} is not offered (offers {}); add it to the agent's configuration", list(has))
+                write!(
+                    f,
+                    "device {name} is not offered (offers {}); add it to the agent's configuration",
+                    list(has)
+                )
             }
             Self::Memory { asked, free, capacity } => {
                 let [asked, free, capacity] = comparable([*asked, *free, *capacity]);

@@ -88,7 +88,9 @@ pub(super) async fn apply(
             Err(Refusal::Policy(name, denied)) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
         };
     if dry_run {
-        return try_out(&app, admitted, &brought).await.map(|plan| Json(plan).into_response());
+        return try_out(&app, admitted, &brought)
+            .await
+            .map(|plan| Json(plan).into_response());
     }
     let name = admitted.application().name.clone();
     let draft = draft(&app, &caller, "apply", format!("application {name}"));
@@ -249,7 +251,10 @@ pub(super) async fn explain(
     let mut histories = BTreeMap::new();
     for node in found.nodes.iter().take(HISTORIES) {
         let entries = app.store.history(node.node.clone(), LIMIT_MAX).await?;
-        let said = entries.into_iter().filter(|e| is_about(&e.body, &id)).take(HISTORY_ENTRIES);
+        let said = entries
+            .into_iter()
+            .filter(|e| is_about(&e.body, &id))
+            .take(HISTORY_ENTRIES);
         histories.insert(node.node.clone(), said.collect::<Vec<_>>());
     }
     let mut value = serde_json::to_value(found).unwrap_or_default();

@@ -163,7 +163,8 @@ pub(super) async fn collect(
     let sizes = |hub: &Hub| {
         let unused = hub.unused_artifacts();
         let all = hub.artifacts().into_iter().map(|a| (a.digest, a.size));
-        all.filter(|(d, _)| unused.contains(d)).collect::<BTreeMap<Digest, u64>>()
+        all.filter(|(d, _)| unused.contains(d))
+            .collect::<BTreeMap<Digest, u64>>()
     };
     let unused = app.hub.query(sizes).await?;
     app.hub.collect(unused.keys().copied().collect())?;

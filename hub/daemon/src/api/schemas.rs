@@ -40,7 +40,13 @@ fn millis(whose: &str) -> Value {
 #[must_use]
 pub(super) fn schemas() -> Value {
     let mut all = json!({});
-    for part in [errors_and_artifacts(), applications(), explanation(), nodes(), records()] {
+    for part in [
+        errors_and_artifacts(),
+        applications(),
+        explanation(),
+        nodes(),
+        records(),
+    ] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
             all.extend(part);
         }
@@ -155,7 +161,7 @@ fn explanation() -> Value {
     let reported = object(
         json!({
             "state": string(), "reason": string(), "generation": number(), "attempt": number(),
-            "since_ms": millis("node"), "received_ms": millis("hub"),
+            "returned": {"type": "boolean"}, "since_ms": millis("node"), "received_ms": millis("hub"),
         }),
         &[],
     );
@@ -238,6 +244,7 @@ fn nodes() -> Value {
             "attempt": number(),
             "pid": number(),
             "adopted": {"type": "boolean"},
+            "returned": {"type": "boolean", "description": "A new version did not become healthy; the one before runs again."},
             "since_ms": millis("node"),
         }), &[]),
         "Replied": object(json!({

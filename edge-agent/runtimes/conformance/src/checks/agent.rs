@@ -9,7 +9,7 @@ use cnova_ral::{
 
 use crate::bench::wait_for;
 use crate::verdict::ensure;
-use crate::{Behaviour, Bench, Fixture, PATIENCE, Stop, Verdict};
+use crate::{Behaviour, Bench, Fixture, Stop, Verdict, patience};
 
 /// What an agent finds in a folder after its restart, in the order of `docs/RAL.md`.
 enum Found {
@@ -60,7 +60,10 @@ fn adopt_and_stop(bench: &Bench) -> Verdict {
 }
 
 fn expect_end(bench: &Bench, handle: &Handle) -> Verdict {
-    ensure!(handle.wait(PATIENCE)?, "it does not end after a stop by the new agent");
+    ensure!(
+        handle.wait(patience())?,
+        "it does not end after a stop by the new agent"
+    );
     match find(bench.dir())? {
         Found::Ended(exit) if exit.reason == ExitReason::Stopped => Ok(()),
         Found::Ended(exit) => Err(Stop::Failed(format!("it was stopped, and says {exit:?}"))),
@@ -88,7 +91,11 @@ pub(super) fn it_outlives_an_agent_killed_while_it_runs(fixture: &Fixture) -> Ve
 pub(super) fn it_outlives_an_agent_killed_while_it_stops(fixture: &Fixture) -> Verdict {
     // One that takes its time to stop, where there is such a thing.
     let slow = matches!(fixture.cases.get(&Behaviour::IgnoresStop), Some(Ok(_)));
-    let behaviour = if slow { Behaviour::IgnoresStop } else { Behaviour::RunsForever };
+    let behaviour = if slow {
+        Behaviour::IgnoresStop
+    } else {
+        Behaviour::RunsForever
+    };
     let (mut bench, _) = Bench::of(fixture, behaviour)?;
     let agent = bench.start_below_agent()?;
     let handle = bench.state().and_then(|state| Ok(Handle::open(&state)?));
@@ -130,15 +137,19 @@ pub(super) fn a_killed_runtime_is_known_as_such(fixture: &Fixture) -> Verdict {
     let state = bench.start_and_wait()?;
     let handle = Handle::open(&state)?;
     handle.kill()?;
-    ensure!(handle.wait(PATIENCE)?, "a killed runtime does not end");
+    ensure!(handle.wait(patience())?, "a killed runtime does not end");
     // Not even while it is a zombie: nobody has reaped it yet.
     ensure!(!is_alive(&state), "a killed runtime counts as alive");
     let (_, exit) = bench.end()?;
-    ensure!(exit.is_none(), "somebody wrote an exit.json for a killed runtime: {exit:?}");
+    ensure!(
+        exit.is_none(),
+        "somebody wrote an exit.json for a killed runtime: {exit:?}"
+    );
     let dir = bench.dir().to_owned();
-    wait_for("the release of `lock`, which a child of the runtime must not keep", || {
-        Ok((!is_held(&dir)?).then_some(()))
-    })?;
+    wait_for(
+        "the release of `lock`, which a child of the runtime must not keep",
+        || Ok((!is_held(&dir)?).then_some(())),
+    )?;
     if let Ok(group) = bench.group() {
         group.kill()?;
     }

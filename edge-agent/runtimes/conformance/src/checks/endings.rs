@@ -7,7 +7,11 @@ use crate::verdict::ensure;
 use crate::{Behaviour, Bench, Fixture, Stop, Verdict};
 
 fn expect(exit: &Exit, reason: ExitReason) -> Verdict {
-    ensure!(exit.reason == reason, "the reason is `{}`, not `{reason}`: {exit:?}", exit.reason);
+    ensure!(
+        exit.reason == reason,
+        "the reason is `{}`, not `{reason}`: {exit:?}",
+        exit.reason
+    );
     ensure!(
         exit.oom == (reason == ExitReason::Memory),
         "`oom` is {} with reason `{reason}`",
@@ -22,7 +26,12 @@ pub(super) fn an_exit_code_is_reported(fixture: &Fixture) -> Verdict {
     let exit = bench.run()?;
     expect(&exit, ExitReason::Finished)?;
     ensure!(case.code.is_some(), "the fixture does not say which code it exits with");
-    ensure!(exit.code == case.code, "the code is {:?}, not {:?}", exit.code, case.code);
+    ensure!(
+        exit.code == case.code,
+        "the code is {:?}, not {:?}",
+        exit.code,
+        case.code
+    );
     ensure!(exit.signal.is_none(), "a signal is reported: {exit:?}");
     Ok(())
 }
@@ -34,7 +43,10 @@ pub(super) fn a_fault_is_a_trap(fixture: &Fixture) -> Verdict {
     ensure!(exit.code.is_none(), "a trap has no code: {exit:?}");
     let detail = exit.detail.unwrap_or_default();
     let wanted = case.detail.unwrap_or_default();
-    ensure!(!detail.is_empty() && detail.contains(&wanted), "`detail` does not say `{wanted}`: {detail:?}");
+    ensure!(
+        !detail.is_empty() && detail.contains(&wanted),
+        "`detail` does not say `{wanted}`: {detail:?}"
+    );
     Ok(())
 }
 
@@ -42,8 +54,16 @@ pub(super) fn a_fatal_signal_is_reported(fixture: &Fixture) -> Verdict {
     let (mut bench, case) = Bench::of(fixture, Behaviour::DiesBySignal)?;
     let exit = bench.run()?;
     expect(&exit, ExitReason::Trap)?;
-    ensure!(case.signal.is_some(), "the fixture does not say which signal it dies by");
-    ensure!(exit.signal == case.signal, "the signal is {:?}, not {:?}", exit.signal, case.signal);
+    ensure!(
+        case.signal.is_some(),
+        "the fixture does not say which signal it dies by"
+    );
+    ensure!(
+        exit.signal == case.signal,
+        "the signal is {:?}, not {:?}",
+        exit.signal,
+        case.signal
+    );
     ensure!(exit.code.is_none(), "a signal leaves no code: {exit:?}");
     Ok(())
 }
@@ -80,7 +100,10 @@ pub(super) fn the_exit_file_is_whole_and_before_the_end(fixture: &Fixture) -> Ve
         let first = wait_for("exit.json", || {
             let ended = !bench.runs()?;
             let exit = read_exit(&dir)?;
-            ensure!(exit.is_some() || !ended, "the process ended before its exit.json was there");
+            ensure!(
+                exit.is_some() || !ended,
+                "the process ended before its exit.json was there"
+            );
             Ok(exit)
         })?;
         ensure!(bench.exit()? == first, "exit.json was written twice");

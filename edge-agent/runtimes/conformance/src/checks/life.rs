@@ -29,7 +29,11 @@ pub(super) fn every_behaviour_is_declared(fixture: &Fixture) -> Verdict {
         }
     }
     eprintln!("{left_out} of {} behaviours are not applicable", Behaviour::ALL.len());
-    ensure!(missing.is_empty(), "the fixture says nothing about {}", missing.join(", "));
+    ensure!(
+        missing.is_empty(),
+        "the fixture says nothing about {}",
+        missing.join(", ")
+    );
     ensure!(
         matches!(fixture.cases.get(&Behaviour::RunsForever), Some(Ok(_))),
         "every runtime can run something for ever: `runs_forever` must have a case"
@@ -70,7 +74,10 @@ pub(super) fn wrong_usage_is_explained(fixture: &Fixture) -> Verdict {
     for arguments in [&[][..], &["run"], &["run", "--state"], &["fly"]] {
         let output = ask(&fixture.exe, arguments)?;
         ensure!(!output.status.success(), "{arguments:?} is taken for right usage");
-        ensure!(!output.stderr.is_empty(), "{arguments:?} is refused without a word on standard error");
+        ensure!(
+            !output.stderr.is_empty(),
+            "{arguments:?} is refused without a word on standard error"
+        );
     }
     Ok(())
 }
@@ -84,7 +91,10 @@ pub(super) fn starts_and_is_known(fixture: &Fixture) -> Verdict {
         let early = Client::connect(&dir).and_then(|mut client| client.health());
         let state = read_state(&dir)?;
         if let (Ok(health), None) = (early, &state) {
-            ensure!(health.phase == Phase::Starting, "there is no state.json, yet it answers {health:?}");
+            ensure!(
+                health.phase == Phase::Starting,
+                "there is no state.json, yet it answers {health:?}"
+            );
         }
         if state.is_some() {
             ensure!(is_held(&dir)?, "there is a state.json, but nobody holds `lock`");
@@ -97,7 +107,11 @@ pub(super) fn starts_and_is_known(fixture: &Fixture) -> Verdict {
     let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
     ensure!(mode == 0o600, "{} has mode {mode:o}, not 600", file::SOCKET);
     let owner = fs::metadata(&path)?.uid();
-    ensure!(owner == rustix::process::getuid().as_raw(), "{} belongs to {owner}", file::SOCKET);
+    ensure!(
+        owner == rustix::process::getuid().as_raw(),
+        "{} belongs to {owner}",
+        file::SOCKET
+    );
     ensure!(read_exit(&dir)?.is_none(), "it runs and has an exit.json");
     bench.ensure_healthy("the start")
 }
@@ -111,8 +125,16 @@ fn check_state(bench: &Bench, state: &State) -> Verdict {
         state.pid
     );
     let spec = &bench.spec;
-    ensure!(state.ral == cnova_ral::RAL_VERSION, "state.json: `ral` is {}", state.ral);
-    ensure!(state.phase == Phase::Running, "state.json: `phase` is {:?}", state.phase);
+    ensure!(
+        state.ral == cnova_ral::RAL_VERSION,
+        "state.json: `ral` is {}",
+        state.ral
+    );
+    ensure!(
+        state.phase == Phase::Running,
+        "state.json: `phase` is {:?}",
+        state.phase
+    );
     for (field, found, wanted) in [
         ("workload", state.workload.clone(), spec.workload.clone()),
         ("digest", state.digest.clone(), spec.digest.clone()),
@@ -120,7 +142,10 @@ fn check_state(bench: &Bench, state: &State) -> Verdict {
         ("generation", state.generation.to_string(), spec.generation.to_string()),
         ("attempt", state.attempt.to_string(), spec.attempt.to_string()),
     ] {
-        ensure!(found == wanted, "state.json: `{field}` is {found}, the spec says {wanted}");
+        ensure!(
+            found == wanted,
+            "state.json: `{field}` is {found}, the spec says {wanted}"
+        );
     }
     Ok(())
 }
@@ -171,8 +196,15 @@ pub(super) fn metrics_are_plausible(fixture: &Fixture) -> Verdict {
             "it says that it uses {} bytes of memory",
             next.memory_bytes
         );
-        ensure!(next.log_bytes >= last.log_bytes && next.log_writes >= last.log_writes, "log counters went back");
-        ensure!(next.log_dropped_lines == 0, "{} lines were dropped", next.log_dropped_lines);
+        ensure!(
+            next.log_bytes >= last.log_bytes && next.log_writes >= last.log_writes,
+            "log counters went back"
+        );
+        ensure!(
+            next.log_dropped_lines == 0,
+            "{} lines were dropped",
+            next.log_dropped_lines
+        );
         last = next;
     }
     Ok(())
@@ -207,8 +239,14 @@ pub(super) fn two_runtimes_never_share_a_folder(fixture: &Fixture) -> Verdict {
         let _ = second.wait();
     })?;
     ensure!(!status.success(), "the second runtime ended with {status}");
-    ensure!(read_exit(bench.dir())?.is_none(), "the second runtime wrote an exit.json for the first");
-    ensure!(read_state(bench.dir())? == Some(state.clone()), "the second runtime changed state.json");
+    ensure!(
+        read_exit(bench.dir())?.is_none(),
+        "the second runtime wrote an exit.json for the first"
+    );
+    ensure!(
+        read_state(bench.dir())? == Some(state.clone()),
+        "the second runtime changed state.json"
+    );
     ensure!(is_alive(&state), "the first runtime ended");
     bench.ensure_healthy("a second start in the same folder")
 }
@@ -221,7 +259,10 @@ pub(super) fn a_folder_is_used_again(fixture: &Fixture) -> Verdict {
         check_state(&bench, &state)?;
         bench.client()?.stop(None)?;
         let exit: Exit = bench.exit()?;
-        ensure!(exit.reason == cnova_ral::ExitReason::Stopped, "attempt {attempt} ended with {exit:?}");
+        ensure!(
+            exit.reason == cnova_ral::ExitReason::Stopped,
+            "attempt {attempt} ended with {exit:?}"
+        );
         ensure!(!is_held(bench.dir())?, "it ended, but `lock` is held");
     }
     Ok(())

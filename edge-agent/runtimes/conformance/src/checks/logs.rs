@@ -19,13 +19,17 @@ const LARGE_LOG_BYTES: u64 = 64 << 20;
 fn ensure_form(dir: &Path) -> Verdict {
     for name in [file::LOG_OLD, file::LOG] {
         let bytes = fs::read(dir.join(name)).unwrap_or_default();
-        ensure!(bytes.is_empty() || bytes.last() == Some(&b'\n'), "{name} does not end with a whole line");
+        ensure!(
+            bytes.is_empty() || bytes.last() == Some(&b'\n'),
+            "{name} does not end with a whole line"
+        );
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let text = String::from_utf8_lossy(line);
             let mut fields = text.splitn(4, ' ');
             let at = fields.next().unwrap_or_default();
             let digits = |range: std::ops::Range<usize>| at.get(range).is_some_and(|d| d.parse::<u16>().is_ok());
-            let is_time = at.len() == 24 && at.ends_with('Z') && at.get(10..11) == Some("T") && digits(0..4) && digits(20..23);
+            let is_time =
+                at.len() == 24 && at.ends_with('Z') && at.get(10..11) == Some("T") && digits(0..4) && digits(20..23);
             let stream = matches!(fields.next(), Some("stdout" | "stderr"));
             let mark = matches!(fields.next(), Some("F" | "P"));
             ensure!(
@@ -44,7 +48,12 @@ fn texts(log: &[LogLine], stream: Stream) -> Vec<&str> {
 
 /// How often the lines of a stream appear in the log one after the other, other lines between them left out.
 fn occurrences(log: &[LogLine], case: &Case, stream: Stream) -> Option<usize> {
-    let wanted: Vec<&str> = case.lines.iter().filter(|(s, _)| *s == stream).map(|(_, t)| t.as_str()).collect();
+    let wanted: Vec<&str> = case
+        .lines
+        .iter()
+        .filter(|(s, _)| *s == stream)
+        .map(|(_, t)| t.as_str())
+        .collect();
     if wanted.is_empty() {
         return None;
     }
@@ -82,7 +91,9 @@ fn print_once(bench: &mut Bench, case: &Case, times: usize) -> Verdict {
     ensure!(
         logged(bench, case, times)?,
         "the log holds {:?}, expected {times} times and in order: {:?}",
-        log.iter().map(|line| (line.stream, line.text.as_str())).collect::<Vec<_>>(),
+        log.iter()
+            .map(|line| (line.stream, line.text.as_str()))
+            .collect::<Vec<_>>(),
         case.lines
     );
     waited
@@ -111,7 +122,10 @@ pub(super) fn the_log_is_bounded_and_rotates(fixture: &Fixture) -> Verdict {
         bench.stimulate();
         // Between the two looks a full file may become the old one, so each is judged by itself.
         let (new, old) = bench.log_size();
-        ensure!(new <= limit / 2 && old <= limit / 2, "the log has {new} and {old} bytes, allowed are {limit} together");
+        ensure!(
+            new <= limit / 2 && old <= limit / 2,
+            "the log has {new} and {old} bytes, allowed are {limit} together"
+        );
         Ok((!bench.runs()? || (case.code.is_none() && old > 0)).then_some(()))
     })?;
     if case.code.is_none() {
@@ -120,7 +134,10 @@ pub(super) fn the_log_is_bounded_and_rotates(fixture: &Fixture) -> Verdict {
     let exit = bench.exit()?;
     ensure!(exit.code == case.code, "it was to end with {:?}: {exit:?}", case.code);
     let (new, old) = bench.log_size();
-    ensure!(old > 0 && new + old <= limit, "the log has {new} and {old} bytes, allowed are {limit} together");
+    ensure!(
+        old > 0 && new + old <= limit,
+        "the log has {new} and {old} bytes, allowed are {limit} together"
+    );
     ensure_form(bench.dir())?;
     if let (Some((stream, last)), Some(_)) = (case.lines.last(), case.code) {
         let log = bench.log()?;
@@ -155,7 +172,13 @@ fn fill_a_disk(fixture: &Fixture, case: &Case) -> Verdict {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     let mounted = rustix::mount::mount_change("/", private).and_then(|()| {
         let options = std::ffi::CString::new(SMALL_DISK).map_err(|_| rustix::io::Errno::INVAL)?;
-        rustix::mount::mount("cnova-conformance", &disk, "tmpfs", MountFlags::empty(), options.as_c_str())
+        rustix::mount::mount(
+            "cnova-conformance",
+            &disk,
+            "tmpfs",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )
     });
     if let Err(errno) = mounted {
         return Err(Stop::Skipped(format!("a small disk cannot be mounted here: {errno}")));
@@ -185,6 +208,9 @@ fn run_on_full_disk(fixture: &Fixture, case: &Case, home: tempfile::TempDir, dir
     bench.ensure_healthy("the disk was full")?;
     bench.client()?.stop(None)?;
     let exit = bench.exit()?;
-    ensure!(exit.reason == ExitReason::Stopped, "the disk was full, and it ended with {exit:?}");
+    ensure!(
+        exit.reason == ExitReason::Stopped,
+        "the disk was full, and it ended with {exit:?}"
+    );
     Ok(())
 }

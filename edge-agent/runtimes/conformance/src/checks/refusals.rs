@@ -4,6 +4,7 @@ use std::fs;
 
 use cnova_ral::{Exit, ExitReason, file, prepare_folder, read_state, write_spec};
 
+use crate::bench::wait_for;
 use crate::verdict::ensure;
 use crate::{Behaviour, Bench, Fixture, Stop, Verdict};
 
@@ -12,26 +13,50 @@ fn another_digest() -> String {
     format!("sha256:{}", "0123456789abcdef".repeat(4))
 }
 
+/// Waits for the end of what must end at once; one that comes to run is not waited for.
+fn ended(bench: &mut Bench) -> Verdict<Exit> {
+    wait_for("the end of what is to be refused", || {
+        let ended = !bench.runs()?;
+        ensure!(
+            ended || read_state(bench.dir())?.is_none(),
+            "it was not refused: it runs"
+        );
+        Ok(ended.then_some(()))
+    })?;
+    bench.exit()
+}
+
 fn expect_refused(bench: &Bench, exit: &Exit, says: &str) -> Verdict {
     ensure!(exit.reason == ExitReason::Refused, "it was not refused: {exit:?}");
-    ensure!(exit.code.is_none() && exit.signal.is_none(), "what never ran has neither code nor signal: {exit:?}");
+    ensure!(
+        exit.code.is_none() && exit.signal.is_none(),
+        "what never ran has neither code nor signal: {exit:?}"
+    );
     let detail = exit.detail.as_deref().unwrap_or_default();
-    ensure!(!detail.is_empty() && detail.contains(says), "`detail` does not say `{says}`: {detail:?}");
-    ensure!(read_state(bench.dir())?.is_none(), "it was refused and has a state.json");
+    ensure!(
+        !detail.is_empty() && detail.contains(says),
+        "`detail` does not say `{says}`: {detail:?}"
+    );
+    ensure!(
+        read_state(bench.dir())?.is_none(),
+        "it was refused and has a state.json"
+    );
     ensure!(bench.log()?.is_empty(), "it was refused and has printed something");
     Ok(())
 }
 
 pub(super) fn a_bad_artifact_is_refused(fixture: &Fixture) -> Verdict {
     let (mut bench, case) = Bench::of(fixture, Behaviour::Refused)?;
-    let exit = bench.run()?;
+    bench.start()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, &case.detail.unwrap_or_default())
 }
 
 pub(super) fn another_digest_is_refused(fixture: &Fixture) -> Verdict {
     let (mut bench, _) = Bench::of(fixture, Behaviour::RunsForever)?;
     bench.spec.digest = another_digest();
-    let exit = bench.run()?;
+    bench.start()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, &another_digest())
 }
 
@@ -50,14 +75,16 @@ pub(super) fn another_part_is_refused(fixture: &Fixture) -> Verdict {
     fs::write(&changed, bytes)?;
     part.path = changed;
     let digest = part.digest.clone();
-    let exit = bench.run()?;
+    bench.start()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, &digest)
 }
 
 pub(super) fn a_missing_artifact_is_refused(fixture: &Fixture) -> Verdict {
     let (mut bench, _) = Bench::of(fixture, Behaviour::RunsForever)?;
     bench.spec.artifact = fixture.folder().join("nowhere");
-    let exit = bench.run()?;
+    bench.start()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, "nowhere")
 }
 
@@ -69,7 +96,7 @@ pub(super) fn another_ral_is_refused(fixture: &Fixture) -> Verdict {
     spec["ral"] = 4711.into();
     fs::write(&path, serde_json::to_vec(&spec)?)?;
     bench.start_as_it_is()?;
-    let exit = bench.exit()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, "4711")
 }
 
@@ -79,7 +106,8 @@ pub(super) fn an_unknown_setting_is_refused(fixture: &Fixture) -> Verdict {
         bench.spec.settings = serde_json::json!({});
     }
     bench.spec.settings["noSuchSetting"] = true.into();
-    let exit = bench.run()?;
+    bench.start()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, "noSuchSetting")
 }
 
@@ -87,7 +115,7 @@ pub(super) fn a_missing_spec_is_refused(fixture: &Fixture) -> Verdict {
     let (mut bench, _) = Bench::of(fixture, Behaviour::RunsForever)?;
     prepare_folder(bench.dir())?;
     bench.start_as_it_is()?;
-    let exit = bench.exit()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, file::SPEC)
 }
 
@@ -98,6 +126,6 @@ pub(super) fn a_torn_spec_is_refused(fixture: &Fixture) -> Verdict {
     let text = fs::read(&path)?;
     fs::write(&path, &text[..text.len() / 2])?;
     bench.start_as_it_is()?;
-    let exit = bench.exit()?;
+    let exit = ended(&mut bench)?;
     expect_refused(&bench, &exit, file::SPEC)
 }

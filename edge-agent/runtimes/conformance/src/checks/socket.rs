@@ -9,8 +9,10 @@ use cnova_ral::{CONNECTIONS_MAX, CallError, ExitReason, REQUEST_BYTES_MAX, file}
 
 use crate::bench::wait_for;
 use crate::verdict::ensure;
-use crate::{Behaviour, Bench, Fixture, PATIENCE, Stop, Verdict};
+use crate::{Behaviour, Bench, Fixture, Stop, Verdict, patience};
 
+/// How long a close may take that is due at once; less than the time after which idle connections are closed anyway.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(15);
 const CLIENTS: usize = 6;
 const QUESTIONS: usize = 25;
 
@@ -23,8 +25,8 @@ fn running(fixture: &Fixture) -> Verdict<Bench> {
 /// By way of the process's own folder of descriptors, for a path may be too long for a socket.
 fn raw(bench: &Bench) -> Verdict<BufReader<UnixStream>> {
     let stream = UnixStream::connect(bench.dir().join(file::SOCKET))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience()))?;
+    stream.set_write_timeout(Some(patience()))?;
     Ok(BufReader::new(stream))
 }
 
@@ -90,7 +92,10 @@ pub(super) fn a_stop_amid_other_questions(fixture: &Fixture) -> Verdict {
         other => Err(other),
     })?;
     let exit = bench.exit()?;
-    ensure!(exit.reason == ExitReason::Stopped, "two stops amid other questions: {exit:?}");
+    ensure!(
+        exit.reason == ExitReason::Stopped,
+        "two stops amid other questions: {exit:?}"
+    );
     Ok(())
 }
 
@@ -148,6 +153,7 @@ fn expect_refusal(bench: &Bench, bytes: &[u8]) -> Verdict {
     let _ = stream.read_line(&mut answer);
     let refused = answer.is_empty() || answer.contains("\"ok\":false") || answer.contains("\"ok\": false");
     ensure!(refused, "to {shown:?} it answered {answer:?}");
+    stream.get_ref().set_read_timeout(Some(CLOSE_PATIENCE))?;
     let mut rest = Vec::new();
     if let Err(error) = stream.read_to_end(&mut rest) {
         let closed = error.kind() == std::io::ErrorKind::ConnectionReset;
@@ -168,6 +174,7 @@ pub(super) fn idle_connections_keep_nobody_out(fixture: &Fixture) -> Verdict {
     }
     bench.ensure_healthy("many idle connections")?;
     // The first ones were closed for it.
+    idle[0].get_ref().set_read_timeout(Some(CLOSE_PATIENCE))?;
     let mut rest = Vec::new();
     match idle[0].read_to_end(&mut rest) {
         Ok(_) => Ok(()),
@@ -186,7 +193,10 @@ pub(super) fn slow_clients_keep_nobody_waiting(fixture: &Fixture) -> Verdict {
     slow.get_mut().write_all(b"\n")?;
     let mut answer = String::new();
     slow.read_line(&mut answer)?;
-    ensure!(answer.contains("\"healthy\""), "a question that came in pieces was answered with {answer:?}");
+    ensure!(
+        answer.contains("\"healthy\""),
+        "a question that came in pieces was answered with {answer:?}"
+    );
     // One that asks and asks and never reads.
     let deaf = raw(&bench)?;
     let mut writer = deaf.get_ref().try_clone()?;
@@ -203,7 +213,9 @@ pub(super) fn slow_clients_keep_nobody_waiting(fixture: &Fixture) -> Verdict {
 pub(super) fn questions_may_follow_each_other(fixture: &Fixture) -> Verdict {
     let bench = running(fixture)?;
     let mut stream = raw(&bench)?;
-    stream.get_mut().write_all(b"{\"op\":\"health\"}\n{\"op\":\"metrics\"}\n{\"op\":\"health\"}\n")?;
+    stream
+        .get_mut()
+        .write_all(b"{\"op\":\"health\"}\n{\"op\":\"metrics\"}\n{\"op\":\"health\"}\n")?;
     for field in ["healthy", "cpu_ms", "healthy"] {
         let mut answer = String::new();
         stream.read_line(&mut answer)?;
@@ -218,7 +230,9 @@ pub(super) fn questions_may_follow_each_other(fixture: &Fixture) -> Verdict {
         client.health()?;
     }
     // Fields that it does not know are ignored in a question as well.
-    stream.get_mut().write_all(b"{\"op\":\"health\",\"a_field_of_the_future\":1}\n")?;
+    stream
+        .get_mut()
+        .write_all(b"{\"op\":\"health\",\"a_field_of_the_future\":1}\n")?;
     let answer = wait_for("an answer", || {
         let mut answer = String::new();
         stream.read_line(&mut answer)?;

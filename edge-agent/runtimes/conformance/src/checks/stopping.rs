@@ -32,11 +32,20 @@ pub(super) fn a_stop_ends_it(fixture: &Fixture) -> Verdict {
     }
     let exit = bench.exit()?;
     expect_stopped(&exit)?;
-    ensure!(exit.signal != Some(SIGKILL), "force was used before the grace time was over: {exit:?}");
-    ensure!(!is_alive(&state) && !is_held(bench.dir())?, "its process or its lock is still there");
+    ensure!(
+        exit.signal != Some(SIGKILL),
+        "force was used before the grace time was over: {exit:?}"
+    );
+    ensure!(
+        !is_alive(&state) && !is_held(bench.dir())?,
+        "its process or its lock is still there"
+    );
     match bench.client() {
         Err(Stop::Failed(_)) => Ok(()),
-        _ => Err(Stop::Failed(format!("somebody answers on {} after the end", file::SOCKET))),
+        _ => Err(Stop::Failed(format!(
+            "somebody answers on {} after the end",
+            file::SOCKET
+        ))),
     }
 }
 
@@ -49,9 +58,12 @@ pub(super) fn sigterm_is_a_stop(fixture: &Fixture) -> Verdict {
 }
 
 pub(super) fn force_follows_the_grace_time(fixture: &Fixture) -> Verdict {
-    let (mut bench, _) = Bench::of(fixture, Behaviour::IgnoresStop)?;
     // By the time that the question names, then by that in the spec.
-    for (in_spec, in_question) in [(HOUR, Some(Duration::from_millis(400))), (Duration::from_millis(400), None)] {
+    for (in_spec, in_question) in [
+        (HOUR, Some(Duration::from_millis(400))),
+        (Duration::from_millis(400), None),
+    ] {
+        let (mut bench, _) = Bench::of(fixture, Behaviour::IgnoresStop)?;
         bench.spec.stop_grace_ms = u64::try_from(in_spec.as_millis()).unwrap_or(u64::MAX);
         bench.start_and_wait()?;
         wait_until_it_ignores(&bench)?;
@@ -64,7 +76,10 @@ pub(super) fn force_follows_the_grace_time(fixture: &Fixture) -> Verdict {
             "it does not end by itself, so `signal` must be {SIGKILL}: {exit:?}"
         );
         let waited = asked.elapsed();
-        ensure!(waited >= Duration::from_millis(400), "force was used after {waited:?} of 400 ms of grace");
+        ensure!(
+            waited >= Duration::from_millis(400),
+            "force was used after {waited:?} of 400 ms of grace"
+        );
     }
     Ok(())
 }

@@ -58,7 +58,10 @@ fn refusal(spoil: Spoil) -> String {
 #[test]
 fn a_plain_object_passes() {
     let bytes = judge(&verdict(), &settings(), BOUNDS).unwrap();
-    assert_eq!(bytes, 16 * (48 + 8 + 8) + 16 * 16 + 4096 + 3 * 4096);
+    assert_eq!(
+        bytes,
+        16 * (48 + 8 + 8) + 16 * 16 + 4096 + 3 * 4096 + 2 * MAP_FIXED_BYTES
+    );
 }
 
 #[test]
@@ -147,7 +150,7 @@ fn maps_are_refused_with_their_name_and_the_reason() {
         (
             |v, s| {
                 v.maps[0].map_type = 5;
-                s.map_bytes = Some(16 * (48 + 8 + 8 + 8 * 4) + 16 * 16 + 4 * 4096 - 1);
+                s.map_bytes = Some(16 * (48 + 8 + 8 + 8 * 4) + 16 * 16 + 4 * 4096 + 2 * MAP_FIXED_BYTES - 1);
             },
             "has maps of",
         ),

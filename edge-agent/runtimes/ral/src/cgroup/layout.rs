@@ -45,7 +45,11 @@ impl Parent {
             let path = Path::new(path);
             fs::read_to_string(path).map_err(files::io_error("read", path))
         };
-        find_in(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?, cgroup_parent)
+        find_in(
+            &read("/proc/self/mountinfo")?,
+            &read("/proc/self/cgroup")?,
+            cgroup_parent,
+        )
     }
 
     /// Controllers that no group here has: what they would limit is not limited, what they would account is absent.
@@ -76,7 +80,9 @@ impl Parent {
         let mut names = Vec::new();
         for hierarchy in &self.hierarchies {
             let entries = fs::read_dir(&hierarchy.dir).map_err(files::io_error("list", &hierarchy.dir))?;
-            let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+            let dirs = entries
+                .flatten()
+                .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
             names.extend(dirs.filter_map(|e| e.file_name().into_string().ok()));
         }
         names.sort_unstable();
@@ -112,7 +118,11 @@ pub(super) fn find_in(mountinfo: &str, own: &str, cgroup_parent: Option<&str>) -
         mounts.iter().map(|mount| mount.point.join(path)).collect()
     };
     if let Some(path) = cgroup_parent {
-        if Path::new(path).components().any(|c| c == std::path::Component::ParentDir) || path.trim_matches('/').is_empty() {
+        if Path::new(path)
+            .components()
+            .any(|c| c == std::path::Component::ParentDir)
+            || path.trim_matches('/').is_empty()
+        {
             let tried = format!("at `{path}`, which is no path below the root group");
             return Err(GroupError::NotPermitted { tried });
         }
@@ -199,24 +209,35 @@ fn delegate_down(point: &Path, dir: &Path) -> Result<Vec<String>, GroupError> {
     chain.reverse();
     for group in &chain {
         let enabled = words(&group.join("cgroup.subtree_control"))?;
-        for controller in words(&group.join("cgroup.controllers"))? {
-            if CONTROLLERS_V2.contains(&controller.as_str()) && !enabled.contains(&controller) {
-                let _ = files::write(&group.join("cgroup.subtree_control"), &format!("+{controller}"));
-            }
+        let available = words(&group.join("cgroup.controllers"))?;
+        let lacking = CONTROLLERS_V2.iter().filter(|c| {
+            let named = |list: &[String]| list.iter().any(|other| other == *c);
+            named(&available) && !named(&enabled)
+        });
+        let order: Vec<String> = lacking.map(|c| format!("+{c}")).collect();
+        if !order.is_empty() {
+            let _ = files::write(&group.join("cgroup.subtree_control"), &order.join(" "));
         }
     }
     let given = words(&dir.join("cgroup.subtree_control"))?;
-    Ok(given.into_iter().filter(|c| CONTROLLERS_V2.contains(&c.as_str())).collect())
+    Ok(given
+        .into_iter()
+        .filter(|c| CONTROLLERS_V2.contains(&c.as_str()))
+        .collect())
 }
 
 fn words(path: &Path) -> Result<Vec<String>, GroupError> {
     let text = files::read(path)?.unwrap_or_default();
-    Ok(text.split_ascii_whitespace().map(|word| word.trim_start_matches('+').to_owned()).collect())
+    Ok(text
+        .split_ascii_whitespace()
+        .map(|word| word.trim_start_matches('+').to_owned())
+        .collect())
 }
 
 fn check_writable(dir: &Path) -> Result<(), GroupError> {
     for path in [dir.to_owned(), dir.join(PROCS)] {
-        rustix::fs::access(&path, Access::WRITE_OK).map_err(|errno| files::io_error("write to", &path)(errno.into()))?;
+        rustix::fs::access(&path, Access::WRITE_OK)
+            .map_err(|errno| files::io_error("write to", &path)(errno.into()))?;
     }
     Ok(())
 }

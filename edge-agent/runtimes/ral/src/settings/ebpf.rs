@@ -33,8 +33,8 @@ pub struct Program {
     pub name: String,
     /// What it is.
     pub kind: ProgramKind,
-    /// Where it is attached: an interface (socket filter, tc, XDP), `category/name` (tracepoint), an absolute cgroup path
-    /// (cgroup_skb).
+    /// Where it is attached: an interface (socket filter, tc, XDP), `category/name` (tracepoint), an absolute cgroup
+    /// path (cgroup_skb).
     pub attach: String,
     /// For a socket filter: also frames that are not for this node, as on the mirror port of a switch.
     #[serde(default)]
@@ -82,8 +82,8 @@ pub enum LogEncoding {
     Text,
     /// As hexadecimal digits.
     Hex,
-    /// As a text of `log_formats` with fields `{OFFSET:TYPE}`, where OFFSET is a byte of the record and TYPE one of `u8`,
-    /// `u16`, `u32`, `u64` (as the node stores numbers), `be16`, `be32`, `be64` (as networks do), `x8`, `x16`, `x32`
-    /// (the first three in hex), `ipv4`, `mac`. `{{` and `}}` are braces.
+    /// As a text of `log_formats` with fields `{OFFSET:TYPE}`, where OFFSET is a byte of the record and TYPE one of
+    /// `u8`, `u16`, `u32`, `u64` (as the node stores numbers), `be16`, `be32`, `be64` (as networks do), `x8`, `x16`,
+    /// `x32` (the first three in hex), `ipv4`, `mac`. `{{` and `}}` are braces.
     Format,
 }

@@ -128,8 +128,9 @@ fn what_is_no_artifact_of_ours_is_refused_with_a_reason() {
         .find(|target| Some(*target) != cnova_wasm_engine::HOST_TARGET);
     let foreign = cnova_wasm_engine::precompile(other.unwrap(), &wasm).unwrap();
     for (bytes, expected) in [
-        (&b""[..], "not precompiled"),
-        (&wasm, "not precompiled"),
+        (&b""[..], "it is empty"),
+        (b"#!/bin/sh\n", "begins with `#!/bin/sh\\n`"),
+        (&wasm, "not compiled yet"),
         (&foreign, "compiled for architecture"),
         (&foreign[..foreign.len() / 2], "artifact"),
     ] {

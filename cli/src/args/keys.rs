@@ -1,0 +1,124 @@
+//! What the commands about keys and tokens take.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use cnova_shared::ids::{Name, NodeId, SitePath};
+
+/// What `trust` takes.
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    #[command(subcommand)]
+    pub(crate) what: Trust,
+}
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trust {
+    /// Make root keys, the hub's signing key, the node CA and the first trust bundle
+    #[command(after_long_help = "\
+Nothing is ever overwritten. By default two of three root keys are needed, so that one can be lost or stolen.
+
+Example:
+  cnova trust init ./trust --tree acme --roots 3 --threshold 2")]
+    Init {
+        /// Where to put them; must not exist, or be empty
+        dir: PathBuf,
+        /// The tree's name, for the CA's subject
+        #[arg(long, default_value = "cnova")]
+        tree: Name,
+        /// How many root keys
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
+        roots: u32,
+        /// How many of them must sign a trust bundle [default: more than half]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
+        threshold: Option<u32>,
+    },
+    /// Make a node's key and certificate
+    #[command(after_long_help = "\
+Example:
+  cnova trust issue plc-14 --site plant-7/line-2/plc-14 --dir ./trust --out ./image/etc/cnova/identity")]
+    Issue(IssueArgs),
+    /// Make a new signing key for the hub, and the trust bundle that announces it
+    #[command(after_long_help = "\
+The old key stays valid for --overlap-days: bring the new bundle to the nodes first, and give the hub the new key \
+when they have it.
+
+Example:
+  cnova trust rotate ./trust --overlap-days 30 --roots /media/usb/roots")]
+    Rotate {
+        /// The folder that `cnova trust init` made
+        dir: PathBuf,
+        /// How long the old key may still sign
+        #[arg(long, default_value_t = 30, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(0..=3650))]
+        overlap_days: u64,
+        /// Where the root keys are [default: DIR/roots]
+        #[arg(long, value_name = "FOLDER")]
+        roots: Option<PathBuf>,
+    },
+    /// Check and print a trust bundle
+    #[command(after_long_help = "Example:\n  cnova trust show ./trust/trust-bundle.cose")]
+    Show {
+        /// The bundle
+        file: PathBuf,
+    },
+}
+
+/// What `trust issue` takes.
+#[derive(Debug, Args)]
+pub(crate) struct IssueArgs {
+    /// The node's name
+    pub(crate) node: NodeId,
+    /// Where it hangs in the tree, such as plant-7/line-2/plc-14
+    #[arg(long, value_name = "PATH")]
+    pub(crate) site: SitePath,
+    /// The folder that `cnova trust init` made
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// For how many days
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    pub(crate) days: u64,
+    /// Where to put key, certificate and trust bundle [default: DIR/nodes/NODE]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// What `token` takes.
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    pub(crate) what: Token,
+}
+
+/// What can be done with tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token: print it once, and add its hash to the hub's token file
+    #[command(after_long_help = "\
+Only the token goes to standard output; the file holds its SHA-256, from which it cannot be had back.
+
+Example:
+  cnova token new --name ci --role operator --tokens /etc/cnova/tokens.toml > ci.token")]
+    New {
+        /// Who will use it
+        #[arg(long)]
+        name: Name,
+        /// What it may do
+        #[arg(long, value_enum)]
+        role: Role,
+        /// The hub's token file
+        #[arg(long, default_value = "tokens.toml", value_name = "FILE")]
+        tokens: PathBuf,
+    },
+}
+
+/// What a token's holder may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// Everything
+    Admin,
+    /// Deploy, delete and look
+    Operator,
+    /// Look
+    Viewer,
+}
