@@ -210,6 +210,23 @@ fn what_was_well_and_is_not_any_more_is_started_again() {
 }
 
 #[test]
+fn an_answer_that_comes_before_the_twin_counts() {
+    let one = cnova_agent_core::workload::spec_digest(&a("one"));
+    let found = Observed {
+        id: workload_id("app/a"),
+        attempt: 1,
+        spec: one,
+        state: ObservedState::Alive { pid: 77 },
+    };
+    let (mut rig, _) = Rig::boot(cnova_agent_core::ledger::Stored::default(), &["one"], vec![found]);
+    healthy(&mut rig, 1);
+    rig.wait(1000);
+    rig.twin(1, &[a("one")]);
+    assert!(stopped_or_started(&rig.wait(WITHIN_MS)).is_empty());
+    assert_eq!(rig.report_of("app/a").state, WorkloadState::Running);
+}
+
+#[test]
 fn an_update_of_one_workload_does_not_touch_another() {
     let mut rig = Rig::welcomed(&["one", "two"]);
     let other = workload("app/b", "one");

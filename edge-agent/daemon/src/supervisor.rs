@@ -2,6 +2,8 @@
 
 mod explain;
 mod process;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -179,13 +181,17 @@ impl Inner {
         let _ = self.said.send(said).await;
     }
 
-    /// Waits until no older attempt of the same workload lives: each was told to stop. False if this one was, too.
+    /// Waits until no older attempt of the same workload lives: each was told to stop. False if this one was, too, even
+    /// before it began.
     async fn outlive_older(&self, id: &InstanceId, stop: &mut watch::Receiver<Option<u64>>) -> bool {
         let is_older = |other: &InstanceId| other.workload == id.workload && other.attempt < id.attempt;
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             // Before the look, so that no end is missed between the look and the wait.
             ended.as_mut().enable();
+            if stop.borrow().is_some() {
+                return false;
+            }
             if !self.lock().keys().any(is_older) {
                 return true;
             }

@@ -23,7 +23,8 @@ impl Machine {
 
     /// The runtime says how its workload is.
     pub fn health(&mut self, healthy: bool, detail: &str, mono_ms: u64) {
-        let Some(limits) = self.health_limits() else { return };
+        // It may say so before the twin is here that wants it; the answer is not given twice.
+        let limits = self.health_limits().unwrap_or_default();
         let Observed::Running(r) = &mut self.observed else {
             return;
         };

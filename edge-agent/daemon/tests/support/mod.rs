@@ -15,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use cnova_broker::{Endpoint, EndpointEvent};
 use cnova_link::Identity;
+use cnova_ral::cgroup::{GroupError, Parent};
 use cnova_shared::envelope::{self, Claims, Untrusted};
 use cnova_shared::ids::Digest;
 use cnova_shared::keys::PublicKey;
@@ -372,7 +373,22 @@ impl Drop for Rig {
         for pid in processes_below(&self.state_dir) {
             let _ = kill(pid, "KILL");
         }
+        let _ = remove_groups(&self.state_dir);
     }
+}
+
+/// Removes the control groups that this agent made, with all that is in them; their names end with a mark of its own.
+fn remove_groups(state_dir: &Path) -> Result<(), GroupError> {
+    let digest = Digest::of(state_dir.as_os_str().as_encoded_bytes()).hex();
+    let mark = format!("@{}", &digest[..8]);
+    let parent = Parent::find(Some("cnova"))?;
+    for name in parent.names()?.iter().filter(|n| n.ends_with(&mark)) {
+        if let Some(group) = parent.open(name)? {
+            group.kill()?;
+            group.remove()?;
+        }
+    }
+    Ok(())
 }
 
 pub fn is_alive(pid: u32) -> bool {
