@@ -8,6 +8,8 @@ use cnova_link::config::{ConfigError, IdentityConfig, ParentConfig, load_toml};
 use cnova_shared::ids::{NodeId, SitePath};
 use serde::{Deserialize, Deserializer};
 
+use crate::folders::Folders;
+
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -229,16 +231,12 @@ impl AgentConfig {
         self.state_dir.join("run")
     }
 
-    /// What all workloads of a runtime share, one folder for each runtime.
-    #[must_use]
-    pub fn cache_dir(&self) -> PathBuf {
-        self.state_dir.join("cache")
-    }
-
-    /// The writable folders of workloads, one folder for each workload.
-    #[must_use]
-    pub fn volumes_dir(&self) -> PathBuf {
-        self.state_dir.join("volumes")
+    /// The folders that outlive instances.
+    pub(crate) fn folders(&self) -> Folders {
+        Folders {
+            cache: self.state_dir.join("cache"),
+            volumes: self.state_dir.join("volumes"),
+        }
     }
 
     /// The ledger's database.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cnova_devices::ThresholdError;
+use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
 use cnova_link::{FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
@@ -18,9 +18,8 @@ use tokio::sync::mpsc;
 use crate::catalog::Catalog;
 use crate::config::{AgentConfig, LogFormat};
 use crate::event_loop::{EventLoop, Inputs, Parts, Signals, hub_audience};
-use crate::folders::Folders;
 use crate::groups::Groups;
-use crate::hardware::Hardware;
+use crate::hardware::{Hardware, Inventory};
 use crate::launch::Ground;
 use crate::ledger::{Ledger, LedgerError};
 use crate::sensors::Sensors;
@@ -163,13 +162,14 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let _lock = prepare_state(&config.state_dir, &config.run_dir())?;
     let catalog = Catalog::discover(&config.runtime_dir);
     let mut alarms = catalog.alarms.clone();
-    config.power.check()?;
-    let (hardware, devices_alarm) = Hardware::new(config.sensors.root.clone(), config.devices.clone());
-    let own_groups = cnova_devices::Groups::own(&config.sensors.root);
-    let (groups, groups_alarm) = Groups::find(&config.state_dir, config.runtime.cgroup_parent.as_deref());
-    alarms.extend([devices_alarm, groups_alarm].into_iter().flatten());
-    let capacity = config.capacity(&groups.limits(own_groups));
-    let sensors = Sensors::new(config.sensors.root.clone(), config.power, hardware.clone());
+    let Machine {
+        hardware,
+        groups,
+        capacity,
+        sensors,
+        alarms: of_machine,
+    } = look_at_machine(config)?;
+    alarms.extend(of_machine);
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
     for Alarm { code, detail } in &alarms {
@@ -182,13 +182,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         site: place.site,
         parent: config.parent.node.clone(),
         labels: config.labels.clone(),
-        capabilities: Capabilities {
-            runtimes: catalog.capabilities(),
-            memory_bytes: capacity.memory_bytes,
-            cpu_millis: capacity.cpu_millis,
-            accelerators: sensors.inventory().accelerators.clone(),
-            devices: sensors.inventory().devices.clone(),
-        },
+        capabilities: capabilities(&catalog, capacity, sensors.inventory()),
         software: env!("CARGO_PKG_VERSION").to_owned(),
         boot: random_id()?,
         trust: identity.trust().clone(),
@@ -202,20 +196,13 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
     let ground = Ground {
         run_dir: config.run_dir(),
-        folders: Folders {
-            cache: config.cache_dir(),
-            volumes: config.volumes_dir(),
-        },
+        folders: config.folders(),
         catalog,
         artifacts: artifacts.clone(),
         groups,
         hardware,
     };
-    let times = Times {
-        start: Duration::from_secs(config.runtime.start_seconds),
-        prepare: Duration::from_secs(config.runtime.prepare_seconds),
-    };
-    let supervisor = Supervisor::new(ground, times, said_sender);
+    let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
     let power = sensors.power();
     let address = config.parent.address.clone();
     let (uplink, uplink_events) =
@@ -245,6 +232,40 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         power,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+fn capabilities(catalog: &Catalog, capacity: Capacity, inventory: &Inventory) -> Capabilities {
+    Capabilities {
+        runtimes: catalog.capabilities(),
+        memory_bytes: capacity.memory_bytes,
+        cpu_millis: capacity.cpu_millis,
+        accelerators: inventory.accelerators.clone(),
+        devices: inventory.devices.clone(),
+    }
+}
+
+/// What was found out about the machine.
+struct Machine {
+    hardware: Hardware,
+    groups: Groups,
+    capacity: Capacity,
+    sensors: Sensors,
+    alarms: Vec<Alarm>,
+}
+
+fn look_at_machine(config: &AgentConfig) -> Result<Machine, StartError> {
+    config.power.check()?;
+    let root = &config.sensors.root;
+    let (hardware, devices_alarm) = Hardware::new(root.clone(), config.devices.clone());
+    let own_groups = cnova_devices::Groups::own(root);
+    let (groups, groups_alarm) = Groups::find(&config.state_dir, config.runtime.cgroup_parent.as_deref());
+    Ok(Machine {
+        capacity: config.capacity(&groups.limits(own_groups)),
+        sensors: Sensors::new(root.clone(), config.power, hardware.clone()),
+        alarms: [devices_alarm, groups_alarm].into_iter().flatten().collect(),
+        hardware,
+        groups,
+    })
 }
 
 pub(crate) fn set_aside_alarm(aside: &SetAside) -> Alarm {

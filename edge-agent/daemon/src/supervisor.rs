@@ -21,6 +21,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::config::RuntimeConfig;
 use crate::health::{self, Patient, QUESTIONS_MAX};
 use crate::instance::{self, InstanceId, KEPT_PER_WORKLOAD};
 use crate::launch::{Ground, LaunchError, Launched, launch};
@@ -38,6 +39,15 @@ pub(crate) struct Times {
     pub(crate) start: Duration,
     /// Until a runtime that prepares says that its workload runs.
     pub(crate) prepare: Duration,
+}
+
+impl Times {
+    pub(crate) fn of(config: &RuntimeConfig) -> Self {
+        Self {
+            start: Duration::from_secs(config.start_seconds),
+            prepare: Duration::from_secs(config.prepare_seconds),
+        }
+    }
 }
 
 /// What the supervisor tells the event loop.

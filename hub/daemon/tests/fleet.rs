@@ -353,7 +353,7 @@ async fn a_node_is_asked_and_a_silent_one_is_named() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_containers_twin_names_the_parts_of_its_image_and_its_conditions() {
     use cnova_oci::testing::{ImageBuilder, LayerBuilder};
     let site = Site::new();

@@ -263,10 +263,10 @@ pub(super) async fn explain(
     Ok(Json(value))
 }
 
-fn is_about(body: &Body, id: &WorkloadId) -> bool {
-    match body {
-        Body::Workload(w) => w.id == *id,
-        Body::Gone { id: gone } => gone == id,
+fn is_about(body: &Value, id: &WorkloadId) -> bool {
+    match Body::deserialize(body) {
+        Ok(Body::Workload(w)) => w.id == *id,
+        Ok(Body::Gone { id: gone }) => gone == *id,
         _ => false,
     }
 }

@@ -54,7 +54,7 @@ fn current_placement(application: &ApplicationInfo) -> CurrentPlacement {
 }
 
 fn used_by_others<'a>(fleet: &'a Fleet, name: &str) -> BTreeMap<&'a str, (NodeResources, Vec<String>)> {
-    let mut used: BTreeMap<&str, NodeResources> = BTreeMap::new();
+    let mut used: BTreeMap<&str, (NodeResources, Vec<String>)> = BTreeMap::new();
     for other in fleet.applications.iter().filter(|a| a.name.as_str() != name) {
         // It comes from the hub's own store in canonical form.
         let Ok(manifest) = cndl::restore(&other.manifest.to_string(), other.name.as_str()) else {

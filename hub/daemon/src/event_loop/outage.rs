@@ -82,6 +82,8 @@ impl EventLoop {
         match request {
             Request::Change { reply, .. } => drop(reply.send(Err(why))),
             Request::Uploaded { reply, .. } | Request::Audit { reply, .. } => drop(reply.send(Err(why))),
+            // They are found unused again.
+            Request::Collect(_) => {}
             Request::Query(question) => question(&self.hub),
         }
     }
