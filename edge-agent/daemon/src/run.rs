@@ -154,10 +154,9 @@ pub fn run(config: AgentConfig) -> Result<(), StartError> {
 
 async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let identity = Arc::new(config.identity.load()?);
-    identity
-        .warnings()
-        .iter()
-        .for_each(|warning| tracing::warn!("{warning}"));
+    for warning in identity.warnings() {
+        tracing::warn!("{warning}");
+    }
     let place = place(config, &identity)?;
     let _lock = prepare_state(&config.state_dir, &config.run_dir())?;
     let catalog = Catalog::discover(&config.runtime_dir);

@@ -128,10 +128,11 @@ proptest! {
 fn rows_that_make_no_sense_set_the_ledger_aside() {
     let spoils = [
         "INSERT INTO entry (key, seq, cbor) VALUES ('x', 1, x'ff00')",
-        "INSERT INTO instance VALUES ('a', 'b', 1, x'00', 0, 'active')",
-        "INSERT INTO instance VALUES ('A B', 'b', 1, zeroblob(32), 0, 'active')",
-        "INSERT INTO instance VALUES ('a', 'b', 1, zeroblob(32), 0, 'dancing')",
-        "INSERT INTO instance VALUES ('a', 'b', -1, zeroblob(32), 0, 'active')",
+        "INSERT INTO instance VALUES ('a', 'b', 1, x'00', 0, 'active', NULL)",
+        "INSERT INTO instance VALUES ('A B', 'b', 1, zeroblob(32), 0, 'active', NULL)",
+        "INSERT INTO instance VALUES ('a', 'b', 1, zeroblob(32), 0, 'dancing', NULL)",
+        "INSERT INTO instance VALUES ('a', 'b', -1, zeroblob(32), 0, 'active', NULL)",
+        "INSERT INTO instance VALUES ('a', 'b', 1, zeroblob(32), 0, 'active', x'ff00')",
     ];
     for spoil in spoils {
         let dir = tempfile::tempdir().unwrap();
