@@ -116,6 +116,10 @@ pub struct Clock<'a> {
 }
 
 /// What one author said, verified.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one lives at a time and is taken apart at once"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
     /// Here I am.

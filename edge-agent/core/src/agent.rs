@@ -89,7 +89,7 @@ impl Agent {
             stream_ops: Vec::new(),
             committed: None,
             scheduler: Scheduler::default(),
-            power: (PowerLevel::Mains, String::new()),
+            power: config.power.clone(),
             salt,
             effects: VecDeque::new(),
             actions: VecDeque::new(),
@@ -104,6 +104,7 @@ impl Agent {
         for alarm in agent.config.alarms.clone() {
             agent.say(&format!("alarm/{}", alarm.code), now, Body::Alarm(alarm));
         }
+        agent.raise_power_alarm(now);
         agent.end_alarms(now);
         agent.mourn(now);
         agent.settle(now);
@@ -349,11 +350,20 @@ impl Agent {
             if self.power.0 != level && self.reporter.entry("alarm/power").is_some() {
                 self.say("alarm/power", now, Body::Over);
             }
-        } else if self.power.0 != level {
-            let detail = format!("the node is at power level {}: {why}", schedule::power_word(level));
+        }
+        let changed = self.power.0 != level;
+        self.power = (level, why);
+        if changed {
+            self.raise_power_alarm(now);
+        }
+    }
+
+    fn raise_power_alarm(&mut self, now: Now) {
+        let (level, why) = &self.power;
+        if *level != PowerLevel::Mains {
+            let detail = format!("the node is at power level {}: {why}", schedule::power_word(*level));
             self.alarm("power", detail, now);
         }
-        self.power = (level, why);
     }
 
     /// Accelerators and devices come and go while the node runs.

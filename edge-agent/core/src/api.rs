@@ -30,6 +30,8 @@ pub struct Config {
     pub boot: String,
     /// Whom it trusts.
     pub trust: TrustBundle,
+    /// How well it is supplied with power and cooling at the start, and what that was concluded from.
+    pub power: (v1::PowerLevel, String),
     /// Conditions that the daemon met before the core existed, such as a store that was set aside.
     pub alarms: Vec<v1::Alarm>,
 }
@@ -160,6 +162,7 @@ pub struct Launch {
 }
 
 /// What the agent says, before it is signed.
+#[allow(clippy::large_enum_variant, reason = "one lives at a time and is sent at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// To the hub, and read by every gateway on the way; introduces the node with its certificate.

@@ -13,7 +13,7 @@ use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
-use cnova_shared::wire::v1::{self, Alarm, PowerLevel};
+use cnova_shared::wire::v1::{self, Alarm};
 use cnova_store::{Artifacts, CallError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -45,8 +45,6 @@ pub(crate) struct Parts {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) supervisor: Supervisor,
     pub(crate) uplink: Uplink,
-    /// The newest level, and what it was concluded from.
-    pub(crate) power: (PowerLevel, String),
 }
 
 /// What it waits for.
@@ -200,10 +198,6 @@ impl EventLoop {
             self.now(),
         );
         tracing::info!(node = %core.node(), twin = %core.version(), workloads = core.workloads().len(), "agent is up");
-        if self.parts.power.0 != PowerLevel::Mains {
-            let (level, why) = self.parts.power.clone();
-            core.handle(Event::Power { level, why }, self.now());
-        }
         if self.connected {
             core.handle(Event::Connected, self.now());
         }
@@ -294,7 +288,7 @@ impl EventLoop {
     /// Kept as well, for a core that is made anew.
     fn on_sensed(&mut self, event: Event) -> Event {
         match &event {
-            Event::Power { level, why } => self.parts.power = (*level, why.clone()),
+            Event::Power { level, why } => self.parts.config.power = (*level, why.clone()),
             Event::Inventory { accelerators, devices } => {
                 let have = &mut self.parts.config.capabilities;
                 have.accelerators.clone_from(accelerators);

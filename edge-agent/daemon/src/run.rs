@@ -185,6 +185,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         software: env!("CARGO_PKG_VERSION").to_owned(),
         boot: random_id()?,
         trust: identity.trust().clone(),
+        power: sensors.power(),
         alarms,
     };
     let tls = client_tls(&identity, &config.parent.node, clock.clone())?;
@@ -202,7 +203,6 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         hardware,
     };
     let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
-    let power = sensors.power();
     let address = config.parent.address.clone();
     let (uplink, uplink_events) =
         Uplink::start(UplinkConfig::new(address, place.node, config.parent.node.clone(), tls));
@@ -228,7 +228,6 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         artifacts,
         supervisor,
         uplink,
-        power,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
 }

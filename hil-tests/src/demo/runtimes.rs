@@ -75,7 +75,9 @@ pub(super) fn tell(fleet: &Fleet) -> Result<bool, DemoError> {
     if !out.status.success() {
         return Err(DemoError::Wrong(String::from_utf8_lossy(&out.stderr).into_owned()));
     }
-    String::from_utf8_lossy(&out.stdout).lines().for_each(|l| say(&format!("  {l}")));
+    String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .for_each(|l| say(&format!("  {l}")));
     Ok(true)
 }
 
@@ -111,10 +113,13 @@ fn panel(fleet: &Fleet) -> Result<(), DemoError> {
         .write_tar(&dir.join("panel.tar"))
         .map_err(|e| wrong("an image for the demo", &e))?;
     file(&dir.join("panel.yaml"), PANEL.as_bytes())?;
-    say("  a container: an OCI image of Debian's busybox with a web page, asked for its health over HTTP in its own network");
+    say(
+        "  a container: an OCI image of Debian's busybox with a web page, asked for its health over HTTP in its own network",
+    );
     fleet.show(&["apply", &dir.display().to_string(), "--wait=60"])?;
     fleet.wait(30, "the container is asked for its page", |f| {
-        f.cnova(&["logs", "panel/web", "--node", "plc-2"]).is_ok_and(|t| t.contains("index.html"))
+        f.cnova(&["logs", "panel/web", "--node", "plc-2"])
+            .is_ok_and(|t| t.contains("index.html"))
     })?;
     fleet.show(&["logs", "panel/web", "--node", "plc-2", "--lines", "3"])
 }
@@ -130,7 +135,10 @@ fn watcher(fleet: &Fleet) -> Result<(), DemoError> {
         .replace("labels: {role: watcher}", "labels: {role: plc}");
     let dir = folder(fleet, "fieldbus-watch")?;
     folder(fleet, "fieldbus-watch/build")?;
-    file(&dir.join("build/fieldbus_watch.o"), &read(example.join("build/fieldbus_watch.o"))?)?;
+    file(
+        &dir.join("build/fieldbus_watch.o"),
+        &read(example.join("build/fieldbus_watch.o"))?,
+    )?;
     file(&dir.join("fieldbus-watch.yaml"), here.as_bytes())?;
     say("  an eBPF program: counts Modbus/TCP and flags writes from masters that are not on its list");
     fleet.show(&["apply", &dir.display().to_string(), "--wait=60"])?;
@@ -158,7 +166,9 @@ fn speak_modbus() -> std::io::Result<String> {
     master.write_all(&WRITE)?;
     let mut answer = [0; 12];
     master.read_exact(&mut answer)?;
-    device.join().map_err(|_| std::io::Error::other("the device's thread ended"))??;
+    device
+        .join()
+        .map_err(|_| std::io::Error::other("the device's thread ended"))??;
     Ok(format!("{} -> {MODBUS}, function 6, register 40", master.local_addr()?))
 }
 
@@ -180,7 +190,8 @@ fn later(fleet: &Fleet) -> Result<(), DemoError> {
     say("  two that cannot run now, and why:");
     fleet.show(&["apply", &dir.display().to_string()])?;
     fleet.wait(30, "plc-2 says why the night report waits", |f| {
-        f.cnova(&["get", "workloads"]).is_ok_and(|t| t.contains("window is closed"))
+        f.cnova(&["get", "workloads"])
+            .is_ok_and(|t| t.contains("window is closed"))
     })?;
     fleet.show(&["explain", "workload", "later/night-report"])?;
     fleet.show(&["explain", "workload", "later/vision"])

@@ -46,7 +46,10 @@ pub(super) fn tell(fleet: &mut Fleet) -> Result<(), DemoError> {
     cut_off(fleet, &mut measured)?;
     come_back(fleet, &mut measured)?;
     forgeries(fleet, &old_twin)?;
-    step(7, "Containers and eBPF beside Wasm, and a scheduler that explains itself");
+    step(
+        7,
+        "Containers and eBPF beside Wasm, and a scheduler that explains itself",
+    );
     let all_runtimes = runtimes::tell(fleet)?;
     finish(fleet, &measured, begin, all_runtimes)
 }

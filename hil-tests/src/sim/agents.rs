@@ -54,6 +54,8 @@ pub struct SimAgent {
     pub partial: BTreeMap<Digest, u64>,
     /// Workload processes; they outlive the agent.
     pub processes: BTreeMap<(WorkloadId, u32), Process>,
+    /// How well it is supplied with power.
+    pub power: v1::PowerLevel,
     /// Whether its ledger was lost while processes ran: nobody knows then what those may use.
     pub lost_count: bool,
     /// How wrong its wall clock is, seconds.
@@ -73,6 +75,7 @@ impl SimAgent {
             artifacts: BTreeSet::new(),
             partial: BTreeMap::new(),
             processes: BTreeMap::new(),
+            power: v1::PowerLevel::Mains,
             lost_count: false,
             clock_off_s: 0,
             next_pid: 100,
@@ -104,6 +107,7 @@ impl SimAgent {
             software: "sim".into(),
             boot: format!("{}-{}", self.node, self.life),
             trust: pki().trust.clone(),
+            power: (self.power, "as simulated".into()),
             alarms,
         };
         let found = self.observe();

@@ -57,6 +57,9 @@ impl World {
             agent::Event::Power { level, why }
         };
         self.log(format!("{node}: {event:?}"));
+        if let (agent::Event::Power { level, .. }, Some(a)) = (&event, self.agents.get_mut(node)) {
+            a.power = *level;
+        }
         if self.is_alive(node) {
             self.agent_event(node, event);
         }

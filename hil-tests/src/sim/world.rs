@@ -508,6 +508,7 @@ impl World {
         self.log("everything is well from here".into());
         self.faults = Faults::NONE;
         for a in self.agents.values_mut() {
+            a.power = cnova_shared::wire::v1::PowerLevel::Mains;
             a.clock_off_s = 0;
         }
         for g in self.gateways.values_mut() {

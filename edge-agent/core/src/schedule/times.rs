@@ -177,7 +177,7 @@ impl Plan {
         let by_wall_clock = !hours.starts_with('*');
         let name = if by_wall_clock { "UTC" } else { written.zone.as_str() };
         let cron = cronexpr::parse_crontab(&format!("{} {name}", written.cron.trim()))
-            .map_err(|e| format!("{:?} is not a schedule: {}", written.cron, first_line(&e.to_string())))?;
+            .map_err(|e| format!("{:?} is not a schedule: {}", written.cron, last_line(&e.to_string())))?;
         Ok(Self {
             written: written.clone(),
             zone,
@@ -218,8 +218,13 @@ impl Plan {
     }
 }
 
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+/// Where cronexpr says what is wrong; the lines before repeat the text and point into it.
+fn last_line(text: &str) -> &str {
+    text.lines()
+        .rev()
+        .map(str::trim)
+        .find(|l| !l.is_empty())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

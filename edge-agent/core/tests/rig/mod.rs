@@ -48,6 +48,7 @@ pub fn config() -> Config {
         software: "test".into(),
         boot: "boot-1".into(),
         trust: support::trust(),
+        power: (v1::PowerLevel::Mains, String::new()),
         alarms: Vec::new(),
     }
 }
