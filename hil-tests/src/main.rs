@@ -63,6 +63,30 @@ enum Command {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         idle_seconds: u64,
     },
+    /// Measure the three runtimes beside runc, crun and wasmtime, and an agent with many workloads of each; needs root.
+    MeasureRuntimes {
+        /// The folder for everything that the measurement makes.
+        #[arg(long)]
+        dir: std::path::PathBuf,
+        /// The folder with the programs.
+        #[arg(long)]
+        bin: std::path::PathBuf,
+        /// The repository's examples.
+        #[arg(long)]
+        examples: std::path::PathBuf,
+        /// The container runtime, linked statically.
+        #[arg(long)]
+        container_static: Option<std::path::PathBuf>,
+        /// The `wasmtime` command.
+        #[arg(long)]
+        wasmtime: Option<std::path::PathBuf>,
+        /// How many rounds.
+        #[arg(long, default_value_t = 40)]
+        rounds: usize,
+        /// How many workloads of each runtime the agent is given.
+        #[arg(long, value_delimiter = ',', default_value = "3,10,100")]
+        crowds: Vec<usize>,
+    },
 }
 
 fn absolute(path: std::path::PathBuf) -> std::path::PathBuf {
@@ -118,6 +142,26 @@ fn main() -> ExitCode {
                     idle_seconds,
                 }),
             )
+        }
+        Command::MeasureRuntimes {
+            dir,
+            bin,
+            examples,
+            container_static,
+            wasmtime,
+            rounds,
+            crowds,
+        } => {
+            let options = measure::runtimes::Options {
+                dir: absolute(dir),
+                bin: absolute(bin),
+                examples: absolute(examples),
+                container_static: container_static.map(absolute),
+                wasmtime: wasmtime.map(absolute),
+                rounds,
+                crowds,
+            };
+            ended("measurement", measure::runtimes::run(&options))
         }
     }
 }

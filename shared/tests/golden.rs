@@ -270,6 +270,7 @@ fn twin() -> v1::Twin {
         clocks: true,
         random: true,
         network: vec!["10.0.0.1:502".into()],
+        ..v1::Grants::default()
     };
     w.settings = "{\"fuel\":1}".into();
     v1::Twin {

@@ -60,7 +60,11 @@ fn a_version_that_never_gets_well_makes_room_for_the_one_before() {
     assert!(stopped_or_started(&rig.wait(WITHIN_MS - 1)).is_empty());
     assert_eq!(stopped_or_started(&rig.wait(1)), ["stop app/a#2 2000"]);
     let actions = rig.exited(2, true, "stopped");
-    assert_eq!(stopped_or_started(&actions), ["start app/a#3 of 1.2"]);
+    assert_eq!(
+        stopped_or_started(&actions),
+        ["start app/a#3 of 1.1"],
+        "as the twin before asked for it"
+    );
     rig.started(3);
     healthy(&mut rig, 3);
     let report = rig.report_of("app/a");
@@ -117,7 +121,7 @@ fn a_version_that_keeps_failing_makes_room_too_and_its_artifacts_were_kept() {
     let actions = rig.exited(4, false, "exit 1");
     assert_eq!(
         stopped_or_started(&actions),
-        ["start app/a#5 of 1.2"],
+        ["start app/a#5 of 1.1"],
         "three failures were enough"
     );
     rig.started(5);
@@ -145,7 +149,7 @@ fn a_version_that_has_no_room_makes_room_for_the_one_that_had() {
         rig.report_of("app/a").reason
     );
     let actions = rig.wait(WITHIN_MS);
-    assert_eq!(stopped_or_started(&actions), ["start app/a#2 of 1.2"]);
+    assert_eq!(stopped_or_started(&actions), ["start app/a#2 of 1.1"]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod disk;
 mod hub;
 mod memory;
 mod offline;
+pub mod runtimes;
 mod table;
 mod uplink;
 

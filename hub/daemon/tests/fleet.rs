@@ -403,6 +403,7 @@ async fn a_containers_twin_names_the_parts_of_its_image_and_its_conditions() {
     assert_eq!(here["reported"]["state"], "running", "{body}");
     assert_eq!(body["verdict"], "runs on 1 of 1 node(s) that are to run it", "{body}");
     assert_eq!(body["history"]["plc-1"][0]["body"]["t"], "workload", "{body}");
-    let (status, _) = api.get("/v1/applications/web/workloads/one/explanation?node=plc-9", VIEWER);
-    assert_eq!(status, 200, "nothing is known of it, which is no mistake");
+    let (status, body) = api.get("/v1/applications/web/workloads/one/explanation?node=plc-9", VIEWER);
+    assert_eq!(status, 404, "there is no such node: {body}");
+    assert!(body.to_string().contains("plc-9"), "{body}");
 }

@@ -8,8 +8,7 @@ pub mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_agent_core::ledger::{Op, Phase, Stored};
-use cnova_agent_core::workload::spec_digest;
-use cnova_agent_core::{Action, Agent, Config, Event, Message, Observed, ObservedState, RuntimeEvent, Stage};
+use cnova_agent_core::{Action, Agent, Config, Event, Message, Observed, RuntimeEvent, Stage};
 use cnova_shared::envelope::seal;
 use cnova_shared::ids::{Digest, SitePath};
 use cnova_shared::report::StreamOp;

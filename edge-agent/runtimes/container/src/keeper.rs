@@ -179,8 +179,13 @@ impl Kept {
         let root = rootfs::overlay(image)?;
         let defaults = &image.config.process;
         let user = user::resolve(&root, job.settings.user.as_deref().unwrap_or(&defaults.user))?;
-        let mapping = idmap::user_namespace(base).map_err(system("make a user namespace"))?;
-        let mounts = rootfs::mounts(&job.spec, &user, &mapping, base)?;
+        // A process more: only for what is mounted.
+        let mounts = if job.spec.mounts.is_empty() {
+            Vec::new()
+        } else {
+            let mapping = idmap::user_namespace(base).map_err(system("make a user namespace"))?;
+            rootfs::mounts(&job.spec, &user, &mapping, base)?
+        };
         rootfs::devices(&job.nodes, &user, base)?;
         let hostname = hostname(&job.spec.workload);
         let own = match &job.settings.network {

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 /// Signals, the real time ones not among them.
 const SIGNALS: i32 = 31;
 
@@ -55,16 +57,30 @@ pub(crate) fn reap(pid: libc::pid_t) -> Option<(libc::pid_t, Ended)> {
 
 /// Waits for a child, so long.
 pub(crate) fn reap_within(pid: libc::pid_t, patience: Duration) -> Option<Ended> {
+    /// Where the end cannot be waited for.
     const STEP: Duration = Duration::from_millis(2);
     let end = std::time::Instant::now() + patience;
+    // It wakes at the end itself: each start and each stop of a container waits for one.
+    let mut pidfd = cnova_ral::pidfd_open(pid.unsigned_abs()).ok();
     loop {
         if let Some((_, ended)) = reap(pid) {
             return Some(ended);
         }
-        if std::time::Instant::now() >= end {
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
             return None;
         }
-        std::thread::sleep(STEP);
+        match pidfd.take() {
+            Some(fd) => {
+                let timeout = Timespec::try_from(left).ok();
+                let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+                if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
+                    // An interruption; else it has ended, and is not waited for in this way again.
+                    pidfd = Some(fd);
+                }
+            }
+            None => std::thread::sleep(STEP),
+        }
     }
 }
 

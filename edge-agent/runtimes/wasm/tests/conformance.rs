@@ -37,7 +37,12 @@ fn fixture() -> Fixture {
                 .line(Stream::Stderr, "SIDE=err"),
         )
         .case(Behaviour::PrintsALot, Case::new(chatty).code(0))
-        .case(Behaviour::PrintsEnvironment, Case::new(echo))
+        .case(Behaviour::PrintsEnvironment,
+            // Its own name, and what it always prints.
+            Case::new(echo)
+                .line(Stream::Stdout, "suite")
+                .line(Stream::Stdout, "@metric not a number"),
+        )
         .case(Behaviour::Fails, Case::new(trap).detail("divide by zero"))
         .case(Behaviour::ExceedsMemory, Case::new(hungry))
         .case(Behaviour::Refused, Case::new(raw))
