@@ -109,7 +109,7 @@ fn panel(fleet: &Fleet) -> Result<(), DemoError> {
         .file("www/index.html", 0o644, PAGE.as_bytes());
     ImageBuilder::new()
         .layer(layer)
-        .config(json!({"Cmd": ["/bin/httpd", "-f", "-v", "-p", "8080", "-h", "/www"]}))
+        .config(json!({"Cmd": ["/bin/httpd", "-f", "-vv", "-p", "8080", "-h", "/www"]}))
         .write_tar(&dir.join("panel.tar"))
         .map_err(|e| wrong("an image for the demo", &e))?;
     file(&dir.join("panel.yaml"), PANEL.as_bytes())?;
@@ -119,9 +119,12 @@ fn panel(fleet: &Fleet) -> Result<(), DemoError> {
     fleet.show(&["apply", &dir.display().to_string(), "--wait=60"])?;
     fleet.wait(30, "the container is asked for its page", |f| {
         f.cnova(&["logs", "panel/web", "--node", "plc-2"])
-            .is_ok_and(|t| t.contains("index.html"))
+            .is_ok_and(|t| t.contains("response:200"))
     })?;
-    fleet.show(&["logs", "panel/web", "--node", "plc-2", "--lines", "3"])
+    fleet.wait(30, "the container says that it is healthy", |f| {
+        f.cnova(&["get", "workloads"]).is_ok_and(|t| !t.contains("unhealthy"))
+    })?;
+    fleet.show(&["logs", "panel/web", "--node", "plc-2", "--lines", "2"])
 }
 
 /// The example as it is, but watching the loopback interface on plc-3, for there is no mirror port here.
