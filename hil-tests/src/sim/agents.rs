@@ -11,7 +11,7 @@ use cnova_shared::wire::v1;
 use super::pki::{LINE, id, pki, site};
 
 /// Memory of a simulated device, for workloads.
-pub const MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+pub const MEMORY_BYTES: u64 = 96 * 1024 * 1024;
 
 /// A simulated workload process.
 #[derive(Clone, Debug)]

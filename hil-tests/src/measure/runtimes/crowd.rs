@@ -19,9 +19,11 @@ use crate::demo::DemoError;
 use crate::demo::fleet::Fleet;
 
 /// How long workloads may take to run, or to be gone.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at the folders of the instances.
 const POLL: Duration = Duration::from_millis(50);
+/// Most workloads of an application; the hub's policy permits 64.
+const APPLICATION_MAX: usize = 50;
 /// The runtimes, what a workload of it is made of, and what else its manifest says.
 const RUNTIMES: [(&str, &str, &str); 3] = [
     ("wasm", "guest.wasm", ""),
@@ -52,6 +54,12 @@ pub(super) fn measure(fleet: &mut Fleet, options: &Options, table: &mut Table) -
     );
     for runtime in RUNTIMES {
         table.part(runtime.0, |t| growing(fleet, options, &dir, runtime, t));
+        let most = options.crowds.iter().max().copied().unwrap_or(0);
+        for n in 0..shares(most).len() {
+            // One that was never applied, because an earlier one failed, is not there.
+            let _ = fleet.cnova(&["delete", &name(runtime.0, n), "--yes"]);
+        }
+        wait(fleet, 0)?;
     }
     Ok(())
 }
@@ -95,15 +103,17 @@ fn growing(
     table: &mut Table,
 ) -> Result<(), DemoError> {
     let before = pss_kib(fleet.pid(DIRECT));
-    let name = format!("crowd-{runtime}");
     for count in &options.crowds {
-        let folder = dir.join(&name);
-        fs::create_dir_all(&folder).map_err(wrong)?;
-        fs::copy(dir.join(artifact), folder.join(artifact)).map_err(wrong)?;
-        let manifest = manifest(&name, runtime, artifact, more, *count);
-        fs::write(folder.join("app.yaml"), manifest).map_err(wrong)?;
         let begin = Instant::now();
-        fleet.cnova(&["apply", &folder.display().to_string()])?;
+        for (n, workloads) in shares(*count).into_iter().enumerate() {
+            let name = name(runtime, n);
+            let folder = dir.join(&name);
+            fs::create_dir_all(&folder).map_err(wrong)?;
+            fs::copy(dir.join(artifact), folder.join(artifact)).map_err(wrong)?;
+            let manifest = manifest(&name, runtime, artifact, more, workloads);
+            fs::write(folder.join("app.yaml"), manifest).map_err(wrong)?;
+            fleet.cnova(&["apply", &folder.display().to_string()])?;
+        }
         wait(fleet, *count)?;
         let took = begin.elapsed().as_secs_f64();
         sleep(SETTLE);
@@ -126,8 +136,19 @@ fn growing(
             ),
         );
     }
-    fleet.cnova(&["delete", "application", &name])?;
-    wait(fleet, 0)
+    Ok(())
+}
+
+fn name(runtime: &str, n: usize) -> String {
+    format!("crowd-{runtime}-{n}")
+}
+
+/// How many workloads each of the applications has that together have so many.
+fn shares(count: usize) -> Vec<usize> {
+    let full = std::iter::repeat_n(APPLICATION_MAX, count / APPLICATION_MAX);
+    full.chain([count % APPLICATION_MAX])
+        .filter(|share| *share > 0)
+        .collect()
 }
 
 fn manifest(name: &str, runtime: &str, artifact: &str, more: &str, count: usize) -> String {
@@ -174,4 +195,14 @@ fn running(folder: &Path) -> Option<u32> {
     let pid = u32::try_from(state["pid"].as_u64()?).ok()?;
     let gone = folder.join("exit.json").exists() || !PathBuf::from(format!("/proc/{pid}")).exists();
     (!gone).then_some(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn many_workloads_are_several_applications() {
+        assert_eq!(super::shares(3), [3]);
+        assert_eq!(super::shares(100), [50, 50]);
+        assert_eq!(super::shares(101), [50, 50, 1]);
+    }
 }
