@@ -131,6 +131,10 @@ pub enum Said {
 }
 
 /// What a tree's owner is to do, in order.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one lives at a time and is taken apart at once"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum TreeEvent {
     /// Keep this.

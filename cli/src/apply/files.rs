@@ -59,7 +59,7 @@ fn hash_one(manifest: &ManifestFile, reference: FileReference) -> Result<LocalFi
             Err(source) => Err(ApplyError::Image {
                 manifest: at,
                 pointer,
-                source,
+                source: Box::new(source),
             }),
         };
     }

@@ -56,7 +56,7 @@ pub(crate) enum ApplyError {
     Image {
         manifest: String,
         pointer: String,
-        source: cnova_oci::LayoutError,
+        source: Box<cnova_oci::LayoutError>,
     },
     #[error(transparent)]
     Import(#[from] ImportError),

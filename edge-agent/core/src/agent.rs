@@ -346,10 +346,9 @@ impl Agent {
     }
 
     fn on_power(&mut self, level: PowerLevel, why: String, now: Now) {
-        if level == PowerLevel::Mains {
-            if self.power.0 != level && self.reporter.entry("alarm/power").is_some() {
-                self.say("alarm/power", now, Body::Over);
-            }
+        let is_over = level == PowerLevel::Mains && self.power.0 != level;
+        if is_over && self.reporter.entry("alarm/power").is_some() {
+            self.say("alarm/power", now, Body::Over);
         }
         let changed = self.power.0 != level;
         self.power = (level, why);

@@ -191,6 +191,10 @@ pub enum Stage {
 }
 
 /// Something to do, in order.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "few live at a time, and each is performed at once"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Commit these before going on to the next action.

@@ -66,11 +66,20 @@ pub fn run(options: &Options) -> Result<(), DemoError> {
     table.part("memory", |t| crowd::measure(&mut fleet, options, t));
     fleet.stop_all();
     table.add("load", load(), "1, 5, 15 minutes, after");
-    for folder in groups.folders() {
-        let _ = fs::remove_dir(folder);
-    }
+    sweep();
     println!("{}", table.markdown());
     Ok(())
+}
+
+/// Removes what is empty by now: the OCI runtimes leave a group in every hierarchy, also in those that nobody asked for.
+fn sweep() {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let place = hierarchy.path().join(GROUPS);
+        for group in fs::read_dir(&place).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(group.path());
+        }
+        let _ = fs::remove_dir(&place);
+    }
 }
 
 /// One folder with all programs, the static one in its place.

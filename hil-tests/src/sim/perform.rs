@@ -98,38 +98,7 @@ impl World {
                     self.net.at(self.now + 1, arrival);
                 }
             }
-            agent::Action::Start(launch) => {
-                let broken = self.oracle.on_start(node, &launch);
-                self.check(broken);
-                let a = self.agents.get_mut(node).expect("it acts");
-                let here = |d: &Digest| a.artifacts.contains(d);
-                let complete = here(&launch.workload.artifact.digest);
-                let key = (launch.workload.id.clone(), launch.attempt);
-                a.processes.insert(
-                    key,
-                    Process {
-                        spec: launch.spec,
-                        state: ProcessState::Starting,
-                        memory_bytes: launch.workload.memory_bytes,
-                        is_well: launch.workload.env.get("TAG").is_none_or(|t| t != "sick"),
-                    },
-                );
-                let crowded = !a.lost_count && a.memory_in_use() > super::agents::MEMORY_BYTES;
-                self.check(crowded.then(|| format!("{node} starts {} beyond its memory", launch.workload.id)));
-                self.check((!complete).then(|| format!("{node} starts {} without its artifact", launch.workload.id)));
-                self.log(format!("{node} starts {} #{}", launch.workload.id, launch.attempt));
-                let (id, attempt) = (launch.workload.id, launch.attempt);
-                let at = self.now + self.rng.u64(1..50);
-                self.net.at(
-                    at,
-                    Arrival::Workload {
-                        node: node.clone(),
-                        id,
-                        attempt,
-                        up: true,
-                    },
-                );
-            }
+            agent::Action::Start(launch) => self.agent_starts(node, *launch),
             agent::Action::Stop { id, attempt, .. } => {
                 let processes = &self.agents[node].processes;
                 let running = processes.get(&(id.clone(), attempt)).map(|p| p.spec);
@@ -250,6 +219,39 @@ impl World {
         if up {
             self.ask_health(node);
         }
+    }
+
+    fn agent_starts(&mut self, node: &NodeId, launch: agent::Launch) {
+        let broken = self.oracle.on_start(node, &launch);
+        self.check(broken);
+        let a = self.agents.get_mut(node).expect("it acts");
+        let here = |d: &Digest| a.artifacts.contains(d);
+        let complete = here(&launch.workload.artifact.digest);
+        let key = (launch.workload.id.clone(), launch.attempt);
+        a.processes.insert(
+            key,
+            Process {
+                spec: launch.spec,
+                state: ProcessState::Starting,
+                memory_bytes: launch.workload.memory_bytes,
+                is_well: launch.workload.env.get("TAG").is_none_or(|t| t != "sick"),
+            },
+        );
+        let crowded = !a.lost_count && a.memory_in_use() > super::agents::MEMORY_BYTES;
+        self.check(crowded.then(|| format!("{node} starts {} beyond its memory", launch.workload.id)));
+        self.check((!complete).then(|| format!("{node} starts {} without its artifact", launch.workload.id)));
+        self.log(format!("{node} starts {} #{}", launch.workload.id, launch.attempt));
+        let (id, attempt) = (launch.workload.id, launch.attempt);
+        let at = self.now + self.rng.u64(1..50);
+        self.net.at(
+            at,
+            Arrival::Workload {
+                node: node.clone(),
+                id,
+                attempt,
+                up: true,
+            },
+        );
     }
 
     /// Every process that lives says soon how it is, as it does when it is asked.

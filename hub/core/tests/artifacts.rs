@@ -1,6 +1,8 @@
 //! The hub's core and artifacts: what is looked into before an application is taken, what is said when it is not what
 //! it should be, what is kept, and what is explained.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 
 use cnova_hub_core::cndl::{self, RuntimeKind};
@@ -160,7 +162,10 @@ fn an_image_is_looked_into_and_must_be_whole() {
         digest: image,
         runtime: RuntimeKind::Container,
     });
-    assert_eq!(bench.apply("app", &container("web", image, "")), [inspect.clone()]);
+    assert_eq!(
+        bench.apply("app", &container("web", image, "")),
+        std::slice::from_ref(&inspect)
+    );
     let parts = vec![part("config"), part("layer")];
     bench.upload("config");
     let said = mistakes(&bench.inspected(image, RuntimeKind::Container, Ok(parts.clone())));

@@ -15,7 +15,6 @@ const EM_BPF: u16 = 247;
 const ET_REL: u16 = 1;
 
 /// Looks into one artifact. Blocks on the disk.
-#[must_use]
 pub fn inspect(library: &Library, key: &InspectKey) -> Inspection {
     if !library.artifacts().has(&key.digest) {
         return Err("its file is not on the hub's disk: upload it again".to_owned());

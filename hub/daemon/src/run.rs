@@ -162,6 +162,20 @@ fn load_policy(folder: Option<&Path>) -> Result<PolicySet, RunError> {
     PolicySet::of_site(&sources).map_err(|source| RunError::Policy { path: path(), source })
 }
 
+fn open_store(config: &Config, set_aside_corrupt_store: bool) -> Result<Store, RunError> {
+    let on_corrupt = if set_aside_corrupt_store {
+        OnCorrupt::SetAside
+    } else {
+        OnCorrupt::Refuse
+    };
+    Ok(Store::open(
+        &config.database(),
+        &config.backups(),
+        on_corrupt,
+        config.limits.max_store_bytes,
+    )?)
+}
+
 /// Runs the hub until it is told to stop.
 ///
 /// # Errors
@@ -175,17 +189,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         clock,
     } = check(&config)?;
     let _folder = StateFolder::hold(&config.state_dir)?;
-    let on_corrupt = if set_aside_corrupt_store {
-        OnCorrupt::SetAside
-    } else {
-        OnCorrupt::Refuse
-    };
-    let store = Store::open(
-        &config.database(),
-        &config.backups(),
-        on_corrupt,
-        config.limits.max_store_bytes,
-    )?;
+    let store = open_store(&config, set_aside_corrupt_store)?;
     let library = Arc::new(Library::open(&config.state_dir, config.limits.max_artifact_bytes)?);
     let listener = serve::listen(config.api).await?;
     let address = listener.local_addr().unwrap_or(config.api);

@@ -133,7 +133,14 @@ impl Group {
     /// If a file of the group cannot be opened; a failure in the child is an error of the spawn.
     pub fn enter_command(&self, command: &mut Command) -> Result<(), GroupError> {
         let open = |h: &Hierarchy| -> Result<File, GroupError> {
-            let path = h.dir.join(files::PROCS);
+            // By way of `cgroup.procs` the kernel waits for all of its CPUs, 5 to 17 ms, in case the process has threads.
+            // Between fork and exec it has one, and v1's `tasks` takes that one at once.
+            let tasks = h.dir.join(files::TASKS);
+            let path = if tasks.exists() {
+                tasks
+            } else {
+                h.dir.join(files::PROCS)
+            };
             OpenOptions::new()
                 .write(true)
                 .open(&path)

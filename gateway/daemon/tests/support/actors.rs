@@ -28,6 +28,7 @@ pub fn free_port() -> SocketAddr {
 }
 
 /// What a parent heard.
+#[allow(clippy::large_enum_variant, reason = "of a test, taken apart at once")]
 #[derive(Clone, Debug)]
 pub enum Heard {
     Said { author: NodeId, said: Said, raw: Vec<u8> },

@@ -111,6 +111,9 @@ impl Drop for Bundle {
         for name in ["rootfs", "scratch"] {
             let _ = Command::new("umount").arg("-l").arg(self.dir.join(name)).status();
         }
+        for runtime in ["crun", "runc"] {
+            let _ = fs::remove_dir_all(self.root(runtime));
+        }
     }
 }
 

@@ -140,6 +140,23 @@ fn container(s: &ral::Container, around: &Around<'_>, found: &mut Vec<Mistake>) 
             Some("they are written as io_uring_setup"),
         ));
     }
+    tmpfs_folders(s, found);
+    if s.pids == Some(0) {
+        found.push(Mistake::new(
+            "/pids",
+            "must be more than 0: the workload itself is a process",
+            None,
+        ));
+    }
+    if let ral::Network::Own(own) = &s.network {
+        own_network(own, found);
+    }
+    if let Some(probe) = &s.probe {
+        self::probe(probe, found);
+    }
+}
+
+fn tmpfs_folders(s: &ral::Container, found: &mut Vec<Mistake>) {
     let mut paths = BTreeSet::new();
     for (i, tmpfs) in s.tmpfs.iter().enumerate() {
         let at = format!("/tmpfs/{i}/path");
@@ -159,19 +176,6 @@ fn container(s: &ral::Container, around: &Around<'_>, found: &mut Vec<Mistake>) 
         if tmpfs.bytes == Some(0) {
             found.push(Mistake::new(format!("/tmpfs/{i}/bytes"), "must be more than 0", None));
         }
-    }
-    if s.pids == Some(0) {
-        found.push(Mistake::new(
-            "/pids",
-            "must be more than 0: the workload itself is a process",
-            None,
-        ));
-    }
-    if let ral::Network::Own(own) = &s.network {
-        own_network(own, found);
-    }
-    if let Some(probe) = &s.probe {
-        self::probe(probe, found);
     }
 }
 

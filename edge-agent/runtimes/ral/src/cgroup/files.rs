@@ -8,6 +8,8 @@ use super::{DEPTH_MAX, GROUPS_MAX, GroupError, Usage};
 
 /// The processes of a group; a process enters it by writing to it.
 pub(super) const PROCS: &str = "cgroup.procs";
+/// The threads of a group, on v1.
+pub(super) const TASKS: &str = "tasks";
 
 /// Which interface a hierarchy has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
