@@ -108,10 +108,16 @@ impl WorkloadGroup {
         }
     }
 
-    /// Descriptors through which a process enters the group, usable where the groups themselves are out of sight.
+    /// Descriptors through which a process of one thread enters the group, usable where the groups themselves are out
+    /// of sight. By v1's `tasks` it enters at once; for `cgroup.procs` the kernel waits for all of its CPUs.
     pub(crate) fn doors(&self) -> Result<Vec<OwnedFd>, GroupError> {
         let open = |place: &Place| {
-            let path = place.dir.join("cgroup.procs");
+            let tasks = place.dir.join("tasks");
+            let path = if tasks.exists() {
+                tasks
+            } else {
+                place.dir.join("cgroup.procs")
+            };
             let flags = OFlags::WRONLY | OFlags::CLOEXEC;
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| at("open", &path)(errno.into()))
         };

@@ -2,7 +2,10 @@
 //! only, so it is applied here, to every process that enters the container.
 
 use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
@@ -14,6 +17,8 @@ use crate::sys;
 #[derive(Clone)]
 pub(crate) struct FilteredExecutor {
     pub(crate) filter: LinuxSeccomp,
+    /// The group that the first process enters by itself, which is free of waiting; see [`crate::cgroup::WorkloadGroup::doors`].
+    pub(crate) doors: Arc<Vec<OwnedFd>>,
 }
 
 impl Executor for FilteredExecutor {
@@ -30,6 +35,8 @@ impl Executor for FilteredExecutor {
             .collect::<Result<_, _>>()?;
         let argument_list = null_ended(&arguments);
         let environment_list = null_ended(&environment);
+        enter_group(&self.doors)
+            .map_err(|error| ExecutorError::Other(format!("cannot enter the container's group: {error}")))?;
         sys::reset_signals();
         libcontainer::seccomp::initialize_seccomp(&self.filter)
             .map_err(|error| ExecutorError::Other(format!("cannot apply the system call filter: {error}")))?;
@@ -57,6 +64,15 @@ impl Executor for FilteredExecutor {
             )),
         }
     }
+}
+
+/// Puts the caller, a process of one thread, into the container's group.
+pub(crate) fn enter_group(doors: &[OwnedFd]) -> io::Result<()> {
+    for door in doors {
+        // Zero is the one that writes.
+        rustix::io::write(door, b"0")?;
+    }
+    Ok(())
 }
 
 fn arguments(spec: &Spec) -> Option<&Vec<String>> {

@@ -9,13 +9,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cnova_ral::Spec;
 use cnova_ral::settings::{Container as Settings, Isolation, Network, Probe};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::Spec as OciSpec;
+use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec as OciSpec};
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -23,7 +24,7 @@ use crate::cgroup::WorkloadGroup;
 use crate::complaints;
 use crate::config::Config;
 use crate::exec;
-use crate::executor::FilteredExecutor;
+use crate::executor::{FilteredExecutor, enter_group};
 use crate::external::{self, External, ExternalError};
 use crate::idmap;
 use crate::image::{self, ImageError, LoadedImage};
@@ -226,7 +227,7 @@ impl Kept {
         let (maker, init) = if external {
             make_installed(&job)?
         } else {
-            make_own(&job, FilteredExecutor { filter })?
+            make_own(&job, filter)?
         };
         let network = match job.settings.network {
             Network::Host => None,
@@ -388,7 +389,7 @@ impl Kept {
             (None, _) => None,
             (Some(Probe::Exec(words)), Maker::Own(_, executor)) => self.exec(words, executor),
             (Some(Probe::Exec(words)), Maker::Installed(runtime)) => {
-                let _ = enter_group(&self.doors, 0);
+                let _ = enter_group(&self.doors);
                 let error = runtime.exec(words).process_group(0).spawn().map(|child| {
                     let pid = libc::pid_t::try_from(child.id()).unwrap_or(libc::pid_t::MAX);
                     let ended = sys::reap_within(pid, probe::PATIENCE);
@@ -410,7 +411,7 @@ impl Kept {
     /// A command in the container, with all that confines it: the group, the filter, the user and no more rights.
     fn exec(&self, words: &[String], executor: &FilteredExecutor) -> Option<String> {
         let run = || -> Result<Option<Ended>, KeeperError> {
-            enter_group(&self.doors, 0).map_err(system("enter the container's group"))?;
+            enter_group(&self.doors).map_err(system("enter the container's group"))?;
             let mut description =
                 OciSpec::load("/bundle/config.json").map_err(|e| KeeperError::Oci(OciError::Build(e)))?;
             if let Some(process) = description.process_mut() {
@@ -429,11 +430,16 @@ impl Kept {
     }
 }
 
-fn make_own(job: &Job, executor: FilteredExecutor) -> Result<(Maker, libc::pid_t), KeeperError> {
+fn make_own(job: &Job, filter: LinuxSeccomp) -> Result<(Maker, libc::pid_t), KeeperError> {
     rootfs::enter()?;
-    let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(system("share the output"));
+    let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(system("share a descriptor"));
+    let doors: Vec<OwnedFd> = job.doors.iter().map(duplicate).collect::<Result<_, _>>()?;
+    let first = FilteredExecutor {
+        filter: filter.clone(),
+        doors: Arc::new(doors),
+    };
     let container = ContainerBuilder::new(job.id.clone(), SyscallType::default())
-        .with_executor(executor.clone())
+        .with_executor(first)
         .with_root_path("/state")
         .map_err(|e| KeeperError::Create(chain(&e)))?
         .with_stdout(duplicate(&job.stdout)?)
@@ -447,7 +453,11 @@ fn make_own(job: &Job, executor: FilteredExecutor) -> Result<(Maker, libc::pid_t
         .pid()
         .map(|pid| pid.as_raw())
         .ok_or_else(|| KeeperError::Create("it has no first process".into()))?;
-    enter_group(&job.doors, init).map_err(system("limit the container"))?;
+    // Who is sent into the container later has entered the group before.
+    let executor = FilteredExecutor {
+        filter,
+        doors: Arc::default(),
+    };
     Ok((Maker::Own(Box::new(container), executor), init))
 }
 
@@ -457,7 +467,7 @@ fn make_installed(job: &Job) -> Result<(Maker, libc::pid_t), KeeperError> {
         _ => (&job.config.sandbox, "sandbox"),
     };
     let runtime = External::new(names, kind, &job.id)?;
-    enter_group(&job.doors, 0).map_err(system("limit the container"))?;
+    enter_group(&job.doors).map_err(system("limit the container"))?;
     sys::unshare(libc::CLONE_NEWCGROUP).map_err(system("make a control group namespace"))?;
     external::confine_groups(&job.group)?;
     let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(system("share the output"));
@@ -470,14 +480,6 @@ fn write_bundle(description: &OciSpec) -> Result<(), KeeperError> {
     description
         .save(&path)
         .map_err(|e| KeeperError::Oci(OciError::Build(e)))
-}
-
-/// Puts a process of this namespace into the container's group; 0 is the caller.
-fn enter_group(doors: &[OwnedFd], pid: libc::pid_t) -> io::Result<()> {
-    for door in doors {
-        rustix::io::write(door, pid.to_string().as_bytes())?;
-    }
-    Ok(())
 }
 
 fn namespace_of(pid: libc::pid_t) -> Result<OwnedFd, KeeperError> {
