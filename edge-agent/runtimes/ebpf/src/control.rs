@@ -115,6 +115,8 @@ impl Control for Shared {
     /// Sends this process SIGTERM, so that there is one way to stop. Detaching takes no time, so that no grace is
     /// needed.
     fn stop(&self, _grace: Option<Duration>) {
+        // Before the answer goes out: whoever asks next must not be told that it runs.
+        self.stopping();
         // The only process this can fail for is one that no longer exists.
         let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
     }

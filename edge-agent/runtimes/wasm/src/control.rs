@@ -31,6 +31,11 @@ pub(crate) struct Shared {
     /// CPU time that was used before the workload's own began.
     cpu_base: OnceLock<Duration>,
     ending: AtomicBool,
+    /// Whether the agent has asked for the end: whoever asks next must not be told that it runs.
+    stop_told: AtomicBool,
+    /// Held while the state file is written, so that nobody is told that it runs before the file says so, or that it
+    /// does not yet after.
+    beginning: Mutex<()>,
     /// Bytes of all linear memories.
     pub(crate) memory_bytes: AtomicU64,
     /// Wakes the workload's thread when an interrupt comes while the workload sleeps.
@@ -51,6 +56,8 @@ impl Shared {
             grace_ms: AtomicU64::new(grace_ms),
             cpu_base: OnceLock::new(),
             ending: AtomicBool::new(false),
+            stop_told: AtomicBool::new(false),
+            beginning: Mutex::new(()),
             memory_bytes: AtomicU64::new(0),
             wake: Notify::new(),
             output: Mutex::new(output),
@@ -59,9 +66,12 @@ impl Shared {
         })
     }
 
-    /// Marks the workload as running from now on.
-    pub(crate) fn started(&self) {
+    /// Writes the state file by `write`, and marks the workload as running from then on.
+    pub(crate) fn start<E>(&self, write: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let _beginning = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+        write()?;
         let _ = self.started.set(Instant::now());
+        Ok(())
     }
 
     /// The reason to end, once there is one; the first stays.
@@ -118,9 +128,10 @@ impl Shared {
     }
 
     fn phase(&self) -> Phase {
+        drop(self.beginning.lock().unwrap_or_else(PoisonError::into_inner));
         match (self.started.get(), self.interrupted()) {
             (_, Some(_)) => Phase::Stopping,
-            _ if self.desk.stop_asked() => Phase::Stopping,
+            _ if self.desk.stop_asked() || self.stop_told.load(Ordering::Acquire) => Phase::Stopping,
             (None, None) => Phase::Starting,
             (Some(_), None) => Phase::Running,
         }
@@ -171,6 +182,7 @@ impl Control for Shared {
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
             self.grace_ms.store(grace_ms, Ordering::Release);
         }
+        self.stop_told.store(true, Ordering::Release);
         // The only process this can fail for is one that no longer exists.
         let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
     }

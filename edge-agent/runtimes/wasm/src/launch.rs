@@ -111,9 +111,10 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
         false => None,
     };
     let started = || {
-        shared.started();
-        write_state(dir, &State::of_this_process(spec)?)?;
-        Ok(())
+        shared.start(|| {
+            write_state(dir, &State::of_this_process(spec)?)?;
+            Ok(())
+        })
     };
     let job = Job {
         engine: &engine,
