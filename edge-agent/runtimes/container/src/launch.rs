@@ -81,11 +81,7 @@ pub(crate) fn run(dir: &Path) -> ExitCode {
 
 /// A session of its own, so that nobody's Ctrl-C or hang-up reaches the workload.
 fn confine() -> io::Result<()> {
-    match rustix::process::setsid() {
-        // Whoever started us may have made the session already.
-        Ok(_) | Err(rustix::io::Errno::PERM) => {}
-        Err(errno) => return Err(errno.into()),
-    }
+    cnova_ral::own_session()?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Ok(())
 }

@@ -24,7 +24,8 @@ pub use client::{CALL_TIMEOUT, CallError, Client};
 pub use folder::{FolderError, FolderLock, is_held, open_folder, prepare_folder, read_spec, write_spec};
 pub use log::{LINE_BYTES_MAX, LOG_BYTES_MIN, Lines, LogError, LogLine, LogStats, LogWriter, Stream, tail_log};
 pub use process::{
-    Handle, HandleError, boot_id, describe, is_alive, pidfd_open, process_start_time, run_command, spawn, spawn_in,
+    Handle, HandleError, boot_id, describe, is_alive, own_session, pidfd_open, process_start_time, run_command, spawn,
+    spawn_in,
 };
 pub use protocol::{
     CONNECTIONS_MAX, COUNTERS_MAX, Health, Metrics, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Request,

@@ -37,6 +37,15 @@ pub fn spawn_in(exe: &Path, dir: &Path, group: Option<&Group>) -> io::Result<Chi
     command.spawn()
 }
 
+/// For a runtime, first of all: a session of its own, so that nobody's Ctrl-C or hang-up reaches the workload.
+pub fn own_session() -> io::Result<()> {
+    match rustix::process::setsid() {
+        // Whoever started it may have made the session already.
+        Ok(_) | Err(rustix::io::Errno::PERM) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// The command that [`spawn`] starts.
 pub fn run_command(exe: &Path, dir: &Path) -> io::Result<Command> {
     let dir = std::path::absolute(dir)?;
