@@ -17,6 +17,9 @@ use rustix::fs::FlockOperation;
 use crate::digest::Digest;
 use crate::unpack::UnpackError;
 
+/// The pause before a lock is looked at again that somebody else holds just now.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(2);
+
 /// How often taking a layer is begun anew because somebody removed it in between.
 const ATTEMPTS_MAX: u32 = 16;
 
@@ -94,7 +97,8 @@ impl LayerCache {
         let name = format!("{}-{shift}", diff_id.hex());
         let path = self.dir.join("layers").join(&name);
         let mut unpack = Some(unpack);
-        for _ in 0..ATTEMPTS_MAX {
+        loop {
+            // Waits while somebody unpacks it.
             let lock = self.locked(&name, FlockOperation::LockShared)?;
             if path.exists() {
                 let fresh = unpack.is_none();
@@ -105,7 +109,15 @@ impl LayerCache {
                 });
             }
             drop(lock);
-            let _lock = self.locked(&name, FlockOperation::LockExclusive)?;
+            // Never waited for: whoever has unpacked it meanwhile holds it shared for as long as a container runs.
+            let _lock = match self.locked(&name, FlockOperation::NonBlockingLockExclusive) {
+                Ok(lock) => lock,
+                Err(CacheError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(LOOK_AGAIN);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if path.exists() {
                 continue;
             }
@@ -114,7 +126,6 @@ impl LayerCache {
             };
             self.make(&name, &path, unpack)?;
         }
-        Err(CacheError::Contended(*diff_id))
     }
 
     /// Removes every layer that is neither in `keep` nor in use, and drafts that nobody works on.
