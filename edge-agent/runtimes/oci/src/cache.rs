@@ -238,3 +238,35 @@ fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> CacheErr
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::{Arc, Barrier, mpsc};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Each keeps the layer until both have it, as containers do.
+    #[test]
+    fn two_that_need_a_new_layer_at_once_both_get_it() {
+        for round in 0..50_u8 {
+            let dir = tempfile::tempdir().unwrap();
+            let (together, (got, both)) = (Arc::new(Barrier::new(2)), mpsc::channel());
+            for _ in 0..2 {
+                let (together, got, dir) = (together.clone(), got.clone(), dir.path().to_owned());
+                std::thread::spawn(move || {
+                    let cache = LayerCache::open(&dir).unwrap();
+                    together.wait();
+                    let layer = cache.layer(&Digest::of(&[round]), 0, |_| Ok(())).unwrap();
+                    got.send(layer).unwrap();
+                });
+            }
+            let layers: Vec<LayerUse> = (0..2)
+                .map(|_| both.recv_timeout(Duration::from_secs(30)).unwrap())
+                .collect();
+            assert_eq!(layers.iter().filter(|l| l.fresh).count(), 1, "it is unpacked once");
+        }
+    }
+}
