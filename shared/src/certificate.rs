@@ -1,6 +1,7 @@
 //! Node certificates: X.509, one CA per tree, subject CN = NodeId.
 
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -24,6 +25,17 @@ pub enum CertificateError {
     },
 }
 
+/// What a node holds its key in. The hub pins it at enrolment; it stands in the node's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// A file. Shown as UNATTESTED everywhere.
+    #[default]
+    Soft,
+    /// A TPM 2.0.
+    Tpm,
+}
+
 /// A node's name and key, read from its certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeCertificate {
@@ -33,6 +45,8 @@ pub struct NodeCertificate {
     pub key: PublicKey,
     /// The place in the tree that it was issued for (a URI name `urn:cnova:site:<path>`).
     pub site: Option<SitePath>,
+    /// What it holds its key in (a URI name `urn:cnova:tier:tpm`); a file, where nothing is said.
+    pub tier: Tier,
     /// When it ends, seconds since 1970.
     pub not_after_s: u64,
 }
@@ -69,10 +83,12 @@ pub fn read(der: &[u8]) -> Result<NodeCertificate, CertificateError> {
     };
     let not_after_s = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
     let site = read_site(&cert)?;
+    let tier = read_tier(&cert)?;
     Ok(NodeCertificate {
         node,
         key: PublicKey { algorithm, bytes: raw },
         site,
+        tier,
         not_after_s,
     })
 }
@@ -80,19 +96,29 @@ pub fn read(der: &[u8]) -> Result<NodeCertificate, CertificateError> {
 /// The prefix of the URI name that carries a site path.
 pub const SITE_URN: &str = "urn:cnova:site:";
 
+/// The URI name of a node that holds its key in a TPM.
+pub const TPM_URN: &str = "urn:cnova:tier:tpm";
+
 fn read_site(cert: &X509Certificate<'_>) -> Result<Option<SitePath>, CertificateError> {
-    let bad = |e: String| CertificateError::Malformed(e);
-    let Some(san) = cert.subject_alternative_name().map_err(|e| bad(e.to_string()))? else {
-        return Ok(None);
-    };
-    let mut sites = san.value.general_names.iter().filter_map(|n| match n {
-        GeneralName::URI(uri) => uri.strip_prefix(SITE_URN),
-        _ => None,
-    });
-    sites
-        .next()
-        .map(|s| SitePath::new(s).map_err(|e| bad(e.to_string())))
+    let site = uri_names(cert)?.into_iter().find_map(|u| u.strip_prefix(SITE_URN));
+    site.map(|s| SitePath::new(s).map_err(|e| CertificateError::Malformed(e.to_string())))
         .transpose()
+}
+
+fn read_tier(cert: &X509Certificate<'_>) -> Result<Tier, CertificateError> {
+    let is_tpm = uri_names(cert)?.contains(&TPM_URN);
+    Ok(if is_tpm { Tier::Tpm } else { Tier::Soft })
+}
+
+fn uri_names<'a>(cert: &'a X509Certificate<'_>) -> Result<Vec<&'a str>, CertificateError> {
+    let san = cert.subject_alternative_name();
+    let san = san.map_err(|e| CertificateError::Malformed(e.to_string()))?;
+    let names = san.map(|s| s.value.general_names.as_slice()).unwrap_or_default();
+    let uri = |n: &GeneralName<'a>| match n {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    };
+    Ok(names.iter().filter_map(uri).collect())
 }
 
 /// Checks a chain (leaf first) against the tree's authorities at `now_s` and reads the leaf.

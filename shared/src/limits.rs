@@ -73,3 +73,6 @@ pub fn clip_to(text: &str, max: usize) -> String {
     }
     text[..end].to_owned()
 }
+
+/// Bytes of a nonce in a challenge.
+pub const NONCE_BYTES: usize = 32;

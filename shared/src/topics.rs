@@ -19,6 +19,8 @@ pub enum Kind {
     Reply,
     /// Up: what the node's TPM says (RFC 9334 evidence).
     Evidence,
+    /// Up: a request to be certified, of the author itself or of a newcomer behind it.
+    Enrol,
     /// Down: the desired state.
     Twin,
     /// Down: everything up to here has been stored.
@@ -33,11 +35,13 @@ pub enum Kind {
     Challenge,
     /// Down: an attestation result (EAR).
     Ear,
+    /// Down: the answer to an [`Kind::Enrol`].
+    Enrolled,
 }
 
 impl Kind {
     /// All kinds, up ones first.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Hello,
         Kind::Report,
         Kind::Relay,
@@ -45,6 +49,7 @@ impl Kind {
         Kind::Log,
         Kind::Reply,
         Kind::Evidence,
+        Kind::Enrol,
         Kind::Twin,
         Kind::Ack,
         Kind::Chunk,
@@ -52,6 +57,7 @@ impl Kind {
         Kind::Trust,
         Kind::Challenge,
         Kind::Ear,
+        Kind::Enrolled,
     ];
 
     /// The name in topics.
@@ -72,6 +78,8 @@ impl Kind {
             Kind::Trust => "trust",
             Kind::Challenge => "challenge",
             Kind::Ear => "ear",
+            Kind::Enrol => "enrol",
+            Kind::Enrolled => "enrolled",
         }
     }
 

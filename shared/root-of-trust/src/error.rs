@@ -1,0 +1,52 @@
+//! What can go wrong with a root of trust.
+
+use thiserror::Error;
+
+/// Why a root of trust did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RootError {
+    /// A key in a file was asked for what only a TPM can do.
+    #[error("this node has no TPM ([identity] root = \"soft\"), and {what} needs one")]
+    NoTpm {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The registers are not those of an approved boot.
+    #[error("this boot is not approved: PCR {}", list(.pcrs))]
+    BootNotApproved {
+        /// The registers of the approved policy.
+        pcrs: Vec<u8>,
+    },
+    /// The TPM refused.
+    #[error("the TPM refused {command}: {reason}")]
+    Refused {
+        /// Which command.
+        command: &'static str,
+        /// What it said, with its response code.
+        reason: String,
+    },
+    /// The TPM did not answer in time, or its device is gone.
+    #[error("the TPM did not answer {command}: {reason}")]
+    NoAnswer {
+        /// Which command.
+        command: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The TPM has no room for more objects or sessions.
+    #[error("the TPM has no room left for {command}: {reason}; another program holds its slots")]
+    NoRoom {
+        /// Which command.
+        command: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// A file of the root of trust cannot be used.
+    #[error("{0}")]
+    File(String),
+}
+
+fn list(pcrs: &[u8]) -> String {
+    let text: Vec<String> = pcrs.iter().map(ToString::to_string).collect();
+    text.join(", ")
+}

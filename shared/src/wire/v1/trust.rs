@@ -1,0 +1,54 @@
+//! What carries trust down the tree: documents that others signed, and nonces to attest to.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+/// Down: documents about trust. The envelope is the parent's; each document is judged by its own signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// [`super::VERSION`].
+    pub v: u32,
+    /// The documents, oldest first.
+    #[serde(rename = "i")]
+    pub items: Vec<TrustItem>,
+}
+
+/// One signed document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustItem {
+    /// What it is.
+    #[serde(rename = "k")]
+    pub kind: TrustItemKind,
+    /// Its bytes, as they were signed.
+    #[serde(rename = "b")]
+    pub body: ByteBuf,
+}
+
+/// What a document about trust is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrustItemKind {
+    /// A trust bundle, signed by the roots ([`crate::bundle`]).
+    Bundle,
+    /// Nodes that are no longer trusted, signed by the hub.
+    Revocations,
+    /// What a gateway may decide for its site while the hub is away, signed by the hub.
+    Delegation,
+    /// What nodes shall have booted, signed by the hub.
+    References,
+    /// A boot under which a node's sealed key may be opened, signed by the hub.
+    BootPolicy,
+    /// Something of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Down: attest to this nonce now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// [`super::VERSION`].
+    pub v: u32,
+    /// Fresh and random, [`crate::limits::NONCE_BYTES`] long.
+    #[serde(with = "serde_bytes")]
+    pub nonce: Vec<u8>,
+}
