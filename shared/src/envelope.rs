@@ -1,6 +1,9 @@
 //! The envelope of every message: COSE_Sign1 (RFC 9052 section 4.2), tagged, with CWT claims (RFC 9597) in the
 //! protected header.
 //!
+//! Who introduces itself shows its certificate chain and, where its certified key is slow (a TPM's), a session key that the
+//! certified key vouches for ([`Endorsement`]); the session key then signs everything.
+//!
 //! [`Untrusted::read`] looks at the header only. [`Untrusted::verify`] is the one way to a payload, and
 //! [`VerifiedBytes::decode`] the one way to a decoded value. The unprotected header must be empty and the encoding the
 //! one we would write ourselves, so that a change of any byte is refused.
@@ -14,17 +17,24 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::certificate::NodeCertificate;
 use crate::ids::{Digest, NodeId};
 use crate::keys::{Algorithm, KeyId, PublicKey, SignError, Signer};
 use crate::limits;
 use crate::topics::Kind;
 use crate::wire::v1::{VERSION, Versioned};
 
+mod endorsement;
+
+pub use endorsement::{Endorsement, Introduction};
+
 /// The content type of every payload of this version.
 pub const CONTENT_TYPE: &str = "application/cnova-v1+cbor";
 
 const LABEL_CWT_CLAIMS: i64 = 15;
 const LABEL_X5CHAIN: i64 = 33;
+/// For private use (RFC 9052 section 11.1): `[alg, key, signature]`, a session key that the certified key vouches for.
+const LABEL_SESSION: i64 = -70_002;
 const CLAIM_ISS: i64 = 1;
 const CLAIM_AUD: i64 = 3;
 const CLAIM_EXP: i64 = 4;
@@ -80,6 +90,12 @@ pub enum EnvelopeError {
         iss: NodeId,
         /// The key id in the header.
         kid: KeyId,
+    },
+    /// The certified key does not vouch for the session key.
+    #[error("{iss} introduces a session key that its certified key does not vouch for")]
+    BadEndorsement {
+        /// The claimed author.
+        iss: NodeId,
     },
     /// Meant for somebody else.
     #[error("it is for {aud}, not for {me}")]
@@ -138,6 +154,8 @@ pub struct Untrusted<'a> {
     algorithm: Algorithm,
     /// The author's certificate chain (x5chain, RFC 9360), leaf first, where the message introduces its author.
     pub x5chain: Vec<Vec<u8>>,
+    /// The session key that the author introduces with its chain.
+    pub endorsement: Option<Endorsement>,
 }
 
 /// A payload whose signature held.
@@ -309,14 +327,33 @@ impl<'a> Untrusted<'a> {
                 .map_err(|_| malformed("its kid has not 8 bytes"))?,
         );
         let (claims, x5chain) = (read_claims(header)?, read_x5chain(header)?);
+        let endorsement = rest(header, LABEL_SESSION)
+            .map(|v| Endorsement::from_value(v).ok_or_else(|| malformed("its session key is not one")))
+            .transpose()?;
         Ok(Self {
             bytes,
             claims,
             kid,
             algorithm,
             x5chain,
+            endorsement,
             sign1,
         })
+    }
+
+    /// The key that speaks for an author that introduces itself: the session key that the certified key vouches for, or
+    /// the certified key itself. `certificate` is the author's and was verified.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::BadEndorsement`].
+    pub fn speaker(&self, certificate: &NodeCertificate) -> Result<PublicKey, EnvelopeError> {
+        match &self.endorsement {
+            None => Ok(certificate.key.clone()),
+            Some(e) if e.holds(&certificate.node, &certificate.key) => Ok(e.key.clone()),
+            Some(_) => Err(EnvelopeError::BadEndorsement {
+                iss: self.claims.iss.clone(),
+            }),
+        }
     }
 
     /// Checks the signature with `key`, as a message of `kind`.
@@ -414,7 +451,11 @@ pub fn seal<T: Serialize>(
         detail,
     };
     let payload = crate::wire::encode(value).map_err(|e| fail(e.to_string()))?;
-    seal_payload(kind, claims, payload, x5chain, signer)
+    let introduction = Introduction {
+        chain: x5chain,
+        endorsement: None,
+    };
+    seal_payload(kind, claims, payload, introduction, signer)
 }
 
 /// Signs an encoded payload.
@@ -425,7 +466,7 @@ pub fn seal_payload(
     kind: Kind,
     claims: &Claims,
     payload: Vec<u8>,
-    x5chain: &[Vec<u8>],
+    introduction: Introduction<'_>,
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, SealError> {
     let fail = |detail: String| SealError::Encode {
@@ -450,7 +491,10 @@ pub fn seal_payload(
         .content_type(CONTENT_TYPE.into())
         .key_id(key.id().0.to_vec())
         .value(LABEL_CWT_CLAIMS, Value::Map(cwt));
-    match x5chain {
+    if let Some(endorsement) = introduction.endorsement {
+        header = header.value(LABEL_SESSION, endorsement.to_value());
+    }
+    match introduction.chain {
         [] => {}
         [one] => header = header.value(LABEL_X5CHAIN, Value::Bytes(one.clone())),
         many => {

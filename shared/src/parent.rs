@@ -141,8 +141,9 @@ impl Parent {
             if introduced.node != self.id {
                 return Err(ParentError::NotTheParent(introduced.node));
             }
-            let verified = untrusted.verify(kind, &introduced.key)?.meant_for(me, now_s)?;
-            self.key = Some(introduced.key);
+            let key = untrusted.speaker(&introduced)?;
+            let verified = untrusted.verify(kind, &key)?.meant_for(me, now_s)?;
+            self.key = Some(key);
             return Ok(verified);
         }
         let unknown = EnvelopeError::UnknownKey {

@@ -15,6 +15,7 @@ use crate::certificate::{self, NodeCertificate};
 use crate::envelope::Untrusted;
 use crate::hop::{Admit, Position, admit};
 use crate::ids::{Digest, HUB_AUDIENCE, NodeId, SitePath};
+use crate::keys::PublicKey;
 use crate::limits;
 use crate::time::{Backoff, Now};
 use crate::topics::Kind;
@@ -197,6 +198,8 @@ struct Wanted {
 struct Descendant {
     via: NodeId,
     certificate: NodeCertificate,
+    /// The key that it signs with: the certified one, or the session key that this one vouched for.
+    key: PublicKey,
     hello: Vec<u8>,
     has: Option<(Version, Option<Digest>)>,
 }
@@ -240,11 +243,13 @@ impl Tree {
         };
         for (node, (via, hello)) in stored.descendants {
             // This node wrote these bytes after it had verified them; they only name a key and a route.
-            let read = Untrusted::read(&hello)
-                .ok()
-                .and_then(|u| certificate::read(u.x5chain.first()?).ok());
+            let read = Untrusted::read(&hello).ok().and_then(|u| {
+                let certificate = certificate::read(u.x5chain.first()?).ok()?;
+                let key = u.speaker(&certificate).ok()?;
+                Some((certificate, key))
+            });
             match read {
-                Some(certificate) if certificate.node == node => {
+                Some((certificate, key)) if certificate.node == node => {
                     let said = stored.reported.get(&node);
                     let has = said.map(|(epoch, generation, digest)| {
                         (
@@ -260,6 +265,7 @@ impl Tree {
                         Descendant {
                             via,
                             certificate,
+                            key,
                             hello,
                             has,
                         },
@@ -312,6 +318,18 @@ impl Tree {
     #[must_use]
     pub fn hello_of(&self, node: &NodeId) -> Option<&[u8]> {
         self.descendants.get(node).map(|d| d.hello.as_slice())
+    }
+
+    /// A descendant's certificate, as its hello showed it.
+    #[must_use]
+    pub fn certificate(&self, node: &NodeId) -> Option<&NodeCertificate> {
+        self.descendants.get(node).map(|d| &d.certificate)
+    }
+
+    /// The key that a descendant signs with: its session's, where it introduced one, or the certified one.
+    #[must_use]
+    pub fn session_key(&self, node: &NodeId) -> Option<&PublicKey> {
+        self.descendants.get(node).map(|d| &d.key)
     }
 
     /// The direct child behind which `node` hangs.

@@ -51,7 +51,7 @@ impl TwinError {
                 EnvelopeError::Malformed(_) => "malformed",
                 EnvelopeError::UnknownKey { .. } => "unknown-key",
                 EnvelopeError::KeyExpired { .. } => "key-expired",
-                EnvelopeError::BadSignature { .. } => "bad-signature",
+                EnvelopeError::BadSignature { .. } | EnvelopeError::BadEndorsement { .. } => "bad-signature",
                 EnvelopeError::WrongAudience { .. } => "wrong-node",
                 EnvelopeError::Expired { .. } => "expired",
                 EnvelopeError::BadPayload { .. } => "malformed",

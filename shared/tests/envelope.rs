@@ -6,7 +6,9 @@ mod support;
 
 use cnova_shared::bundle::{self, Bundle, BundleError, Role, SigningKey, TrustBundle};
 use cnova_shared::certificate;
-use cnova_shared::envelope::{EnvelopeError, SealError, Untrusted, VerifiedBytes, peek, seal, seal_payload};
+use cnova_shared::envelope::{
+    Endorsement, EnvelopeError, Introduction, SealError, Untrusted, VerifiedBytes, peek, seal, seal_payload,
+};
 use cnova_shared::ids::NodeId;
 use cnova_shared::keys::{Algorithm, PublicKey, Signer, SoftKey};
 use cnova_shared::limits;
@@ -131,7 +133,14 @@ fn an_es256_message_is_taken_unchanged_or_not_at_all() {
 fn a_kind_is_not_taken_for_another() {
     let key = hub_key().public_key().clone();
     for signed in Kind::ALL {
-        let bytes = seal_payload(signed, &claims(HUB, "plc-1"), vec![0], &[], &hub_key()).unwrap();
+        let bytes = seal_payload(
+            signed,
+            &claims(HUB, "plc-1"),
+            vec![0],
+            Introduction::default(),
+            &hub_key(),
+        )
+        .unwrap();
         for read in Kind::ALL {
             let opened = open_with(&bytes, read, &key);
             assert_eq!(opened.is_ok(), signed == read, "{signed:?} read as {read:?}");
@@ -149,7 +158,7 @@ fn what_is_for_another_or_too_old_is_refused() {
     let key = hub_key().public_key().clone();
     let mut to_plc = claims(HUB, "plc-1");
     to_plc.exp = Some(EPOCH_S + 60);
-    let bytes = seal_payload(Kind::Command, &to_plc, vec![0], &[], &hub_key()).unwrap();
+    let bytes = seal_payload(Kind::Command, &to_plc, vec![0], Introduction::default(), &hub_key()).unwrap();
     let opened = || open_with(&bytes, Kind::Command, &key).unwrap();
     assert!(opened().meant_for(&node("plc-1"), EPOCH_S + 59).is_ok());
     let (me, aud) = (node("plc-2"), node("plc-1"));
@@ -444,7 +453,15 @@ fn what_is_too_large_is_neither_made_nor_read() {
     };
     assert_eq!(Untrusted::read(&big).unwrap_err(), too_large);
     for (kind, max) in [(Kind::Twin, limits::TWIN_BYTES), (Kind::Report, limits::MESSAGE_BYTES)] {
-        let made = |len: usize| seal_payload(kind, &claims(HUB, "plc-1"), vec![0; len], &[], &hub_key());
+        let made = |len: usize| {
+            seal_payload(
+                kind,
+                &claims(HUB, "plc-1"),
+                vec![0; len],
+                Introduction::default(),
+                &hub_key(),
+            )
+        };
         let around = made(max - 1000).unwrap().len() - (max - 1000);
         assert_eq!(made(max - around).unwrap().len(), max);
         assert!(matches!(made(max - around + 1), Err(SealError::Encode { .. })));
@@ -771,4 +788,48 @@ fn a_certificate_speaks_for_its_node_only() {
     );
     assert!(certificate::verify(&[], &authorities, EPOCH_S).is_err());
     assert!(certificate::verify(&id.chain, &[], EPOCH_S).is_err());
+}
+
+/// A node whose certified key is slow lets it vouch for a session key once; the session key signs from then on.
+#[test]
+fn a_session_key_speaks_only_when_the_certified_key_vouches_for_it() {
+    let plc = support::identity("plc-1", 10);
+    let session = support::soft(77);
+    let vouched = Endorsement::make(&plc.node, session.public_key().clone(), &plc.key).unwrap();
+    let sealed = |endorsement: &Endorsement, signer: &SoftKey| {
+        let introduction = Introduction {
+            chain: &plc.chain,
+            endorsement: Some(endorsement),
+        };
+        seal_payload(Kind::Hello, &claims("plc-1", "hub"), vec![0], introduction, signer).unwrap()
+    };
+    let certificate = certificate::read(&plc.chain[0]).unwrap();
+
+    let good = sealed(&vouched, &session);
+    let untrusted = Untrusted::read(&good).unwrap();
+    assert_eq!(untrusted.endorsement.as_ref(), Some(&vouched));
+    let key = untrusted.speaker(&certificate).unwrap();
+    assert_eq!(key, *session.public_key());
+    untrusted.verify(Kind::Hello, &key).unwrap();
+
+    // A key that nobody vouched for, one that another node's key vouched for, and one vouched for under another name.
+    let other = support::identity("plc-2", 11);
+    let by_other = Endorsement::make(&plc.node, session.public_key().clone(), &other.key).unwrap();
+    let for_other = Endorsement::make(&other.node, session.public_key().clone(), &plc.key).unwrap();
+    let rogue = Endorsement {
+        key: support::soft(78).public_key().clone(),
+        signature: vouched.signature.clone(),
+    };
+    for bad in [by_other, for_other, rogue] {
+        let bytes = sealed(&bad, &session);
+        let refused = Untrusted::read(&bytes).unwrap().speaker(&certificate);
+        assert!(
+            matches!(refused, Err(EnvelopeError::BadEndorsement { .. })),
+            "{refused:?}"
+        );
+    }
+    // The session key of the hello does not help who signs with another one.
+    let by_rogue = sealed(&vouched, &support::soft(78));
+    let refused = Untrusted::read(&by_rogue).unwrap().verify(Kind::Hello, &key);
+    assert!(matches!(refused, Err(EnvelopeError::UnknownKey { .. })), "{refused:?}");
 }

@@ -463,6 +463,9 @@ fn next_for_placement(place: &Place<'_>, nodes: &[NodeExplanation]) -> Vec<Strin
 const fn advice(constraint: Constraint) -> Option<&'static str> {
     Some(match constraint {
         Constraint::Site => "correct placement.site in the manifest, or move a node in its configuration (site)",
+        Constraint::Trust => {
+            "enrol a node by its TPM and give its reference values, or lower placement.trust in the manifest"
+        }
         Constraint::Label => "correct placement.labels in the manifest, or give a node the label in its configuration",
         Constraint::Runtime => "install the runtime on a node; an agent reports its runtimes when it starts",
         Constraint::Accelerator => "make the accelerator optional ({kind: ..., optional: true}), or free or add one",

@@ -2,6 +2,7 @@
 
 mod applications;
 mod artifacts;
+mod attestation;
 mod children;
 mod twins;
 
@@ -125,8 +126,11 @@ impl Hub {
         let Some(certificate) = untrusted.x5chain.first().and_then(|c| certificate::read(c).ok()) else {
             return;
         };
+        let Ok(key) = untrusted.speaker(&certificate) else {
+            return;
+        };
         let hello = untrusted
-            .verify(Kind::Hello, &certificate.key)
+            .verify(Kind::Hello, &key)
             .and_then(|v| v.decode::<v1::Hello>());
         if let Ok(hello) = hello {
             let node = hello.claims().iss.clone();

@@ -6,7 +6,7 @@ mod reason;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cnova_shared::wire::v1::Accelerator;
+use cnova_shared::wire::v1::{Accelerator, TrustRequirement};
 use serde::{Deserialize, Serialize};
 
 use crate::cndl::WorkloadDef;
@@ -40,8 +40,19 @@ pub struct NodeView {
     pub seen: bool,
     /// Whether its certificate was withdrawn.
     pub revoked: bool,
+    /// How far it is trusted.
+    pub trust: NodeTrust,
     /// What it is.
     pub role: NodeRole,
+}
+
+/// How far a node is trusted, and why not further.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeTrust {
+    /// What it meets.
+    pub meets: TrustRequirement,
+    /// Why no more, for a person.
+    pub why: String,
 }
 
 /// A runtime on a node.

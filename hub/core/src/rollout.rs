@@ -240,6 +240,7 @@ fn workload(
         power: def.power,
         health: def.health.clone(),
         on_bad_update: def.on_bad_update,
+        trust: def.placement.trust,
         id,
     })
 }

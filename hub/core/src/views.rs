@@ -8,6 +8,7 @@ use cnova_shared::wire::v1::{self, Body};
 use serde::{Deserialize, Serialize};
 
 use crate::hub::Hub;
+use crate::placement::NodeTrust;
 use crate::timeline::StageRecord;
 
 /// One node.
@@ -23,6 +24,9 @@ pub struct NodeInfo {
     pub link: String,
     /// How the node proved itself. Software keys are never shown as more than they are.
     pub trust: String,
+    /// How far placement may trust it, and why not further.
+    #[serde(default)]
+    pub standing: NodeTrust,
     /// The direct child of the hub behind which it hangs.
     pub via: String,
     /// The twin that it should have, `epoch.generation`.
@@ -171,7 +175,8 @@ impl Hub {
             },
             site: hello.site.to_string(),
             link: self.link(node, links).to_owned(),
-            trust: "UNATTESTED".into(),
+            trust: self.trust_word(node),
+            standing: self.standing(node),
             via: self.tree.via(node).map(ToString::to_string).unwrap_or_default(),
             in_sync: desired.is_none() || desired == reported,
             desired: version(desired),

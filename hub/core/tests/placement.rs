@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_hub_core::cndl;
 use cnova_hub_core::placement::{
-    Constraint, CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placement, Placer, RuntimeView,
+    Constraint, CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeTrust, NodeView, Placement, Placer,
+    RuntimeView,
 };
 use cnova_hub_core::policy::{AdmissionContext, AdmittedManifest, PolicySet};
+use cnova_shared::wire::v1::TrustRequirement;
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -54,6 +56,7 @@ fn node(id: &str, memory_mib: u64) -> NodeView {
         devices: Vec::new(),
         seen: true,
         revoked: false,
+        trust: NodeTrust::default(),
         role: NodeRole::Agent,
     }
 }
@@ -251,6 +254,7 @@ fn any_node(id: usize) -> impl Strategy<Value = NodeView> {
             devices: Vec::new(),
             seen,
             revoked,
+            trust: NodeTrust::default(),
             role: if gateway { NodeRole::Gateway } else { NodeRole::Agent },
         },
     )
@@ -407,4 +411,49 @@ fn accelerators_and_devices_bind_placement() {
     let placed = LabelsAndResources.place(&two, &[with], &CurrentPlacement::default());
     assert_eq!(placed.workloads()["v"].nodes.len(), 1);
     assert_eq!(placed.workloads()["w"].unplaced, 1);
+}
+
+#[test]
+fn a_workload_that_asks_for_trust_goes_only_where_it_is_met_and_leaves_when_it_is_not() {
+    let trusted = |id: &str, meets: TrustRequirement, why: &str| NodeView {
+        trust: NodeTrust { meets, why: why.into() },
+        ..node(id, 512)
+    };
+    let soft = trusted("a-soft", TrustRequirement::None, "its key lies in a file");
+    let pending = trusted("b-pending", TrustRequirement::Tpm, "it has not been appraised yet");
+    let attested = trusted("c-attested", TrustRequirement::Attested, "");
+    let fleet = [soft.clone(), pending.clone(), attested];
+
+    let placement = place(&one("replicas: each, trust: attested", 16), &fleet);
+    let of = |p: &Placement, node: &str| p.workloads()["w"].rejected[node].to_string();
+    assert_eq!(chosen(&placement, "w"), ["c-attested"]);
+    assert_eq!(
+        of(&placement, "a-soft"),
+        "trust: it must be attested, and its key lies in a file"
+    );
+    assert_eq!(
+        of(&placement, "b-pending"),
+        "trust: it must be attested, and it has not been appraised yet"
+    );
+    let placement = place(&one("replicas: each, trust: tpm", 16), &fleet);
+    assert_eq!(chosen(&placement, "w"), ["b-pending", "c-attested"]);
+    assert_eq!(
+        of(&placement, "a-soft"),
+        "trust: its key must lie in a TPM, and its key lies in a file"
+    );
+    let placement = place(&one("replicas: each", 16), &fleet);
+    assert_eq!(chosen(&placement, "w").len(), 3, "who asks for nothing goes everywhere");
+
+    let was = place(&one("replicas: each, trust: attested", 16), &fleet).to_current();
+    let lost = trusted("c-attested", TrustRequirement::Tpm, "PCR 7 differs");
+    let after = LabelsAndResources.place(
+        &one("replicas: each, trust: attested", 16),
+        &[soft, pending, lost],
+        &was,
+    );
+    assert!(after.workloads()["w"].nodes.is_empty(), "evicted");
+    assert_eq!(
+        of(&after, "c-attested"),
+        "trust: it must be attested, and PCR 7 differs"
+    );
 }

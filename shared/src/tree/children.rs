@@ -19,9 +19,8 @@ impl Tree {
                 untrusted.claims.iss, certificate.node
             ));
         }
-        let verified = untrusted
-            .verify(Kind::Hello, &certificate.key)
-            .map_err(|e| e.to_string())?;
+        let key = untrusted.speaker(&certificate).map_err(|e| e.to_string())?;
+        let verified = untrusted.verify(Kind::Hello, &key).map_err(|e| e.to_string())?;
         let hello = verified.decode::<v1::Hello>().map_err(|e| e.to_string())?.into_value();
         self.check_hello(author, &hello, certificate.site.as_ref())?;
         let has = (
@@ -34,6 +33,7 @@ impl Tree {
         let known = Descendant {
             via: child.clone(),
             certificate,
+            key,
             hello: bytes.to_vec(),
             has: Some(has),
         };
@@ -123,9 +123,7 @@ impl Tree {
         if !for_me.contains(&untrusted.claims.aud.as_str()) {
             return Err(format!("it is for {}", untrusted.claims.aud));
         }
-        let verified = untrusted
-            .verify(kind, &known.certificate.key)
-            .map_err(|e| e.to_string())?;
+        let verified = untrusted.verify(kind, &known.key).map_err(|e| e.to_string())?;
         Ok(verified.decode::<T>().map_err(|e| e.to_string())?.into_value())
     }
 

@@ -172,6 +172,7 @@ pub fn workload(id: &str, artifact: &str) -> v1::Workload {
         power: v1::PowerLevel::default(),
         health: v1::Health::default(),
         on_bad_update: v1::OnBadUpdate::default(),
+        trust: v1::TrustRequirement::default(),
     }
 }
 

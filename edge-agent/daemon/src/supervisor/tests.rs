@@ -44,6 +44,7 @@ fn workload() -> Workload {
         power: v1::PowerLevel::default(),
         health: v1::Health::default(),
         on_bad_update: v1::OnBadUpdate::default(),
+        trust: v1::TrustRequirement::default(),
     }
 }
 

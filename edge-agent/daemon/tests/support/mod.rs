@@ -334,6 +334,7 @@ impl Rig {
             power: cnova_shared::wire::v1::PowerLevel::default(),
             health: cnova_shared::wire::v1::Health::default(),
             on_bad_update: cnova_shared::wire::v1::OnBadUpdate::default(),
+            trust: cnova_shared::wire::v1::TrustRequirement::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Wire form <-> domain form. Both ways are total on what the checks let through.
 
-use cnova_shared::wire::v1::AcceleratorClaim;
+use cnova_shared::wire::v1::{AcceleratorClaim, TrustRequirement};
 
 use super::model::{
     Application, ArtifactRef, FileInput, Grants, Limits, Need, PlacementRule, Replicas, Resources, Restart,
@@ -93,6 +93,11 @@ impl TryFrom<wire::Workload> for WorkloadDef {
                     value::Replicas::Each => Replicas::Each,
                 },
                 spread: w.placement.spread,
+                trust: match w.placement.trust {
+                    wire::Trust::None => TrustRequirement::None,
+                    wire::Trust::Tpm => TrustRequirement::Tpm,
+                    wire::Trust::Attested => TrustRequirement::Attested,
+                },
             },
         })
     }
@@ -209,6 +214,11 @@ impl From<&PlacementRule> for wire::Placement {
                 Replicas::Each => value::Replicas::Each,
             },
             spread: rule.spread,
+            trust: match rule.trust {
+                TrustRequirement::None => wire::Trust::None,
+                TrustRequirement::Tpm => wire::Trust::Tpm,
+                TrustRequirement::Attested => wire::Trust::Attested,
+            },
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cnova_shared::wire::v1::{AcceleratorClaim, DependencyCondition, Health, OnBadUpdate, PowerLevel};
+use cnova_shared::wire::v1::{
+    AcceleratorClaim, DependencyCondition, Health, OnBadUpdate, PowerLevel, TrustRequirement,
+};
 use serde::{Serialize, Serializer};
 
 use super::site_pattern::SitePattern;
@@ -296,6 +298,14 @@ pub struct PlacementRule {
     pub replicas: Replicas,
     /// Replicas go to different nodes. Always so today: a node runs a workload at most once.
     pub spread: bool,
+    /// How far a node must be trusted.
+    #[serde(skip_serializing_if = "is_none")]
+    pub trust: TrustRequirement,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_none(trust: &TrustRequirement) -> bool {
+    *trust == TrustRequirement::None
 }
 
 /// On how many nodes a workload runs.

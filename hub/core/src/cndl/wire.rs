@@ -259,6 +259,26 @@ pub(super) struct Placement {
     /// Replicas go to different nodes; always so today.
     #[serde(default = "yes")]
     pub(super) spread: bool,
+    /// How far a node must be trusted: `none`, `tpm` (its key lies in a TPM) or `attested` (its TPM has shown what it
+    /// booted and launched).
+    #[serde(default, skip_serializing_if = "Trust::is_none")]
+    pub(super) trust: Trust,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum Trust {
+    #[default]
+    None,
+    Tpm,
+    Attested,
+}
+
+impl Trust {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 impl Default for Resources {
@@ -309,6 +329,7 @@ impl Default for Placement {
             labels: Labels::default(),
             replicas: Replicas::default(),
             spread: true,
+            trust: Trust::None,
         }
     }
 }

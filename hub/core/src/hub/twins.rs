@@ -64,6 +64,7 @@ impl Hub {
                 devices: caps.devices.clone(),
                 seen: true,
                 revoked: false,
+                trust: self.standing(id),
                 role: match hello.role {
                     v1::NodeRole::Agent => NodeRole::Agent,
                     v1::NodeRole::Gateway => NodeRole::Gateway,

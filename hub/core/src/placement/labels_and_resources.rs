@@ -134,6 +134,12 @@ impl<'a> Board<'a> {
                 found,
             });
         }
+        if node.trust.meets < rule.trust {
+            return Some(Reason::Trust {
+                wanted: rule.trust,
+                why: node.trust.why.clone(),
+            });
+        }
         let runtime = workload.runtime.as_str();
         if !node.runtimes.iter().any(|r| r.name == runtime) {
             return Some(Reason::Runtime { name: runtime });

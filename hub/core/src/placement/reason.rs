@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use cnova_shared::wire::v1::TrustRequirement;
+
 use super::NodeRole;
 
 /// Why a node was not chosen.
@@ -32,6 +34,13 @@ pub enum Reason {
         wanted: String,
         /// The value it has.
         found: Option<String>,
+    },
+    /// It is not trusted as far as was asked for.
+    Trust {
+        /// How far it must be.
+        wanted: TrustRequirement,
+        /// Why it is not.
+        why: String,
     },
     /// The runtime is not there.
     Runtime {
@@ -97,6 +106,8 @@ pub enum Constraint {
     NeverReported,
     /// [`Reason::Label`].
     Label,
+    /// [`Reason::Trust`].
+    Trust,
     /// [`Reason::Runtime`].
     Runtime,
     /// [`Reason::Accelerator`] and [`Reason::AcceleratorPromised`].
@@ -121,6 +132,7 @@ impl Reason {
             Self::Site { .. } => Constraint::Site,
             Self::NeverReported => Constraint::NeverReported,
             Self::Label { .. } => Constraint::Label,
+            Self::Trust { .. } => Constraint::Trust,
             Self::Runtime { .. } => Constraint::Runtime,
             Self::Accelerator { .. } | Self::AcceleratorPromised { .. } => Constraint::Accelerator,
             Self::Device { .. } => Constraint::Device,
@@ -153,6 +165,11 @@ impl fmt::Display for Reason {
                 wanted,
                 found: None,
             } => write!(f, "label {key}={wanted} missing (has no {key})"),
+            Self::Trust {
+                wanted: TrustRequirement::Attested,
+                why,
+            } => write!(f, "trust: it must be attested, and {why}"),
+            Self::Trust { why, .. } => write!(f, "trust: its key must lie in a TPM, and {why}"),
             Self::Runtime { name } => write!(f, "runtime {name} not installed"),
             Self::Accelerator { wanted, has } => write!(f, "no accelerator {wanted} (has {})", list(has)),
             Self::AcceleratorPromised { wanted, has } => {
@@ -196,6 +213,7 @@ impl fmt::Display for Constraint {
             Self::Site => "site",
             Self::NeverReported => "never reported",
             Self::Label => "label",
+            Self::Trust => "trust",
             Self::Runtime => "runtime",
             Self::Accelerator => "accelerator",
             Self::Device => "device",

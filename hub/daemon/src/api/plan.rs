@@ -94,6 +94,7 @@ fn view(node: &NodeInfo, used: &BTreeMap<&str, (NodeResources, Vec<String>)>) ->
         devices: caps.devices.clone(),
         seen: true,
         revoked: false,
+        trust: node.standing.clone(),
         role: if node.role == "gateway" {
             NodeRole::Gateway
         } else {

@@ -43,6 +43,20 @@ pub enum TrustItemKind {
     Unknown,
 }
 
+/// What a workload asks of the node's trustworthiness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrustRequirement {
+    /// Nothing: any enrolled node.
+    #[default]
+    None,
+    /// A node whose key lies in a TPM.
+    Tpm,
+    /// A node whose TPM has shown that it booted what it should have booted, and launched nothing unknown. While that is
+    /// in doubt the workload is not started; when it is disproved, it is ended.
+    Attested,
+}
+
 /// Down: attest to this nonce now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Challenge {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::conditions::{AcceleratorClaim, Dependency, Health, OnBadUpdate, PowerLevel, Schedule, is_default};
+use super::trust::TrustRequirement;
 use crate::ids::{Digest, Name, NodeId, WorkloadId};
 
 /// One node's whole desired state.
@@ -186,4 +187,7 @@ pub struct Workload {
     /// What happens when a new version does not become healthy.
     #[serde(rename = "bad", default, skip_serializing_if = "is_default")]
     pub on_bad_update: OnBadUpdate,
+    /// What it asks of the node's trustworthiness.
+    #[serde(rename = "tr", default, skip_serializing_if = "is_default")]
+    pub trust: TrustRequirement,
 }
