@@ -28,7 +28,10 @@ pub enum ParentError {
 #[derive(Debug)]
 pub struct Parent {
     id: NodeId,
+    /// The key that it signs with.
     key: Option<PublicKey>,
+    /// The key of its certificate.
+    certified: Option<PublicKey>,
     connected: bool,
     welcomed: bool,
     hello_at: Option<u64>,
@@ -44,6 +47,7 @@ impl Parent {
         Self {
             id,
             key: None,
+            certified: None,
             connected: false,
             welcomed: false,
             hello_at: None,
@@ -57,6 +61,13 @@ impl Parent {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.connected
+    }
+
+    /// The key of the parent's certificate, once it has introduced itself. The hub signs with a key of the trust bundle and
+    /// never introduces itself.
+    #[must_use]
+    pub fn certified_key(&self) -> Option<&PublicKey> {
+        self.certified.as_ref()
     }
 
     /// The transport is up: a hello is due.
@@ -144,6 +155,7 @@ impl Parent {
             let key = untrusted.speaker(&introduced)?;
             let verified = untrusted.verify(kind, &key)?.meant_for(me, now_s)?;
             self.key = Some(key);
+            self.certified = Some(introduced.key);
             return Ok(verified);
         }
         let unknown = EnvelopeError::UnknownKey {

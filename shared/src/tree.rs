@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::{self, NodeCertificate};
-use crate::envelope::Untrusted;
+use crate::envelope::{Untrusted, VerifiedBytes};
 use crate::hop::{Admit, Position, admit};
 use crate::ids::{Digest, HUB_AUDIENCE, NodeId, SitePath};
 use crate::keys::PublicKey;
@@ -129,6 +129,8 @@ pub enum Said {
     Report(v1::Report),
     /// The answer to a command.
     Reply(v1::Reply),
+    /// The answer to a challenge, not decoded yet.
+    Evidence(VerifiedBytes),
 }
 
 /// What a tree's owner is to do, in order.
@@ -409,6 +411,7 @@ impl Tree {
             Kind::Report => self.on_report_stream(child, bytes),
             Kind::Relay => self.on_relay(child, bytes, clock),
             Kind::Reply => self.on_reply(child, bytes),
+            Kind::Evidence => self.on_evidence(child, bytes),
             Kind::ChunkRequest => self.on_chunk_request(child, bytes),
             other => Err(format!("a {} is not understood", other.as_str())),
         };

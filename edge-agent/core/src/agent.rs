@@ -2,6 +2,8 @@
 
 mod plan;
 
+mod trust;
+
 mod messages;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,6 +24,7 @@ use crate::commands::Seen;
 use crate::intake::{self, Held, Verdict};
 use crate::ledger::{Op, Stored};
 use crate::schedule::{self, Candidate, Decision, Scheduler};
+use crate::standing::{OwnBoot, Standing};
 use crate::workload::{Desired, Machine, Step, spec_digest};
 
 /// When the twin in force was on disk, until it has been reported.
@@ -52,6 +55,11 @@ pub struct Agent {
     committed: Option<Committed>,
     scheduler: Scheduler,
     pub(crate) power: (PowerLevel, String),
+    pub(crate) standing: Standing,
+    floor: Version,
+    /// The ledger's count, and whether the TPM was asked to follow.
+    counter: u64,
+    counting: bool,
     salt: u64,
     effects: VecDeque<Action>,
     actions: VecDeque<Action>,
@@ -90,12 +98,24 @@ impl Agent {
             committed: None,
             scheduler: Scheduler::default(),
             power: config.power.clone(),
+            standing: Standing {
+                root: config.root.clone(),
+                ..Standing::default()
+            },
+            floor: Version {
+                epoch: stored.floor.0,
+                generation: stored.floor.1,
+            },
+            counter: stored.counter,
+            counting: false,
             salt,
             effects: VecDeque::new(),
             actions: VecDeque::new(),
             config,
         };
         agent.reopen_twin(stored.twin, now);
+        agent.reopen_results(stored.ear, stored.parent_ear);
+        agent.judge_disk(now);
         let found = agent.take_live(found, now);
         agent.desire(now);
         for (id, ok, detail) in found {
@@ -126,6 +146,8 @@ impl Agent {
             self.config.alarms.iter().any(|a| *key == format!("alarm/{}", a.code))
                 || (key == "alarm/stored-twin" && self.twin.is_none())
                 || (key == "alarm/power" && self.power.0 != PowerLevel::Mains)
+                || (key == "alarm/quarantine" && self.standing.quarantine.is_some())
+                || (key == "alarm/own-boot" && matches!(self.config.root.own_boot, OwnBoot::Refused(_)))
         };
         let over: Vec<String> = self.reporter.alarms().into_iter().filter(|k| !stands(k)).collect();
         for key in over {
@@ -249,6 +271,8 @@ impl Agent {
             Event::Pressure(pressure) => self.scheduler.sample(pressure, now.mono_ms),
             Event::Power { level, why } => self.on_power(level, why, now),
             Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
+            Event::Counted(result) => self.on_counted(result, now),
+            Event::Unmeasured(why) => self.on_unmeasured(why, now),
             Event::Tick => {}
         }
         self.settle(now);

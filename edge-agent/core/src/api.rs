@@ -10,6 +10,7 @@ use cnova_shared::wire::v1;
 
 use crate::ledger::Op;
 use crate::schedule::Pressure;
+use crate::standing::Root;
 
 /// What an agent is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Config {
     pub trust: TrustBundle,
     /// How well it is supplied with power and cooling at the start, and what that was concluded from.
     pub power: (v1::PowerLevel, String),
+    /// What its root of trust said.
+    pub root: Root,
     /// Conditions that the daemon met before the core existed, such as a store that was set aside.
     pub alarms: Vec<v1::Alarm>,
 }
@@ -86,6 +89,10 @@ pub enum Event {
         /// Names of those that the configuration offers.
         devices: Vec<String>,
     },
+    /// The TPM's counter was increased; its new value, or why not.
+    Counted(Result<u64, String>),
+    /// Whether launches can be measured: why not, or that they can again.
+    Unmeasured(Option<String>),
     /// Time went by.
     Tick,
 }
@@ -231,6 +238,15 @@ pub enum Action {
         op: v1::Operation,
         /// The instance that it is about, when there is one.
         attempt: Option<u32>,
+    },
+    /// Increase the TPM's counter by one; answered with [`Event::Counted`].
+    CountUp,
+    /// Answer a challenge with evidence, for this verifier.
+    Attest {
+        /// Who asks.
+        verifier: NodeId,
+        /// What it asks.
+        challenge: v1::Challenge,
     },
     /// Forget every artifact that is not in the list.
     KeepArtifacts(Vec<Digest>),

@@ -36,9 +36,16 @@ pub struct Held {
     pub digest: Digest,
 }
 
-/// Judges `bytes` for the node `me`, which holds `held`, at `now_s`.
+/// Judges `bytes` for the node `me`, which holds `held` and takes nothing below `floor`, at `now_s`.
 #[must_use]
-pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>, now_s: u64) -> Verdict {
+pub fn judge(
+    bytes: &[u8],
+    me: &NodeId,
+    trust: &TrustBundle,
+    held: Option<Held>,
+    floor: Version,
+    now_s: u64,
+) -> Verdict {
     let twin = match VerifiedTwin::open(bytes, trust, now_s) {
         Ok(twin) => twin,
         Err(e) => return refuse(&e, Version::default()),
@@ -50,6 +57,14 @@ pub fn judge(bytes: &[u8], me: &NodeId, trust: &TrustBundle, held: Option<Held>,
             me: me.clone(),
         };
         return refuse(&TwinError::Envelope(e), version);
+    }
+    if version < floor {
+        let detail = format!("the hub said after a roll-back of the disk that nothing below {floor} is to be taken");
+        return Verdict::Refuse(Refusal {
+            code: "rolled-back",
+            detail,
+            version,
+        });
     }
     let Some(held) = held else {
         return Verdict::Take(Box::new(twin));

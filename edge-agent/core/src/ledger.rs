@@ -110,6 +110,19 @@ pub enum Op {
     PutInstance(InstanceRow),
     /// A workload that is gone.
     DeleteInstance(WorkloadId),
+    /// The value of the TPM's counter that this ledger belongs to; written with the twin that it counts.
+    Counter(u64),
+    /// A result about this node, as it came.
+    PutEar(Vec<u8>),
+    /// A result about the parent, as it came.
+    PutParentEar(Vec<u8>),
+    /// No twin below this one is taken any more, by the word of the hub.
+    Floor {
+        /// Its epoch.
+        epoch: u64,
+        /// Its generation.
+        generation: u64,
+    },
     /// A change to the report stream.
     Stream(StreamOp),
 }
@@ -123,6 +136,14 @@ pub struct Stored {
     pub time_floor: u64,
     /// All instances.
     pub instances: Vec<InstanceRow>,
+    /// The value of the TPM's counter that it belongs to, 0 for none.
+    pub counter: u64,
+    /// The newest result about this node.
+    pub ear: Option<Vec<u8>>,
+    /// The newest result about the parent.
+    pub parent_ear: Option<Vec<u8>>,
+    /// The oldest twin that is taken, epoch and generation.
+    pub floor: (u64, u64),
     /// The report stream.
     pub stream: StoredStream,
 }
@@ -139,6 +160,10 @@ impl Stored {
                     self.instances.push(row);
                 }
                 Op::DeleteInstance(id) => self.instances.retain(|r| r.id != id),
+                Op::Counter(value) => self.counter = value,
+                Op::PutEar(bytes) => self.ear = Some(bytes),
+                Op::PutParentEar(bytes) => self.parent_ear = Some(bytes),
+                Op::Floor { epoch, generation } => self.floor = (epoch, generation),
                 Op::Stream(op) => self.stream.apply(&op),
             }
         }

@@ -10,6 +10,7 @@ mod commands;
 pub mod intake;
 pub mod ledger;
 pub mod schedule;
+pub mod standing;
 mod status;
 pub mod workload;
 

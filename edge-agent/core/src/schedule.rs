@@ -2,7 +2,7 @@
 //! workload that does not run has a reason.
 //!
 //! A decision is made in this order, and the first reason that is found is the one that is told: what the node lacks
-//! (runtime, device), the clock (cron, windows), power, what must come first (dependencies), pressure, and at last room:
+//! (runtime, device), what the node cannot prove of itself, the clock (cron, windows), power, what must come first (dependencies), pressure, and at last room:
 //! memory, CPU and accelerators are given out from the highest priority down.
 
 mod admit;
@@ -23,6 +23,8 @@ pub(crate) use reason::word as power_word;
 pub use times::{Gate, LATE_MIN_S, RECHECK_MS};
 
 use times::Times;
+
+use crate::standing::Bar;
 
 /// Whether a workload runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +118,10 @@ pub struct Candidate<'a> {
     pub fired_s: u64,
     /// Whether it was started for that firing and has not come to its end: it is started again whatever the clock says.
     pub pending: bool,
+    /// What the node cannot prove of itself and the workload asks for.
+    pub bar: Option<Bar>,
+    /// Whether it is another version than the one that was started last.
+    pub is_update: bool,
 }
 
 /// The node as the scheduler sees it.
@@ -230,6 +236,9 @@ impl Scheduler {
         if let Some(reason) = admit::lacks(workload, node.capabilities).or_else(|| must_not(workload, entry, node)) {
             return Decision::Wait(reason);
         }
+        if let Some(Bar::Wait(why)) = &entry.candidate.bar {
+            return Decision::Wait(Reason::Trust(why.clone()));
+        }
         if let Some(reason) = self.shedder.reason(&workload.id) {
             return Decision::Wait(reason);
         }
@@ -245,19 +254,29 @@ impl Scheduler {
                 .gate
                 .hold()
                 .filter(|_| !entry.candidate.pending)
+                .or_else(|| held_for_trust(entry.candidate))
                 .or_else(|| needs::unmet(workload, candidates))
                 .or_else(|| self.shedder.hold(entry.priority));
             if let Some(reason) = held {
                 return Decision::Hold(reason);
             }
         }
-        match room.take(entry) {
-            Ok(leases) => Decision::Run {
+        match (room.take(entry), held_for_trust(entry.candidate)) {
+            // The version before runs on until the new one may be trusted.
+            (Ok(_), Some(reason)) if entry.candidate.is_update => Decision::Hold(reason),
+            (Ok(leases), _) => Decision::Run {
                 leases,
                 occurrence: entry.gate.occurrence(),
             },
-            Err(reason) => Decision::Wait(reason),
+            (Err(reason), _) => Decision::Wait(reason),
         }
+    }
+}
+
+fn held_for_trust(candidate: &Candidate<'_>) -> Option<Reason> {
+    match &candidate.bar {
+        Some(Bar::Hold(why)) => Some(Reason::Trust(why.clone())),
+        _ => None,
     }
 }
 

@@ -195,7 +195,7 @@ impl Gateway {
             Kind::Ack => self.on_ack(bytes, now),
             Kind::Twin => self.on_twin(bytes, now),
             Kind::Chunk => self.on_chunk(bytes, now),
-            Kind::Command => self.on_command(bytes),
+            Kind::Command => self.hand_on(Kind::Command, bytes),
             other => Err(format!("a {} is not understood", other.as_str())),
         };
         if let Err(why) = result {
@@ -295,8 +295,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Commands are handed on at once or not at all; the node checks the hub's signature and the expiry itself.
-    fn on_command(&mut self, bytes: &[u8]) -> Result<(), String> {
+    /// Commands and challenges are handed on at once or not at all; the node checks the signature and the expiry itself.
+    fn hand_on(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), String> {
         let node = Untrusted::read(bytes).map_err(|e| e.to_string())?.claims.aud;
         let via = self
             .tree
@@ -307,7 +307,7 @@ impl Gateway {
         }
         let action = Action::Forward {
             child: via.clone(),
-            kind: Kind::Command,
+            kind,
             bytes: bytes.to_vec(),
         };
         self.effects.push_back(action);
@@ -378,6 +378,8 @@ impl Gateway {
                 self.replies += 1;
                 BTreeSet::from([format!("reply/{}/{}", self.config.boot, self.replies)])
             }
+            // Only the newest answers the newest challenge.
+            Said::Evidence(_) => BTreeSet::from(["evidence".to_owned()]),
         }
     }
 

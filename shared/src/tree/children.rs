@@ -111,6 +111,11 @@ impl Tree {
         kind: Kind,
         bytes: &[u8],
     ) -> Result<T, String> {
+        let verified = self.verify(author, kind, bytes)?;
+        Ok(verified.decode::<T>().map_err(|e| e.to_string())?.into_value())
+    }
+
+    fn verify(&self, author: &NodeId, kind: Kind, bytes: &[u8]) -> Result<VerifiedBytes, String> {
         let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
         if untrusted.claims.iss != *author {
             return Err(format!("{} is named as its author", untrusted.claims.iss));
@@ -123,8 +128,7 @@ impl Tree {
         if !for_me.contains(&untrusted.claims.aud.as_str()) {
             return Err(format!("it is for {}", untrusted.claims.aud));
         }
-        let verified = untrusted.verify(kind, &known.key).map_err(|e| e.to_string())?;
-        Ok(verified.decode::<T>().map_err(|e| e.to_string())?.into_value())
+        untrusted.verify(kind, &known.key).map_err(|e| e.to_string())
     }
 
     /// Takes one message of a stream if it is the next; says whether it was.
@@ -231,6 +235,7 @@ impl Tree {
                 Ok(())
             }
             Some(Kind::Reply) => self.on_reply(&author, bytes),
+            Some(Kind::Evidence) => self.on_evidence(&author, bytes),
             _ => Err("its kind is not carried".into()),
         }
     }
@@ -243,6 +248,18 @@ impl Tree {
             said: Said::Reply(reply),
             kind: Kind::Reply,
             raw,
+        });
+        Ok(())
+    }
+
+    /// What is in it is for whoever appraises; here only the signature is of interest.
+    pub(super) fn on_evidence(&mut self, author: &NodeId, bytes: &[u8]) -> Result<(), String> {
+        let verified = self.verify(author, Kind::Evidence, bytes)?;
+        self.events.push_back(TreeEvent::Heard {
+            author: author.clone(),
+            said: Said::Evidence(verified),
+            kind: Kind::Evidence,
+            raw: bytes.to_vec(),
         });
         Ok(())
     }

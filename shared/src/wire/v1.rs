@@ -430,6 +430,16 @@ pub enum Operation {
         /// Which workload.
         workload: WorkloadId,
     },
+    /// The node may trust its disk again: it is let out of quarantine, and takes no twin below this one.
+    Release {
+        /// The `boot` of the hello by which the node said that it is in quarantine: a word for another start is void.
+        boot: String,
+        /// Epoch of the newest twin that the hub made for it.
+        epoch: u64,
+        /// Generation of that twin.
+        #[serde(rename = "gen")]
+        generation: u64,
+    },
     /// Something of a later version.
     #[serde(other)]
     Unknown,

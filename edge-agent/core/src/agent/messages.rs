@@ -4,11 +4,17 @@ use super::*;
 
 impl Agent {
     pub(super) fn on_message(&mut self, kind: Kind, bytes: &[u8], now: Now) {
+        if let Some(why) = self.parent_is_doubtful(kind, now) {
+            let text = format!("a {} of the parent was not taken: {why}", kind.as_str());
+            return self.stage(Stage::Note(text));
+        }
         match kind {
             Kind::Twin => self.on_twin(bytes, now),
             Kind::Ack => self.on_ack(bytes, now),
             Kind::Chunk => self.on_chunk(bytes, now),
             Kind::Command => self.on_command(bytes, now),
+            Kind::Challenge => self.on_challenge(bytes, now),
+            Kind::Ear => self.on_ear(bytes, now),
             other => self.stage(Stage::Note(format!(
                 "a {} came, which this version does not know",
                 other.as_str()
@@ -21,7 +27,9 @@ impl Agent {
             version: t.version(),
             digest: t.digest(),
         });
-        match intake::judge(bytes, &self.config.node, &self.config.trust, held, self.now_s(now)) {
+        let (now_s, floor) = (self.now_s(now), self.floor);
+        let verdict = intake::judge(bytes, &self.config.node, &self.config.trust, held, floor, now_s);
+        match self.quarantined(verdict) {
             Verdict::Held => {
                 // Whoever repeats it does not know that it is here.
                 self.parent.greet_again(now.mono_ms);
@@ -41,6 +49,7 @@ impl Agent {
             Verdict::Take(twin) => {
                 self.raise_floor(twin.iat());
                 self.ops.push(Op::PutTwin(twin.bytes().to_vec()));
+                self.count();
                 let Version { epoch, generation } = twin.version();
                 let (digest, verified_ms) = (twin.digest(), now.wall_ms);
                 let body = Body::Twin {
@@ -124,6 +133,13 @@ impl Agent {
         }
         let about = match &command.op {
             v1::Operation::Logs { workload, .. } | v1::Operation::Metrics { workload } => Some(workload),
+            v1::Operation::Release { boot, epoch, generation } => {
+                let floor = Version {
+                    epoch: *epoch,
+                    generation: *generation,
+                };
+                return self.on_release(command.id, boot, floor, now);
+            }
             v1::Operation::Unknown => None,
         };
         let attempt = about.and_then(|id| self.machines.get(id)).map(|m| m.row().attempt);

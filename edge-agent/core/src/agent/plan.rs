@@ -115,12 +115,17 @@ impl Agent {
         if let Some(now_s) = clock_s {
             self.machines.values_mut().for_each(|m| m.forget_future(now_s));
         }
+        let trusted_s = self.now_s(now);
         let candidates: Vec<Candidate<'_>> = self
             .machines
             .values()
             .filter_map(|m| {
+                let workload = m.target()?;
+                let is_update = m.target_spec() != Some(m.row().spec);
                 Some(Candidate {
-                    workload: m.target()?,
+                    workload,
+                    bar: self.standing.bar(workload.trust, is_update, trusted_s),
+                    is_update,
                     progress: m.progress(),
                     leases: m.live_leases(),
                     fired_s: m.row().fired_s,

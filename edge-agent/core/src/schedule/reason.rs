@@ -83,6 +83,8 @@ pub enum Reason {
         /// Why it is so.
         why: String,
     },
+    /// It asks for a trustworthiness that the node cannot prove.
+    Trust(String),
     /// Another workload comes first and has not come so far.
     Needs {
         /// Which.
@@ -172,6 +174,7 @@ impl fmt::Display for Reason {
                 )?;
                 if why.is_empty() { Ok(()) } else { write!(f, " ({why})") }
             }
+            Self::Trust(why) => write!(f, "trust: {why}"),
             Self::Needs { id, condition, found } => {
                 let far = match condition {
                     DependencyCondition::Started => "to run",

@@ -44,6 +44,7 @@ impl Hub {
                 Some(fresh) => fresh.iter().for_each(|entry| self.on_entry(author, entry, now)),
                 None => self.tree.ask_again(author, now.mono_ms),
             },
+            Said::Evidence(evidence) => self.on_evidence(author, evidence, now),
             Said::Reply(reply) => {
                 if let Some(request) = self.asked.remove(&reply.id) {
                     self.answer(

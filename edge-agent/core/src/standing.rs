@@ -1,0 +1,156 @@
+//! What the node can prove of itself, and what that keeps it from starting.
+//!
+//! Workloads that ask for nothing ([`TrustRequirement::None`]) are never touched by any of this: a node that cannot prove
+//! itself goes on working. The others wait until it can.
+
+use cnova_attestation::ear::{Ear, Status};
+use cnova_shared::certificate::Tier;
+use cnova_shared::wire::v1::TrustRequirement;
+
+/// What the node's root of trust said when the agent started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// What the node holds its key in.
+    pub tier: Tier,
+    /// Whether its own sealed key opened.
+    pub own_boot: OwnBoot,
+    /// Its monotonic counter.
+    pub counter: Option<Counter>,
+    /// Whether it takes anything only from a parent that is attested.
+    pub attested_parent: bool,
+}
+
+/// What became of the node's attempt to open its own sealed key at this boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum OwnBoot {
+    /// Nothing is sealed (no TPM, or nothing is approved yet): the hub's appraisal alone decides.
+    #[default]
+    Unsealed,
+    /// It opened: this boot is one that the hub approved.
+    Approved,
+    /// It did not open; why, with the registers that differ.
+    Refused(String),
+}
+
+/// The TPM's monotonic counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// Its value.
+    pub value: u64,
+    /// Whether it was only made at this start.
+    pub is_new: bool,
+}
+
+/// How the ledger and the TPM's counter stand to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rollback {
+    /// As they should.
+    None,
+    /// The ledger begins with this value.
+    Begin(u64),
+    /// A twin was committed, and the counter was not increased any more: that is made up for.
+    Finish,
+    /// The ledger is not the one that the TPM last counted for; why, for a person.
+    Found(String),
+}
+
+impl Rollback {
+    /// Compares the ledger's value, 0 for none, with the TPM's.
+    #[must_use]
+    pub fn judge(ledger: u64, tpm: Option<Counter>) -> Self {
+        let Some(tpm) = tpm else {
+            return match ledger {
+                0 => Self::None,
+                _ => Self::Found(format!(
+                    "the ledger was written with a TPM (count {ledger}), and this node now has none"
+                )),
+            };
+        };
+        match (ledger, tpm.value) {
+            (0, count) if tpm.is_new => Self::Begin(count),
+            (ledger, count) if ledger == count => Self::None,
+            (ledger, count) if ledger == count + 1 => Self::Finish,
+            (ledger, count) if ledger < count => Self::Found(format!(
+                "the ledger is of count {ledger} and the TPM is at {count}: an older disk was put back, or the ledger was lost"
+            )),
+            (ledger, count) => Self::Found(format!(
+                "the ledger is of count {ledger} and the TPM is only at {count}: the TPM was cleared or is another one"
+            )),
+        }
+    }
+}
+
+/// Why a workload that asks for trust does not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bar {
+    /// It is not started now; what runs of it runs on.
+    Hold(String),
+    /// It must not run.
+    Wait(String),
+}
+
+/// What the node can prove of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    pub(crate) root: Root,
+    /// Why the node does not trust its own disk.
+    pub(crate) quarantine: Option<String>,
+    /// The newest result about this node.
+    pub(crate) ear: Option<Ear>,
+    /// The newest result about its parent.
+    pub(crate) parent: Option<Ear>,
+    /// Why the last launch could not be measured.
+    pub(crate) unmeasured: Option<String>,
+}
+
+impl Standing {
+    /// Why a workload with `requirement` does not run now, or is not started. `is_update`: it is another version than the
+    /// one that ran last.
+    #[must_use]
+    pub fn bar(&self, requirement: TrustRequirement, is_update: bool, now_s: u64) -> Option<Bar> {
+        if requirement == TrustRequirement::None {
+            return None;
+        }
+        if self.root.tier != Tier::Tpm {
+            return Some(Bar::Wait("it asks for a TPM, and this node's key lies in a file".into()));
+        }
+        if requirement == TrustRequirement::Tpm {
+            return None;
+        }
+        self.disproved().map(Bar::Wait).or_else(|| self.doubt(is_update, now_s).map(Bar::Hold))
+    }
+
+    fn disproved(&self) -> Option<String> {
+        if let Some(why) = &self.quarantine {
+            return Some(format!("this node is in quarantine: {why}"));
+        }
+        if let OwnBoot::Refused(why) = &self.root.own_boot {
+            return Some(format!("this node booted something that is not approved: {why}"));
+        }
+        let ear = self.ear.as_ref().filter(|e| e.status == Status::Contraindicated)?;
+        Some(format!("this node was found not to be what it should be: {}", found(ear)))
+    }
+
+    fn doubt(&self, is_update: bool, now_s: u64) -> Option<String> {
+        let Some(ear) = &self.ear else {
+            return Some("this node has not been attested yet".into());
+        };
+        if ear.status != Status::Affirming {
+            return Some(format!("this node's attestation is not affirming: {}", found(ear)));
+        }
+        if is_update && ear.exp <= now_s {
+            let text = "this node's attestation is stale: what it knows runs on, what is new waits for the hub";
+            return Some(text.into());
+        }
+        let why = self.unmeasured.as_ref()?;
+        Some(format!("its launch cannot be measured: {why}"))
+    }
+}
+
+/// The first thing that was found, for a person.
+fn found(ear: &Ear) -> String {
+    match ear.findings.first() {
+        Some(finding) => finding.detail.clone(),
+        None => ear.status.to_string(),
+    }
+}
