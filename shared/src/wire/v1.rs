@@ -8,6 +8,7 @@ use serde_bytes::ByteBuf;
 use crate::ids::{Digest, NodeId, SitePath, WorkloadId};
 
 mod conditions;
+mod enrol;
 mod trust;
 mod workload;
 
@@ -15,6 +16,9 @@ use conditions::is_default;
 pub use conditions::{
     Accelerator, AcceleratorClaim, Dependency, DependencyCondition, HEALTH_FAILURES, HEALTH_INTERVAL_MS,
     HEALTHY_WITHIN_MS, Health, OnBadUpdate, PowerLevel, Schedule,
+};
+pub use enrol::{
+    Enrol, EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolFinish, EnrolIssued, EnrolRefused, EnrolStep, Enrolled,
 };
 pub use trust::{Challenge, Trust, TrustItem, TrustItemKind};
 pub use workload::{Artifact, Grants, InputFile, Restart, RestartPolicy, Twin, Volume, Workload};
@@ -37,6 +41,8 @@ macro_rules! versioned {
 }
 
 versioned!(
+    Enrol,
+    Enrolled,
     Hello,
     Report,
     Relay,
