@@ -13,6 +13,7 @@ pub mod ids;
 pub mod keys;
 pub mod limits;
 pub mod parent;
+pub mod renewal;
 pub mod report;
 pub mod time;
 pub mod topics;

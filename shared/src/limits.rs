@@ -74,5 +74,13 @@ pub fn clip_to(text: &str, max: usize) -> String {
     text[..end].to_owned()
 }
 
+/// Largest step of an enrolment, and largest answer to one.
+pub const ENROL_BYTES: usize = 64 * 1024;
+/// Longest enrolment token.
+pub const ENROL_TOKEN_LEN: usize = 128;
+/// First pause before a certificate is asked for again; doubles up to [`RENEW_AGAIN_MAX_MS`].
+pub const RENEW_AGAIN_MIN_MS: u64 = 5_000;
+/// Longest pause before a certificate is asked for again, and between two looks at the clock.
+pub const RENEW_AGAIN_MAX_MS: u64 = 3_600_000;
 /// Bytes of a nonce in a challenge.
 pub const NONCE_BYTES: usize = 32;

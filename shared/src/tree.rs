@@ -169,6 +169,15 @@ pub enum TreeEvent {
         /// What it wants.
         request: v1::ChunkRequest,
     },
+    /// A descendant asks for a certificate, for itself or for a newcomer at its door; `raw` are its signed bytes.
+    Enrol {
+        /// Who asks.
+        author: NodeId,
+        /// What.
+        enrol: v1::Enrol,
+        /// The signed bytes.
+        raw: Vec<u8>,
+    },
     /// Send signed bytes to a child unchanged.
     Forward {
         /// The child.
@@ -340,6 +349,12 @@ impl Tree {
         self.descendants.get(node).map(|d| &d.via)
     }
 
+    /// What a descendant's certificate says of it.
+    #[must_use]
+    pub fn certificate_of(&self, node: &NodeId) -> Option<&NodeCertificate> {
+        self.descendants.get(node).map(|d| &d.certificate)
+    }
+
     /// The version of the twin that `node` should have.
     #[must_use]
     pub fn desired(&self, node: &NodeId) -> Option<Version> {
@@ -413,6 +428,7 @@ impl Tree {
             Kind::Reply => self.on_reply(child, bytes),
             Kind::Evidence => self.on_evidence(child, bytes),
             Kind::ChunkRequest => self.on_chunk_request(child, bytes),
+            Kind::Enrol => self.on_enrol(child, bytes),
             other => Err(format!("a {} is not understood", other.as_str())),
         };
         if let Err(why) = result {

@@ -12,6 +12,7 @@ use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::parent::{Parent, ParentError};
+use cnova_shared::renewal::Renewal;
 use cnova_shared::report::{Reporter, StreamOp};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
@@ -48,6 +49,7 @@ pub struct Agent {
     partial: BTreeMap<Digest, u64>,
     reporter: Reporter,
     pub(crate) parent: Parent,
+    renewal: Renewal,
     commands: Seen,
     floor_s: u64,
     ops: Vec<Op>,
@@ -91,6 +93,7 @@ impl Agent {
             partial,
             reporter: Reporter::new(stored.stream),
             parent: Parent::new(config.parent.clone()),
+            renewal: Renewal::new(config.key.clone(), config.renew_s, first_ticket(&config.boot)),
             commands: Seen::default(),
             floor_s: stored.time_floor.max(config.trust.contents().issued_at),
             ops: Vec::new(),
@@ -244,6 +247,7 @@ impl Agent {
         match event {
             Event::Connected => {
                 self.parent.connected(now.mono_ms);
+                self.renewal.connected(now.mono_ms);
                 self.fetches.reconnected();
             }
             Event::Disconnected => {
@@ -273,6 +277,7 @@ impl Agent {
             Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
             Event::Counted(result) => self.on_counted(result, now),
             Event::Unmeasured(why) => self.on_unmeasured(why, now),
+            Event::Installed { renew_s } => self.renewal.installed(Some(renew_s), now.mono_ms),
             Event::Tick => {}
         }
         self.settle(now);
@@ -294,6 +299,7 @@ impl Agent {
         machines
             .chain(self.parent.timeout())
             .chain(fetch)
+            .chain(self.renewal.timeout().filter(|_| link))
             .chain(report)
             .chain(committed)
             .chain(self.scheduler.timeout().filter(|_| self.twin.is_some()))
@@ -463,6 +469,12 @@ impl Agent {
 /// Differs between nodes, and stays the same for one.
 fn salt_of(node: &NodeId) -> u64 {
     let d = Digest::of(node.as_str().as_bytes()).0;
+    u64::from_le_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]])
+}
+
+/// Tickets of one life of the agent are not those of another.
+fn first_ticket(boot: &str) -> u64 {
+    let d = Digest::of(boot.as_bytes()).0;
     u64::from_le_bytes([d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]])
 }
 

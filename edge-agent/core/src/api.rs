@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
+use cnova_shared::keys::PublicKey;
 use cnova_shared::topics::Kind;
 use cnova_shared::twin::Version;
 use cnova_shared::wire::v1;
@@ -37,6 +38,10 @@ pub struct Config {
     pub root: Root,
     /// Conditions that the daemon met before the core existed, such as a store that was set aside.
     pub alarms: Vec<v1::Alarm>,
+    /// The key that its certificate is about.
+    pub key: PublicKey,
+    /// When it is to ask for its next certificate, seconds since 1970; never, where it was certified by hand.
+    pub renew_s: Option<u64>,
 }
 
 /// Something happened.
@@ -93,6 +98,11 @@ pub enum Event {
     Counted(Result<u64, String>),
     /// Whether launches can be measured: why not, or that they can again.
     Unmeasured(Option<String>),
+    /// The certificate of [`Action::Install`] is on disk and in use.
+    Installed {
+        /// When to ask for the next one, seconds since 1970.
+        renew_s: u64,
+    },
     /// Time went by.
     Tick,
 }
@@ -180,6 +190,8 @@ pub enum Message {
     ChunkRequest(v1::ChunkRequest),
     /// To the hub.
     Reply(v1::Reply),
+    /// To the hub: a request for the node's next certificate.
+    Enrol(v1::Enrol),
 }
 
 /// A stage of a twin or workload was reached; for the log.
@@ -248,6 +260,8 @@ pub enum Action {
         /// What it asks.
         challenge: v1::Challenge,
     },
+    /// Put the node's next certificate on disk, then use it; answered with [`Event::Installed`]. It was checked.
+    Install(Box<v1::EnrolIssued>),
     /// Forget every artifact that is not in the list.
     KeepArtifacts(Vec<Digest>),
     /// For the log.

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::client::ResolvesClientCert;
+use rustls::server::ResolvesServerCert;
+use rustls_pki_types::CertificateDer;
 
 /// The embedded endpoint.
 #[derive(Debug)]
@@ -19,10 +22,8 @@ pub struct EndpointConfig {
 
 /// Certificates and key of the embedded endpoint.
 pub struct TlsMaterial {
-    /// Our certificate, then the intermediates up to a root that the children know.
-    pub cert_chain: Vec<CertificateDer<'static>>,
-    /// The key of the first certificate.
-    pub key: PrivateKeyDer<'static>,
+    /// Our certificate, its intermediates and its key, asked for at each handshake. See [`crate::fixed`].
+    pub own: Arc<dyn ResolvesServerCert>,
     /// The authorities whose certificates a child may show.
     pub client_ca: Vec<CertificateDer<'static>>,
 }
@@ -42,10 +43,8 @@ pub struct ExternalConfig {
 
 /// Certificates and key with which we connect to an external broker.
 pub struct ClientTlsMaterial {
-    /// Our certificate, then its intermediates.
-    pub cert_chain: Vec<CertificateDer<'static>>,
-    /// The key of the first certificate.
-    pub key: PrivateKeyDer<'static>,
+    /// Our certificate, its intermediates and its key, asked for at each handshake. See [`crate::fixed`].
+    pub own: Arc<dyn ResolvesClientCert>,
     /// The authorities that may have signed the broker's certificate.
     pub ca: Vec<CertificateDer<'static>>,
     /// The name that the broker's certificate must carry; it may differ from the host that is dialled.
@@ -119,7 +118,6 @@ impl Default for Limits {
 impl fmt::Debug for TlsMaterial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsMaterial")
-            .field("cert_chain", &self.cert_chain.len())
             .field("client_ca", &self.client_ca.len())
             .finish_non_exhaustive()
     }
@@ -128,7 +126,6 @@ impl fmt::Debug for TlsMaterial {
 impl fmt::Debug for ClientTlsMaterial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientTlsMaterial")
-            .field("cert_chain", &self.cert_chain.len())
             .field("ca", &self.ca.len())
             .field("server_name", &self.server_name)
             .finish_non_exhaustive()

@@ -41,3 +41,4 @@ pub use external::ExternalEndpoint;
 pub use mosquitto::{MosquittoSettings, mosquitto_acl, mosquitto_config};
 pub use publisher::Publisher;
 pub use registry::IDENTITY_CONFLICT;
+pub use tls::fixed;

@@ -9,7 +9,8 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme, version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::config::{ClientTlsMaterial, TlsMaterial};
 use crate::error::EndpointError;
@@ -28,8 +29,7 @@ pub(crate) fn server_config(material: TlsMaterial) -> Result<ServerConfig, Endpo
         .with_protocol_versions(&[&TLS13])
         .map_err(|source| EndpointError::Tls { source })?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(material.cert_chain, material.key)
-        .map_err(|source| EndpointError::Tls { source })?;
+        .with_cert_resolver(material.own);
     // A resumed session would carry on an identity whose certificate has expired since.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -48,13 +48,25 @@ pub(crate) fn client_config(material: ClientTlsMaterial) -> Result<ClientConfig,
         .map_err(|error| EndpointError::Authority {
             reason: error.to_string(),
         })?;
-    ClientConfig::builder_with_provider(provider)
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|source| EndpointError::Tls { source })?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(NamedServer { verifier, name }))
-        .with_client_auth_cert(material.cert_chain, material.key)
-        .map_err(|source| EndpointError::Tls { source })
+        .with_client_cert_resolver(material.own))
+}
+
+/// A certificate (then its intermediates) and its key that stay the same.
+///
+/// # Errors
+/// [`EndpointError::Tls`] when the key cannot be used or is not that of the certificate.
+pub fn fixed(
+    cert_chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<SingleCertAndKey>, EndpointError> {
+    let certified = CertifiedKey::from_der(cert_chain, key, &provider());
+    let certified = certified.map_err(|source| EndpointError::Tls { source })?;
+    Ok(Arc::new(SingleCertAndKey::from(certified)))
 }
 
 /// The node id in a certificate: its one subject CN, if that is a node id.

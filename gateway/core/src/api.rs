@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath};
+use cnova_shared::keys::PublicKey;
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::{StoredTree, TreeOp};
 use cnova_shared::wire::v1;
 use serde::{Deserialize, Serialize};
 
+use crate::enrol::DoorId;
 use crate::spool::{SpoolOp, StoredSpool};
 
 /// What a gateway is told about itself before it starts.
@@ -31,6 +33,10 @@ pub struct Config {
     pub trust: TrustBundle,
     /// Conditions that the daemon met before the core existed.
     pub alarms: Vec<v1::Alarm>,
+    /// The key that its certificate is about.
+    pub key: PublicKey,
+    /// When it is to ask for its next certificate, seconds since 1970; never, where it was certified by hand.
+    pub renew_s: Option<u64>,
 }
 
 /// Something happened.
@@ -78,6 +84,20 @@ pub enum Event {
         digest: Digest,
         /// Why.
         detail: String,
+    },
+    /// A newcomer at the enrolment door asks something; answered with [`Action::AnswerNewcomer`].
+    Newcomer {
+        /// Whom to answer.
+        door: DoorId,
+        /// What it asks.
+        step: v1::EnrolStep,
+    },
+    /// A newcomer has gone before it was answered.
+    NewcomerGone(DoorId),
+    /// The certificate of [`Action::Install`] is on disk and in use.
+    Installed {
+        /// When to ask for the next one, seconds since 1970.
+        renew_s: u64,
     },
     /// A condition at the door that a person should know; it stands until the gateway is started anew.
     Trouble(v1::Alarm),
@@ -136,6 +156,8 @@ pub enum UpMessage {
     Relay(v1::Relay),
     /// To the parent.
     ChunkRequest(v1::ChunkRequest),
+    /// To the hub, carried unchanged by every gateway on the way: for a newcomer, or for this gateway itself.
+    Enrol(v1::Enrol),
 }
 
 /// Something to do, in order.
@@ -145,6 +167,22 @@ pub enum Action {
     Persist(Vec<Op>),
     /// Sign and send to the parent.
     SendUp(UpMessage),
+    /// Send a descendant's signed bytes to the parent unchanged.
+    CarryUp {
+        /// The kind.
+        kind: Kind,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Answer a newcomer.
+    AnswerNewcomer {
+        /// Whom.
+        door: DoorId,
+        /// What.
+        answer: v1::EnrolAnswer,
+    },
+    /// Put this gateway's next certificate on disk, then use it; answered with [`Event::Installed`]. It was checked.
+    Install(Box<v1::EnrolIssued>),
     /// Sign and send to a child.
     Ack {
         /// The child.

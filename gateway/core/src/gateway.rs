@@ -6,6 +6,7 @@ use cnova_shared::envelope::Untrusted;
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::parent::{Parent, ParentError};
+use cnova_shared::renewal::Renewal;
 use cnova_shared::report::{Reporter, StreamOp};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
@@ -15,7 +16,12 @@ use cnova_shared::wire::v1::{self, Body, Stream};
 
 use crate::api::{Action, Config, Event, Op, Stored, UpMessage};
 use crate::cache::Cache;
+use crate::enrol::Newcomers;
 use crate::spool::{Item, Spool, SpoolOp};
+
+mod certificates;
+
+use certificates::first_ticket;
 
 /// One gateway.
 #[derive(Debug)]
@@ -26,6 +32,8 @@ pub struct Gateway {
     cache: Cache,
     reporter: Reporter,
     parent: Parent,
+    newcomers: Newcomers,
+    renewal: Renewal,
     welcomed: BTreeSet<Stream>,
     floor_s: u64,
     replies: u64,
@@ -55,6 +63,8 @@ impl Gateway {
             cache: Cache::new(artifacts, partial),
             reporter: Reporter::new(stored.stream),
             parent: Parent::new(config.parent.clone()),
+            newcomers: Newcomers::new(config.node.clone(), first_ticket(&config.boot)),
+            renewal: Renewal::new(config.key.clone(), config.renew_s, !first_ticket(&config.boot)),
             welcomed: BTreeSet::new(),
             floor_s: stored.time_floor.max(config.trust.contents().issued_at),
             replies: 0,
@@ -113,6 +123,7 @@ impl Gateway {
         match event {
             Event::ParentConnected => {
                 self.parent.connected(now.mono_ms);
+                self.renewal.connected(now.mono_ms);
                 self.welcomed.clear();
                 self.cache.reconnected();
             }
@@ -148,6 +159,9 @@ impl Gateway {
                 self.cache.failed(&digest, &detail, now.mono_ms);
                 self.note(format!("artifact {}: {detail}", digest.short()));
             }
+            Event::Newcomer { door, step } => self.on_newcomer(door, step, now),
+            Event::NewcomerGone(door) => self.newcomers.gone(door),
+            Event::Installed { renew_s } => self.renewal.installed(Some(renew_s), now.mono_ms),
             Event::Trouble(alarm) => self.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now),
             Event::Tick => {}
         }
@@ -168,12 +182,14 @@ impl Gateway {
             self.reporter.timeout(),
             self.spool.timeout(),
             self.parent.timeout(),
+            self.renewal.timeout(),
         ];
         above
             .into_iter()
             .flatten()
             .filter(|_| up)
             .chain(self.tree.timeout())
+            .chain(self.newcomers.timeout(up))
             .min()
     }
 
@@ -195,7 +211,8 @@ impl Gateway {
             Kind::Ack => self.on_ack(bytes, now),
             Kind::Twin => self.on_twin(bytes, now),
             Kind::Chunk => self.on_chunk(bytes, now),
-            Kind::Command => self.hand_on(Kind::Command, bytes),
+            Kind::Command => self.hand_down(Kind::Command, bytes),
+            Kind::Enrolled => self.on_enrolled(bytes, now),
             other => Err(format!("a {} is not understood", other.as_str())),
         };
         if let Err(why) = result {
@@ -295,8 +312,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Commands and challenges are handed on at once or not at all; the node checks the signature and the expiry itself.
-    fn hand_on(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), String> {
+    /// Commands, challenges and answers are handed on at once or not at all; the node checks the hub's signature itself.
+    fn hand_down(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), String> {
         let node = Untrusted::read(bytes).map_err(|e| e.to_string())?.claims.aud;
         let via = self
             .tree
@@ -361,6 +378,7 @@ impl Gateway {
                     }
                     self.effects.push_back(Action::Forward { child, kind, bytes });
                 }
+                TreeEvent::Enrol { author, raw, .. } => self.carry_enrol(&author, raw),
                 TreeEvent::Note(text) => self.note(text),
             }
         }
@@ -397,12 +415,16 @@ impl Gateway {
     }
 
     fn speak(&mut self, now: Now) {
+        self.ask_for_newcomers(now);
         if !self.parent.is_connected() {
             return;
         }
         if self.parent.poll_hello(now.mono_ms) {
             let hello = self.hello();
             self.effects.push_back(Action::SendUp(UpMessage::Hello(hello)));
+        }
+        if let Some(enrol) = self.renewal.poll(self.now_s(now), now.mono_ms) {
+            self.effects.push_back(Action::SendUp(UpMessage::Enrol(enrol)));
         }
         while let Some(want) = self.cache.poll(now.mono_ms) {
             let request = v1::ChunkRequest {

@@ -3,8 +3,10 @@
 
 pub mod api;
 mod cache;
+mod enrol;
 mod gateway;
 pub mod spool;
 
 pub use api::{Action, Config, Event, Op, Stored, UpMessage};
+pub use enrol::{ANSWER_WITHIN_MS, ASK_AGAIN_MS, DoorId, NEWCOMERS_WAITING};
 pub use gateway::Gateway;

@@ -40,6 +40,8 @@ fn config() -> Config {
         boot: "boot-1".into(),
         trust: support::trust(),
         alarms: Vec::new(),
+        key: cnova_shared::keys::Signer::public_key(&cnova_shared::keys::SoftKey::ed25519_from_seed(&[9; 32])).clone(),
+        renew_s: None,
     }
 }
 

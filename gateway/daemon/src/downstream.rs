@@ -27,8 +27,7 @@ pub async fn start(
     match children {
         Children::Listen(address) => {
             let tls = TlsMaterial {
-                cert_chain: identity.tls_chain(),
-                key: identity.tls_key(),
+                own: identity.certified(),
                 client_ca: identity.tls_authorities(),
             };
             let config = EndpointConfig {
@@ -46,8 +45,7 @@ pub async fn start(
                 .clone()
                 .unwrap_or_else(|| identity.node().to_string());
             let tls = ClientTlsMaterial {
-                cert_chain: identity.tls_chain(),
-                key: identity.tls_key(),
+                own: identity.certified(),
                 ca: identity.tls_authorities(),
                 server_name,
             };

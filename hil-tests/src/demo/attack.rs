@@ -166,8 +166,7 @@ async fn talk(
 
 async fn open(me: &Identity, port: u16) -> Result<(Endpoint, tokio::sync::mpsc::Receiver<EndpointEvent>), DemoError> {
     let tls = TlsMaterial {
-        cert_chain: me.tls_chain(),
-        key: me.tls_key(),
+        own: me.certified(),
         client_ca: me.tls_authorities(),
     };
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], port));

@@ -109,6 +109,9 @@ impl SimAgent {
             trust: pki().trust.clone(),
             power: (self.power, "as simulated".into()),
             alarms,
+            // Nobody's certificate ends in the simulated hours.
+            key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),
+            renew_s: None,
         };
         let found = self.observe();
         let (artifacts, partial) = (self.artifacts.clone(), self.partial.clone());

@@ -69,6 +69,9 @@ impl SimGateway {
             boot: format!("{}-{}", self.node, self.life),
             trust: pki().trust.clone(),
             alarms,
+            // Nobody's certificate ends in the simulated hours.
+            key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),
+            renew_s: None,
         };
         let (artifacts, partial) = (self.artifacts.clone(), self.partial.clone());
         self.core = Some(Gateway::boot(config, self.stored.clone(), artifacts, partial, now));

@@ -126,7 +126,8 @@ impl World {
                 let a = self.agents.get_mut(node).expect("it acts");
                 a.artifacts.retain(|d| keep.contains(d));
             }
-            agent::Action::Answer { .. } => {}
+            // Never due: see the core's configuration.
+            agent::Action::Answer { .. } | agent::Action::Install(_) => {}
             agent::Action::Stage(stage) => self.log(format!("{node}: {stage:?}")),
         }
         true

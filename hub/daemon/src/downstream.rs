@@ -30,8 +30,7 @@ impl Downstream {
         match &self.children {
             Children::Listen(listen) => {
                 let tls = TlsMaterial {
-                    cert_chain: identity.tls_chain(),
-                    key: identity.tls_key(),
+                    own: identity.certified(),
                     client_ca: identity.tls_authorities(),
                 };
                 let config = EndpointConfig {
@@ -48,8 +47,7 @@ impl Downstream {
                     host: broker.host.clone(),
                     port: broker.port,
                     tls: ClientTlsMaterial {
-                        cert_chain: identity.tls_chain(),
-                        key: identity.tls_key(),
+                        own: identity.certified(),
                         ca: identity.tls_authorities(),
                         server_name: broker
                             .server_name

@@ -1,5 +1,6 @@
 //! Who this node is: its certificate, its key and whom it trusts, read from three files.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -12,11 +13,14 @@ use cnova_shared::envelope::{self, Claims, SealError};
 use cnova_shared::ids::{NodeId, SitePath};
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::topics::Kind;
+use cnova_shared::wire::v1::EnrolIssued;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::SigningKey;
 use serde::Serialize;
 use thiserror::Error;
-use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::certified::{self, Certified};
 
 /// Longest identity file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -79,17 +83,29 @@ pub enum IdentityError {
     },
 }
 
+/// A node's key, as what signs messages and as what signs handshakes. It may lie in a TPM, so it is never read.
+#[derive(Clone)]
+pub struct NodeKey {
+    /// Signs messages.
+    pub signer: Arc<dyn Signer>,
+    /// Signs TLS handshakes; the same key.
+    pub tls: Arc<dyn SigningKey>,
+}
+
+impl fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeKey({:?})", self.signer.public_key())
+    }
+}
+
 /// A node's name, certificate, key and trust.
 #[derive(Debug)]
 pub struct Identity {
     node: NodeId,
     site: Option<SitePath>,
-    chain: Vec<Vec<u8>>,
-    signer: Arc<SoftKey>,
-    key_der: PrivatePkcs8KeyDer<'static>,
+    key: NodeKey,
+    certified: Arc<Certified>,
     trust: TrustBundle,
-    not_before_s: u64,
-    not_after_s: u64,
     warnings: Vec<String>,
 }
 
@@ -99,43 +115,61 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`] with the file and what to do.
     pub fn load(certificate_pem: &Path, key_pem: &Path, trust_bundle: &Path) -> Result<Self, IdentityError> {
-        let chain = read_chain(certificate_pem)?;
+        let mut warnings = Vec::new();
+        let key = read_key(key_pem, &mut warnings)?;
+        let mut identity = Self::with_key(certificate_pem, key, key_pem, read_trust(trust_bundle)?)?;
+        identity.warnings = warnings;
+        Ok(identity)
+    }
+
+    /// Reads the certificates of a node whose key is at hand, such as one in a TPM. `key_name` is what the key is called
+    /// when it does not fit.
+    ///
+    /// # Errors
+    /// [`IdentityError`] with the file and what to do.
+    pub fn with_key(
+        certificate_pem: &Path,
+        key: NodeKey,
+        key_name: &Path,
+        trust: TrustBundle,
+    ) -> Result<Self, IdentityError> {
+        let (chain, renew_s) = certified::read(certificate_pem)?;
         let bad = |source| IdentityError::Certificate {
             path: certificate_pem.to_owned(),
             source,
         };
         let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
         let named = certificate::read(leaf).map_err(bad)?;
-        let not_before_s = not_before(leaf).map_err(bad)?;
-        let mut warnings = Vec::new();
-        let key_der = read_key(key_pem, &mut warnings)?;
-        let signer = SoftKey::from_pkcs8(key_der.secret_pkcs8_der()).map_err(|_| IdentityError::NotAKey {
-            path: key_pem.to_owned(),
-        })?;
-        if *signer.public_key() != named.key {
-            let (key, certificate) = (key_pem.to_owned(), certificate_pem.to_owned());
+        if *key.signer.public_key() != named.key {
+            let (key, certificate) = (key_name.to_owned(), certificate_pem.to_owned());
             return Err(IdentityError::KeyOfAnother {
                 key,
                 certificate,
                 node: named.node,
             });
         }
-        let trust =
-            TrustBundle::flashed(&read(trust_bundle, "the trust bundle")?).map_err(|source| IdentityError::Trust {
-                path: trust_bundle.to_owned(),
-                source,
-            })?;
+        let certified = Certified::new(chain, renew_s, key.tls.clone()).map_err(bad)?;
         Ok(Self {
             node: named.node,
             site: named.site,
-            not_after_s: named.not_after_s,
-            not_before_s,
-            chain,
-            signer: Arc::new(signer),
-            key_der,
+            key,
+            certified: Arc::new(certified),
             trust,
-            warnings,
+            warnings: Vec::new(),
         })
+    }
+
+    /// A node that knows its name and has no certificate yet. It can do everything but speak to others.
+    #[must_use]
+    pub fn uncertified(node: NodeId, site: SitePath, key: NodeKey, trust: TrustBundle) -> Self {
+        Self {
+            node,
+            site: Some(site),
+            certified: Arc::new(Certified::none(key.tls.clone())),
+            key,
+            trust,
+            warnings: Vec::new(),
+        }
     }
 
     /// The node's name: the CN of its certificate.
@@ -150,16 +184,22 @@ impl Identity {
         self.site.as_ref()
     }
 
-    /// The certificate chain, DER, the node's own first.
+    /// The certificate chain in use, DER, the node's own first; empty while it has none.
     #[must_use]
-    pub fn chain(&self) -> &[Vec<u8>] {
-        &self.chain
+    pub fn chain(&self) -> Vec<Vec<u8>> {
+        self.certified.chain()
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &NodeKey {
+        &self.key
     }
 
     /// The key, as a signer.
     #[must_use]
-    pub fn signer(&self) -> Arc<SoftKey> {
-        self.signer.clone()
+    pub fn signer(&self) -> Arc<dyn Signer> {
+        self.key.signer.clone()
     }
 
     /// The trust bundle that the node was flashed with.
@@ -168,16 +208,22 @@ impl Identity {
         &self.trust
     }
 
-    /// When the certificate begins, seconds since 1970: the earliest time that it can be.
+    /// When the certificate begins, seconds since 1970: the earliest time that it can be. 0 while there is none.
     #[must_use]
     pub fn not_before_s(&self) -> u64 {
-        self.not_before_s
+        self.certified.validity().0
     }
 
-    /// When the certificate ends, seconds since 1970.
+    /// When the certificate ends, seconds since 1970. 0 while there is none.
     #[must_use]
     pub fn not_after_s(&self) -> u64 {
-        self.not_after_s
+        self.certified.validity().1
+    }
+
+    /// When the next certificate is to be asked for, seconds since 1970; nothing where this one was issued by hand.
+    #[must_use]
+    pub fn renew_s(&self) -> Option<u64> {
+        self.certified.renew_s()
     }
 
     /// What a person should mend although it works, such as a key that everybody can read.
@@ -186,16 +232,24 @@ impl Identity {
         &self.warnings
     }
 
-    /// The certificate chain for rustls.
+    /// The certificate in use and its key, for rustls: whoever holds it shows at each handshake what is in use then.
     #[must_use]
-    pub fn tls_chain(&self) -> Vec<CertificateDer<'static>> {
-        self.chain.iter().map(|c| CertificateDer::from(c.clone())).collect()
+    pub fn certified(&self) -> Arc<Certified> {
+        self.certified.clone()
     }
 
-    /// The key for rustls.
-    #[must_use]
-    pub fn tls_key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::Pkcs8(self.key_der.clone_key())
+    /// Uses what was issued from now on, in handshakes and introductions. It must be on disk ([`crate::store_issued`]).
+    ///
+    /// # Errors
+    /// [`CertificateError`] when it is not this node's; the old one stays in use.
+    pub fn install(&self, issued: &EnrolIssued) -> Result<(), CertificateError> {
+        let chain: Vec<Vec<u8>> = issued.chain.iter().map(|c| c.to_vec()).collect();
+        let named = certificate::read(chain.first().map(Vec::as_slice).unwrap_or_default())?;
+        if named.node != self.node || named.key != *self.key.signer.public_key() {
+            let reason = format!("it is for {} or about another key", named.node);
+            return Err(CertificateError::Malformed(reason));
+        }
+        self.certified.replace(chain, Some(issued.renew_s))
     }
 
     /// The authorities of the tree for rustls.
@@ -223,12 +277,23 @@ impl Identity {
             iat: now_s,
             exp,
         };
-        let x5chain: &[Vec<u8>] = if introduce { &self.chain } else { &[] };
-        envelope::seal(kind, &claims, value, x5chain, &*self.signer)
+        let x5chain = if introduce { self.chain() } else { Vec::new() };
+        envelope::seal(kind, &claims, value, &x5chain, &*self.key.signer)
     }
 }
 
-fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, IdentityError> {
+/// Reads the trust bundle that the node was flashed with.
+///
+/// # Errors
+/// [`IdentityError`] with the file and what to do.
+pub fn read_trust(path: &Path) -> Result<TrustBundle, IdentityError> {
+    TrustBundle::flashed(&read(path, "the trust bundle")?).map_err(|source| IdentityError::Trust {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+pub(crate) fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, IdentityError> {
     let fail = |source| IdentityError::Read {
         what,
         path: path.to_owned(),
@@ -242,30 +307,7 @@ fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, IdentityError> {
     fs::read(path).map_err(fail)
 }
 
-fn read_chain(path: &Path) -> Result<Vec<Vec<u8>>, IdentityError> {
-    let pem = read(path, "the certificate")?;
-    let bad = |reason: String| IdentityError::NotCertificates {
-        path: path.to_owned(),
-        reason,
-    };
-    let chain: Vec<Vec<u8>> = CertificateDer::pem_slice_iter(&pem)
-        .map(|c| c.map(|c| c.to_vec()))
-        .collect::<Result<_, _>>()
-        .map_err(|e| bad(e.to_string()))?;
-    if chain.is_empty() {
-        return Err(bad("no BEGIN CERTIFICATE in it".into()));
-    }
-    let most = cnova_shared::limits::X5CHAIN_CERTS;
-    if chain.len() > most {
-        return Err(bad(format!(
-            "{} certificates in it, at most {most} are used",
-            chain.len()
-        )));
-    }
-    Ok(chain)
-}
-
-fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<PrivatePkcs8KeyDer<'static>, IdentityError> {
+fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<NodeKey, IdentityError> {
     let pem = read(path, "the key")?;
     let readable_by_all = fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o004 != 0);
     if readable_by_all {
@@ -274,10 +316,12 @@ fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<PrivatePkcs8KeyDe
             path.display()
         ));
     }
-    PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| IdentityError::NotAKey { path: path.to_owned() })
-}
-
-fn not_before(der: &[u8]) -> Result<u64, CertificateError> {
-    let (_, cert) = X509Certificate::from_der(der).map_err(|e| CertificateError::Malformed(e.to_string()))?;
-    Ok(u64::try_from(cert.validity().not_before.timestamp()).unwrap_or(0))
+    let bad = || IdentityError::NotAKey { path: path.to_owned() };
+    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| bad())?;
+    let signer = SoftKey::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| bad())?;
+    let tls = rustls::crypto::ring::sign::any_supported_type(&PrivateKeyDer::Pkcs8(der)).map_err(|_| bad())?;
+    Ok(NodeKey {
+        signer: Arc::new(signer),
+        tls,
+    })
 }

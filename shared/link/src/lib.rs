@@ -11,12 +11,15 @@
 
 mod address;
 pub mod config;
+mod certified;
+pub mod enrol;
 mod identity;
 mod reason;
 mod tls;
 mod uplink;
 
 pub use address::{Address, InvalidAddress};
-pub use identity::{Identity, IdentityError};
+pub use certified::{Certified, replace_file, store_issued};
+pub use identity::{Identity, IdentityError, NodeKey, read_trust};
 pub use tls::{FloorClock, TlsError, client_tls};
 pub use uplink::{SendError, Uplink, UplinkConfig, UplinkEvent};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::NodeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -78,14 +79,13 @@ impl TimeProvider for FloorClock {
 /// [`TlsError`] when the certificates or the parent's name cannot be used.
 pub fn client_tls(identity: &Identity, parent: &NodeId, clock: Arc<FloorClock>) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = parent_verifier(identity, parent, provider.clone())?;
+    let verifier = parent_verifier(identity.tls_authorities(), parent, provider.clone())?;
     let mut config = ClientConfig::builder_with_details(provider, clock)
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Own)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(identity.tls_chain(), identity.tls_key())
-        .map_err(TlsError::Own)?;
+        .with_client_cert_resolver(identity.certified());
     // Parents give no tickets, and a resumed session would outlive the certificate it began with.
     config.resumption = Resumption::disabled();
     // The address that is dialled says nothing about who answers; the node id does.
@@ -93,13 +93,34 @@ pub fn client_tls(identity: &Identity, parent: &NodeId, clock: Arc<FloorClock>) 
     Ok(Arc::new(config))
 }
 
+/// How somebody without a certificate connects to `server`, and the name that its certificate must carry.
+pub(crate) fn newcomer_tls(
+    trust: &TrustBundle,
+    server: &NodeId,
+    clock: Arc<FloorClock>,
+) -> Result<(Arc<ClientConfig>, ServerName<'static>), TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let authorities = trust.authorities().into_iter().map(CertificateDer::from).collect();
+    let verifier = parent_verifier(authorities, server, provider.clone())?;
+    let name = verifier.name.clone();
+    let mut config = ClientConfig::builder_with_details(provider, clock)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(TlsError::Own)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    Ok((Arc::new(config), name))
+}
+
 fn parent_verifier(
-    identity: &Identity,
+    authorities: Vec<CertificateDer<'static>>,
     parent: &NodeId,
     provider: Arc<CryptoProvider>,
 ) -> Result<NamedServer, TlsError> {
     let mut roots = RootCertStore::empty();
-    for authority in identity.tls_authorities() {
+    for authority in authorities {
         roots.add(authority).map_err(|e| TlsError::Authority(e.to_string()))?;
     }
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)

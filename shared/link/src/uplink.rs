@@ -35,7 +35,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const REASONS_KEPT: usize = 16;
 
 /// The kinds that a node subscribes to.
-const DOWN: [Kind; 7] = [
+const DOWN: [Kind; 8] = [
     Kind::Twin,
     Kind::Ack,
     Kind::Chunk,
@@ -43,6 +43,7 @@ const DOWN: [Kind; 7] = [
     Kind::Trust,
     Kind::Challenge,
     Kind::Ear,
+    Kind::Enrolled,
 ];
 
 /// How to reach the parent.

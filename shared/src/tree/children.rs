@@ -279,4 +279,20 @@ impl Tree {
         });
         Ok(())
     }
+
+    /// Steps of an enrolment are carried as they are, without a spool: whoever waits for the answer asks again.
+    pub(super) fn on_enrol(&mut self, child: &NodeId, bytes: &[u8]) -> Result<(), String> {
+        if bytes.len() > limits::ENROL_BYTES {
+            return Err(format!("{} bytes, at most {}", bytes.len(), limits::ENROL_BYTES));
+        }
+        let (claims, _) = crate::envelope::peek(bytes).map_err(|e| e.to_string())?;
+        let author = claims.iss;
+        if self.via(&author).is_some_and(|via| via != child) {
+            return Err(format!("{author} does not hang behind it"));
+        }
+        let enrol = self.open::<v1::Enrol>(&author, Kind::Enrol, bytes)?;
+        let raw = bytes.to_vec();
+        self.events.push_back(TreeEvent::Enrol { author, enrol, raw });
+        Ok(())
+    }
 }

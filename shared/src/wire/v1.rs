@@ -8,6 +8,7 @@ use serde_bytes::ByteBuf;
 use crate::ids::{Digest, NodeId, SitePath, WorkloadId};
 
 mod conditions;
+mod enrol;
 mod trust;
 mod workload;
 
@@ -17,6 +18,9 @@ pub use conditions::{
     HEALTHY_WITHIN_MS, Health, OnBadUpdate, PowerLevel, Schedule,
 };
 pub use trust::{Challenge, Trust, TrustItem, TrustItemKind, TrustRequirement};
+pub use enrol::{
+    Enrol, EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolFinish, EnrolIssued, EnrolRefused, EnrolStep, Enrolled,
+};
 pub use workload::{Artifact, Grants, InputFile, Restart, RestartPolicy, Twin, Volume, Workload};
 
 /// The version that every message of this module carries in `v`.
@@ -37,6 +41,8 @@ macro_rules! versioned {
 }
 
 versioned!(
+    Enrol,
+    Enrolled,
     Hello,
     Report,
     Relay,

@@ -15,6 +15,7 @@ impl Agent {
             Kind::Command => self.on_command(bytes, now),
             Kind::Challenge => self.on_challenge(bytes, now),
             Kind::Ear => self.on_ear(bytes, now),
+            Kind::Enrolled => self.on_enrolled(bytes, now),
             other => self.stage(Stage::Note(format!(
                 "a {} came, which this version does not know",
                 other.as_str()
@@ -150,6 +151,33 @@ impl Agent {
         });
     }
 
+    /// The hub's answer to a request for the next certificate.
+    pub(super) fn on_enrolled(&mut self, bytes: &[u8], now: Now) {
+        let (me, now_s) = (self.config.node.clone(), self.now_s(now));
+        let opened = Parent::open_hub(Kind::Enrolled, bytes, &me, &self.config.trust, now_s);
+        let enrolled = match opened.and_then(|v| Ok(v.decode::<v1::Enrolled>()?)) {
+            Ok(enrolled) => enrolled,
+            Err(e) => return self.stage(Stage::Note(format!("an answer about the certificate was not taken: {e}"))),
+        };
+        self.raise_floor(enrolled.claims().iat);
+        let enrolled = enrolled.into_value();
+        if !self.renewal.is_mine(&enrolled) {
+            return self.stage(Stage::Note("an answer about the certificate came too late".into()));
+        }
+        let problem = match enrolled.answer {
+            v1::EnrolAnswer::Issued(issued) => {
+                let (site, now_s) = (&self.config.site, self.now_s(now));
+                match self.renewal.take(&issued, &me, site, &self.config.trust, now_s) {
+                    Ok(()) => return self.effects.push_back(Action::Install(Box::new(issued))),
+                    Err(e) => e.to_string(),
+                }
+            }
+            v1::EnrolAnswer::Refused(no) => no.to_string(),
+            other => format!("{other:?} is no answer to it"),
+        };
+        self.stage(Stage::Note(format!("the certificate was not renewed: {problem}")));
+    }
+
     pub(super) fn open_from_parent<T: serde::de::DeserializeOwned + v1::Versioned>(
         &mut self,
         kind: Kind,
@@ -200,6 +228,9 @@ impl Agent {
                 base: None,
             };
             self.effects.push_back(Action::Send(Message::ChunkRequest(request)));
+        }
+        if let Some(enrol) = self.renewal.poll(self.now_s(now), now.mono_ms) {
+            self.effects.push_back(Action::Send(Message::Enrol(enrol)));
         }
         self.reporter.on_timeout(now.mono_ms);
         while let Some(report) = self.reporter.poll(now.mono_ms) {

@@ -111,8 +111,7 @@ impl Authority {
 
     pub fn client_material(&self, identity: &Identity) -> ClientTlsMaterial {
         ClientTlsMaterial {
-            cert_chain: identity.chain.clone(),
-            key: identity.key.clone_key(),
+            own: cnova_broker::fixed(identity.chain.clone(), identity.key.clone_key()).unwrap(),
             ca: vec![self.certificate.clone()],
             server_name: "localhost".to_owned(),
         }
@@ -220,8 +219,7 @@ impl Site {
 pub fn config(authority: &Authority, listen: SocketAddr, limits: Limits) -> EndpointConfig {
     let identity = authority.issue("hub");
     let tls = TlsMaterial {
-        cert_chain: identity.chain,
-        key: identity.key,
+        own: cnova_broker::fixed(identity.chain, identity.key).unwrap(),
         client_ca: vec![authority.certificate.clone()],
     };
     EndpointConfig { listen, tls, limits }

@@ -55,8 +55,11 @@ impl Parent {
     pub async fn resume(plant: &Plant, address: SocketAddr, artifacts: &[&[u8]], tree: Tree) -> Self {
         let issued = plant.issue("hub", "plant-7");
         let tls = TlsMaterial {
-            cert_chain: vec![issued.certificate.clone().into()],
-            key: rustls_pki_types::PrivatePkcs8KeyDer::from(issued.key_der.clone()).into(),
+            own: cnova_broker::fixed(
+                vec![issued.certificate.clone().into()],
+                rustls_pki_types::PrivatePkcs8KeyDer::from(issued.key_der.clone()).into(),
+            )
+            .unwrap(),
             client_ca: vec![plant.authority.clone().into()],
         };
         let config = EndpointConfig {

@@ -123,8 +123,7 @@ pub fn node(name: &str) -> NodeId {
 pub async fn endpoint(files: &Files, listen: &str) -> (Endpoint, mpsc::Receiver<EndpointEvent>) {
     let identity = files.load();
     let tls = TlsMaterial {
-        cert_chain: identity.tls_chain(),
-        key: identity.tls_key(),
+        own: identity.certified(),
         client_ca: identity.tls_authorities(),
     };
     let config = EndpointConfig {
