@@ -112,12 +112,16 @@ impl Standing {
             return None;
         }
         if self.root.tier != Tier::Tpm {
-            return Some(Bar::Wait("it asks for a TPM, and this node's key lies in a file".into()));
+            return Some(Bar::Wait(
+                "it asks for a TPM, and this node's key lies in a file".into(),
+            ));
         }
         if requirement == TrustRequirement::Tpm {
             return None;
         }
-        self.disproved().map(Bar::Wait).or_else(|| self.doubt(is_update, now_s).map(Bar::Hold))
+        self.disproved()
+            .map(Bar::Wait)
+            .or_else(|| self.doubt(is_update, now_s).map(Bar::Hold))
     }
 
     fn disproved(&self) -> Option<String> {
@@ -128,7 +132,10 @@ impl Standing {
             return Some(format!("this node booted something that is not approved: {why}"));
         }
         let ear = self.ear.as_ref().filter(|e| e.status == Status::Contraindicated)?;
-        Some(format!("this node was found not to be what it should be: {}", found(ear)))
+        Some(format!(
+            "this node was found not to be what it should be: {}",
+            found(ear)
+        ))
     }
 
     fn doubt(&self, is_update: bool, now_s: u64) -> Option<String> {

@@ -230,7 +230,7 @@ impl Machine {
         }
     }
 
-    fn target_spec(&self) -> Option<Digest> {
+    pub(crate) fn target_spec(&self) -> Option<Digest> {
         let desired = self.desired.as_ref()?;
         match &self.row.good {
             Some(good) if self.has_returned() => Some(spec_digest(&good.workload)),

@@ -81,6 +81,8 @@ impl World {
                 leases: self.leases.get(&w.id).unwrap_or(&none),
                 fired_s: self.fired.get(&w.id).copied().unwrap_or(MIDNIGHT_S),
                 pending: false,
+                bar: None,
+                is_update: false,
             })
             .collect();
         let node = Node {

@@ -1,6 +1,6 @@
 //! What the node proves, what it is told of that, and what it thinks of its own disk.
 
-use cnova_attestation::ear::{self, Ear, Status};
+use cnova_attestation::ear::{self, Ear, EarError, Status};
 use cnova_shared::bundle::Role;
 use cnova_shared::envelope::{Untrusted, Verified};
 
@@ -8,11 +8,15 @@ use super::*;
 use crate::intake::Refusal;
 use crate::standing::{OwnBoot, Rollback};
 
+/// A parent that was affirming is listened to for so long after its result has ended, seconds.
+pub(super) const PARENT_GRACE_S: u64 = 7 * 86_400;
+
 impl Agent {
     /// Looks at what the TPM says of the ledger, once at boot.
     pub(super) fn judge_disk(&mut self, now: Now) {
         if let OwnBoot::Refused(why) = &self.config.root.own_boot {
-            let detail = format!("this node booted something that is not approved, and what asks for trust waits: {why}");
+            let detail =
+                format!("this node booted something that is not approved, and what asks for trust waits: {why}");
             self.alarm("own-boot", detail, now);
         }
         match Rollback::judge(self.counter, self.config.root.counter) {
@@ -128,7 +132,9 @@ impl Agent {
                 let challenge = challenge.into_value();
                 self.effects.push_back(Action::Attest { verifier, challenge });
             }
-            Ok(_) => self.stage(Stage::Note("a challenge was not taken: its nonce has another length".into())),
+            Ok(_) => self.stage(Stage::Note(
+                "a challenge was not taken: its nonce has another length".into(),
+            )),
             Err(e) => self.stage(Stage::Note(format!("a challenge was not taken: {e}"))),
         }
     }
@@ -170,7 +176,11 @@ impl Agent {
     }
 
     pub(super) fn reopen_results(&mut self, own: Option<Vec<u8>>, parent: Option<Vec<u8>>) {
-        let open = |bytes: Option<Vec<u8>>| bytes.and_then(|b| self.open_ear(&b, None).ok()).map(Verified::into_value);
+        let open = |bytes: Option<Vec<u8>>| {
+            bytes
+                .and_then(|b| self.open_ear(&b, None).ok())
+                .map(Verified::into_value)
+        };
         let (own, parent) = (open(own), open(parent));
         self.standing.ear = own.filter(|e| e.subject == self.config.node);
         self.standing.parent = parent.filter(|e| e.subject == self.config.parent);
@@ -179,7 +189,10 @@ impl Agent {
     /// Where only an attested parent is listened to: why it is not one now. What shows that it is one always comes through,
     /// and what the hub or the roots signed needs nobody's word.
     pub(super) fn parent_is_doubtful(&self, kind: Kind, now: Now) -> Option<String> {
-        let stands_alone = matches!(kind, Kind::Ear | Kind::Challenge | Kind::Command | Kind::Trust | Kind::Enrolled);
+        let stands_alone = matches!(
+            kind,
+            Kind::Ear | Kind::Challenge | Kind::Command | Kind::Trust | Kind::Enrolled
+        );
         if !self.config.root.attested_parent || stands_alone {
             return None;
         }
@@ -189,9 +202,17 @@ impl Agent {
             return Some("no attestation result about it has come".into());
         };
         // Its session key signs; its certified key, to which the result is bound, vouched for that one.
-        match ear::check_ear(ear, &self.config.parent, key, self.now_s(now)) {
+        let now_s = self.now_s(now);
+        match ear::check_ear(ear, &self.config.parent, key, now_s) {
+            Ok(Status::Affirming) => None,
+            Ok(other) => Some(format!("it is {other}")),
+            // Unreachable is not untrusted: its last result may have ended because the hub is away.
+            Err(EarError::Expired {
+                exp,
+                was: Status::Affirming,
+                ..
+            }) if now_s < exp + PARENT_GRACE_S => None,
             Err(why) => Some(why.to_string()),
-            Ok(()) => (ear.status != Status::Affirming).then(|| format!("it is {}", ear.status)),
         }
     }
 }

@@ -48,6 +48,7 @@ pub fn config() -> Config {
         boot: "boot-1".into(),
         trust: support::trust(),
         power: (v1::PowerLevel::Mains, String::new()),
+        root: cnova_agent_core::standing::Root::default(),
         alarms: Vec::new(),
         key: cnova_shared::keys::Signer::public_key(&cnova_shared::keys::SoftKey::ed25519_from_seed(&[9; 32])).clone(),
         renew_s: None,
@@ -56,12 +57,16 @@ pub fn config() -> Config {
 
 impl Rig {
     pub fn boot(stored: Stored, artifacts: &[&str], found: Vec<Observed>) -> (Self, Vec<String>) {
+        Self::boot_as(config(), stored, artifacts, found)
+    }
+
+    pub fn boot_as(config: Config, stored: Stored, artifacts: &[&str], found: Vec<Observed>) -> (Self, Vec<String>) {
         let now = Now {
             mono_ms: 1000,
             wall_ms: EPOCH_S * 1000,
         };
         let artifacts: BTreeSet<Digest> = artifacts.iter().map(|a| Digest::of(a.as_bytes())).collect();
-        let agent = Agent::boot(config(), stored.clone(), artifacts, BTreeMap::new(), found, now);
+        let agent = Agent::boot(config, stored.clone(), artifacts, BTreeMap::new(), found, now);
         let mut rig = Self { agent, stored, now };
         let actions = rig.perform();
         (rig, actions)
@@ -125,6 +130,15 @@ impl Rig {
                 detail: detail.into(),
             },
         )
+    }
+
+    /// Whether the store holds this entry, and it is not over.
+    pub fn says(&self, key: &str) -> bool {
+        self.stored
+            .stream
+            .entries
+            .iter()
+            .any(|e| e.key == key && e.body != Body::Over)
     }
 
     pub fn wait(&mut self, ms: u64) -> Vec<String> {
@@ -197,6 +211,10 @@ pub fn brief_op(op: &Op) -> String {
         Op::TimeFloor(_) => "time".into(),
         Op::PutInstance(r) => format!("{}#{} {:?}", r.id, r.attempt, r.phase),
         Op::DeleteInstance(id) => format!("no {id}"),
+        Op::Counter(value) => format!("counter {value}"),
+        Op::PutEar(_) => "ear".into(),
+        Op::PutParentEar(_) => "parent ear".into(),
+        Op::Floor { epoch, generation } => format!("floor {epoch}.{generation}"),
         Op::Stream(StreamOp::Put(e)) => format!("say {}", e.key),
         Op::Stream(StreamOp::Delete(key)) => format!("unsay {key}"),
         Op::Stream(StreamOp::Acked(p)) => format!("acked {}", p.seq),
@@ -221,6 +239,10 @@ pub fn brief(action: &Action) -> String {
         Action::Start(l) => format!("start {}#{} of {}", l.workload.id, l.attempt, l.version),
         Action::Stop { id, attempt, grace_ms } => format!("stop {id}#{attempt} {grace_ms}"),
         Action::Answer { id, attempt, .. } => format!("answer {id} {attempt:?}"),
+        Action::Install(_) => "install".into(),
+        Action::Send(Message::Enrol(_)) => "send enrol".into(),
+        Action::CountUp => "count up".into(),
+        Action::Attest { verifier, .. } => format!("attest to {verifier}"),
         Action::KeepArtifacts(keep) => format!("keep [{}]", keep.iter().map(name_of).collect::<Vec<_>>().join(", ")),
         Action::Stage(Stage::Accepted(v)) => format!("accepted {v}"),
         Action::Stage(Stage::Refused(why)) => format!("refused {}", why.split(':').next().unwrap()),
