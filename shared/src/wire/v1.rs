@@ -17,7 +17,7 @@ pub use conditions::{
     Accelerator, AcceleratorClaim, Dependency, DependencyCondition, HEALTH_FAILURES, HEALTH_INTERVAL_MS,
     HEALTHY_WITHIN_MS, Health, OnBadUpdate, PowerLevel, Schedule,
 };
-pub use trust::{Challenge, Trust, TrustItem, TrustItemKind, TrustRequirement};
+pub use trust::{Challenge, LogPrefix, Trust, TrustItem, TrustItemKind, TrustRequirement};
 pub use enrol::{
     Enrol, EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolFinish, EnrolIssued, EnrolRefused, EnrolStep, Enrolled,
 };
