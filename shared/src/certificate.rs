@@ -6,7 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::ids::{NodeId, SitePath};
+use crate::ids::{Digest, NodeId, SitePath};
 use crate::keys::{Algorithm, PublicKey};
 
 /// Why a certificate does not speak for a node.
@@ -47,6 +47,9 @@ pub struct NodeCertificate {
     pub site: Option<SitePath>,
     /// What it holds its key in (a URI name `urn:cnova:tier:tpm`); a file, where nothing is said.
     pub tier: Tier,
+    /// SHA-256 of its attestation key (a URI name `urn:cnova:ak:<hex>`): whoever has the certificate can tell its quotes
+    /// from those of another TPM.
+    pub ak: Option<Digest>,
     /// When it ends, seconds since 1970.
     pub not_after_s: u64,
 }
@@ -83,12 +86,13 @@ pub fn read(der: &[u8]) -> Result<NodeCertificate, CertificateError> {
     };
     let not_after_s = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
     let site = read_site(&cert)?;
-    let tier = read_tier(&cert)?;
+    let (tier, ak) = (read_tier(&cert)?, read_ak(&cert)?);
     Ok(NodeCertificate {
         node,
         key: PublicKey { algorithm, bytes: raw },
         site,
         tier,
+        ak,
         not_after_s,
     })
 }
@@ -108,6 +112,18 @@ fn read_site(cert: &X509Certificate<'_>) -> Result<Option<SitePath>, Certificate
 fn read_tier(cert: &X509Certificate<'_>) -> Result<Tier, CertificateError> {
     let is_tpm = uri_names(cert)?.contains(&TPM_URN);
     Ok(if is_tpm { Tier::Tpm } else { Tier::Soft })
+}
+
+/// The prefix of the URI name that carries the SHA-256 of an attestation key.
+pub const AK_URN: &str = "urn:cnova:ak:";
+
+fn read_ak(cert: &X509Certificate<'_>) -> Result<Option<Digest>, CertificateError> {
+    let ak = uri_names(cert)?.into_iter().find_map(|u| u.strip_prefix(AK_URN));
+    ak.map(|hex| {
+        let digest = format!("sha256:{hex}").parse();
+        digest.map_err(|e| CertificateError::Malformed(format!("its attestation key: {e}")))
+    })
+    .transpose()
 }
 
 fn uri_names<'a>(cert: &'a X509Certificate<'_>) -> Result<Vec<&'a str>, CertificateError> {

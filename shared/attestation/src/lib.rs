@@ -15,6 +15,8 @@ mod objects;
 #[cfg(feature = "verifier")]
 pub mod appraise;
 #[cfg(feature = "verifier")]
+pub mod appraiser;
+#[cfg(feature = "verifier")]
 pub mod credential;
 #[cfg(feature = "verifier")]
 mod ek_chain;

@@ -17,10 +17,10 @@ pub use conditions::{
     Accelerator, AcceleratorClaim, Dependency, DependencyCondition, HEALTH_FAILURES, HEALTH_INTERVAL_MS,
     HEALTHY_WITHIN_MS, Health, OnBadUpdate, PowerLevel, Schedule,
 };
-pub use trust::{Challenge, LogPrefix, Trust, TrustItem, TrustItemKind, TrustRequirement};
 pub use enrol::{
     Enrol, EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolFinish, EnrolIssued, EnrolRefused, EnrolStep, Enrolled,
 };
+pub use trust::{Challenge, LogPrefix, Trust, TrustItem, TrustItemKind, TrustRequirement};
 pub use workload::{Artifact, Grants, InputFile, Restart, RestartPolicy, Twin, Volume, Workload};
 
 /// The version that every message of this module carries in `v`.
