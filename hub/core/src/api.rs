@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cnova_attestation::appraiser::{Rhythm, Verdict};
+use cnova_attestation::ear::Ear;
+use cnova_attestation::reference::{ReferenceSet, References, Selector};
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::topics::Kind;
@@ -20,6 +23,57 @@ pub struct Config {
     pub node: NodeId,
     /// Whom it trusts; also whom its nodes trust.
     pub trust: TrustBundle,
+    /// How it appraises nodes.
+    pub appraisal: Appraisal,
+}
+
+/// How the hub appraises nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Appraisal {
+    /// How often.
+    pub rhythm: Rhythm,
+    /// The register of the launch log.
+    pub launch_pcr: u8,
+    /// Random, new at every start: nonces are made of it.
+    pub seed: [u8; 32],
+    /// Whether a node whose disk was rolled back is let out of quarantine as soon as it was told what is newest; else an
+    /// operator does it.
+    pub releases: bool,
+}
+
+impl Appraisal {
+    /// As it is where nothing is said.
+    #[must_use]
+    pub fn new(seed: [u8; 32]) -> Self {
+        Self {
+            rhythm: Rhythm::default(),
+            launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
+            seed,
+            releases: true,
+        }
+    }
+}
+
+/// What somebody wants of attestation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttestChange {
+    /// A node is challenged now.
+    Demand(NodeId),
+    /// A node is let out of quarantine.
+    Release(NodeId),
+    /// A set of reference values is added, or takes the place of the one with its name.
+    PutSet(Box<ReferenceSet>),
+    /// What a node last showed becomes a set of reference values.
+    SetFromNode {
+        /// Its name.
+        name: String,
+        /// The node.
+        node: NodeId,
+        /// Whom it is for.
+        nodes: Selector,
+    },
+    /// A set is taken away.
+    DropSet(String),
 }
 
 /// Names what a waiting caller asked; the daemon chooses it.
@@ -74,6 +128,20 @@ pub enum Event {
         node: NodeId,
         /// What.
         op: v1::Operation,
+    },
+    /// Somebody wants something of attestation.
+    Attest {
+        /// Whom to answer.
+        request: RequestId,
+        /// What.
+        change: AttestChange,
+    },
+    /// An attestation result that the core asked for is signed.
+    EarSigned {
+        /// About whom.
+        node: NodeId,
+        /// The signed bytes.
+        bytes: Vec<u8>,
     },
     /// An artifact was uploaded and its digest checked.
     Uploaded {
@@ -188,6 +256,22 @@ pub enum Op {
         /// Which.
         digest: Digest,
     },
+    /// What an appraisal came to.
+    PutVerdict {
+        /// About whom.
+        node: NodeId,
+        /// It.
+        verdict: Box<Verdict>,
+    },
+    /// The newest attestation result about a node, signed.
+    PutEar {
+        /// About whom.
+        node: NodeId,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
+    /// The reference values.
+    PutReferences(References),
     /// The newest word of a node on a subject; also goes into the history.
     PutEntry {
         /// The node.
@@ -228,6 +312,12 @@ pub struct Stored {
     pub artifacts: BTreeMap<Digest, u64>,
     /// Precompiled artifacts.
     pub compiled: BTreeMap<CompileKey, v1::Artifact>,
+    /// What appraisals came to.
+    pub verdicts: BTreeMap<NodeId, Verdict>,
+    /// Signed attestation results.
+    pub ears: BTreeMap<NodeId, Vec<u8>>,
+    /// The reference values.
+    pub references: References,
     /// Reported state.
     pub entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
     /// Lives of report streams that are over.
@@ -259,6 +349,13 @@ impl Stored {
                     self.artifacts.remove(&digest);
                     self.compiled.retain(|_, a| a.digest != digest);
                 }
+                Op::PutVerdict { node, verdict } => {
+                    self.verdicts.insert(node, *verdict);
+                }
+                Op::PutEar { node, bytes } => {
+                    self.ears.insert(node, bytes);
+                }
+                Op::PutReferences(references) => self.references = references,
                 Op::PutEntry { node, stored } => {
                     self.entries
                         .entry(node)
@@ -313,6 +410,11 @@ pub enum Outcome {
         /// What there is not.
         what: String,
     },
+    /// It was done.
+    Attested {
+        /// What, for a person.
+        text: String,
+    },
     /// A node's answer.
     Replied {
         /// Whether it could do it.
@@ -351,6 +453,17 @@ pub enum Action {
         /// The command.
         command: v1::Command,
     },
+    /// Sign a challenge for a node and send it to a child.
+    Challenge {
+        /// The child.
+        child: NodeId,
+        /// The node.
+        node: NodeId,
+        /// The challenge.
+        challenge: v1::Challenge,
+    },
+    /// Sign an attestation result; answered with [`Event::EarSigned`].
+    SignEar(Box<Ear>),
     /// Sign and send to a child.
     Ack {
         /// The child.

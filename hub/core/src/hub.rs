@@ -8,9 +8,12 @@ mod twins;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use cnova_attestation::appraiser::Appraiser;
+use cnova_attestation::reference::References;
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
+use cnova_shared::topics::Kind;
 use cnova_shared::tree::{Clock, Said, Tree, TreeEvent};
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, WorkloadState};
@@ -66,6 +69,14 @@ pub struct Hub {
     composed: BTreeMap<NodeId, Vec<v1::Workload>>,
     signing: BTreeMap<NodeId, Version>,
     asked: BTreeMap<u64, RequestId>,
+    pub(crate) appraiser: Appraiser,
+    references: References,
+    ears: BTreeMap<NodeId, Vec<u8>>,
+    /// How far nodes with a TPM were trusted at the last look.
+    standings: BTreeMap<NodeId, &'static str>,
+    look_at_ms: u64,
+    /// Wall time of the last event, seconds since 1970.
+    pub(crate) now_s: u64,
     epoch: u64,
     ops: Vec<Op>,
     effects: VecDeque<Action>,
@@ -99,6 +110,17 @@ impl Hub {
             composed,
             signing: BTreeMap::new(),
             asked: BTreeMap::new(),
+            appraiser: Appraiser::new(
+                config.appraisal.rhythm,
+                config.appraisal.launch_pcr,
+                config.appraisal.seed,
+                stored.verdicts,
+            ),
+            references: stored.references,
+            ears: stored.ears,
+            standings: BTreeMap::new(),
+            look_at_ms: now.mono_ms,
+            now_s: now.wall_ms / 1000,
             epoch: stored.epoch,
             ops: Vec::new(),
             effects: VecDeque::new(),
@@ -111,6 +133,12 @@ impl Hub {
         for hello in hellos {
             hub.restore_hello(&hello);
         }
+        let known: Vec<NodeId> = hub.tree.descendants().cloned().collect();
+        for node in known {
+            if let Some(known) = hub.known(&node) {
+                hub.appraiser.greet(&node, &known, now);
+            }
+        }
         for (name, app) in stored.apps {
             hub.restore_app(name, app);
         }
@@ -121,7 +149,7 @@ impl Hub {
 
     /// A stored hello was verified when it came and lies in the hub's own store.
     fn restore_hello(&mut self, bytes: &[u8]) {
-        use cnova_shared::{certificate, envelope::Untrusted, topics::Kind};
+        use cnova_shared::{certificate, envelope::Untrusted};
         let Ok(untrusted) = Untrusted::read(bytes) else { return };
         let Some(certificate) = untrusted.x5chain.first().and_then(|c| certificate::read(c).ok()) else {
             return;
@@ -174,10 +202,13 @@ impl Hub {
 
     /// Takes one event.
     pub fn handle(&mut self, event: Event, now: Now) {
+        self.now_s = now.wall_ms / 1000;
         match event {
             Event::Apply { request, manifest } => self.on_apply(request, *manifest, now),
             Event::Delete { request, name } => self.on_delete(request, &name, now),
             Event::Ask { request, node, op } => self.on_ask(request, node, op),
+            Event::Attest { request, change } => self.on_attest_change(request, change, now),
+            Event::EarSigned { node, bytes } => self.on_ear_signed(node, bytes),
             Event::Uploaded { digest, size } => {
                 self.on_uploaded(digest, size, now);
             }
@@ -216,7 +247,7 @@ impl Hub {
     /// When [`Event::Tick`] is due, monotonic milliseconds.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
-        self.tree.timeout()
+        self.tree.timeout().into_iter().chain(self.attest_timeout()).min()
     }
 
     fn refuse(&mut self, request: RequestId, reasons: Vec<String>) {
@@ -278,6 +309,7 @@ impl Hub {
     fn settle(&mut self, now: Now) {
         self.tree.poll_twins(now);
         self.drain_tree(now);
+        self.attest(now);
         if !self.ops.is_empty() {
             self.actions.push_back(Action::Persist(std::mem::take(&mut self.ops)));
         }

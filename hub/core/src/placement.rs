@@ -49,8 +49,10 @@ pub struct NodeView {
 /// How far a node is trusted, and why not further.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeTrust {
-    /// What it meets.
+    /// What it meets, for what is new.
     pub meets: TrustRequirement,
+    /// What it meets, for what runs there already.
+    pub keeps: TrustRequirement,
     /// Why no more, for a person.
     pub why: String,
 }

@@ -416,7 +416,11 @@ fn accelerators_and_devices_bind_placement() {
 #[test]
 fn a_workload_that_asks_for_trust_goes_only_where_it_is_met_and_leaves_when_it_is_not() {
     let trusted = |id: &str, meets: TrustRequirement, why: &str| NodeView {
-        trust: NodeTrust { meets, why: why.into() },
+        trust: NodeTrust {
+            meets,
+            keeps: meets,
+            why: why.into(),
+        },
         ..node(id, 512)
     };
     let soft = trusted("a-soft", TrustRequirement::None, "its key lies in a file");
@@ -452,6 +456,21 @@ fn a_workload_that_asks_for_trust_goes_only_where_it_is_met_and_leaves_when_it_i
         &was,
     );
     assert!(after.workloads()["w"].nodes.is_empty(), "evicted");
+    let stale = NodeView {
+        trust: NodeTrust {
+            meets: TrustRequirement::Tpm,
+            keeps: TrustRequirement::Attested,
+            why: "it has not attested for long".into(),
+        },
+        ..node("c-attested", 512)
+    };
+    let app = one("replicas: each, trust: attested", 16);
+    let kept = LabelsAndResources.place(&app, std::slice::from_ref(&stale), &was);
+    assert_eq!(chosen(&kept, "w"), ["c-attested"], "what runs on a stale node runs on");
+    assert!(
+        place(&app, &[stale]).workloads()["w"].nodes.is_empty(),
+        "nothing new goes there"
+    );
     assert_eq!(
         of(&after, "c-attested"),
         "trust: it must be attested, and PCR 7 differs"

@@ -224,10 +224,15 @@ impl Appraiser {
             node.session_since_s = now.wall_ms / 1000;
         }
         let is_judged = node.verdict.as_ref().is_some_and(|v| v.session == session);
-        // Where nothing is known of the last time (this verifier began anew), it is asked at once.
+        let judged_s = node.verdict.as_ref().map_or(0, |v| v.at_s);
         match node.due {
             _ if known.tier != Tier::Tpm => node.due = None,
-            Some(due) if is_judged && due <= now.mono_ms + period_ms => {}
+            Some(_) if is_judged => {}
+            // This verifier began anew: it goes on where it was.
+            None if is_judged => {
+                let next_ms = (judged_s * 1000 + period_ms).saturating_sub(now.wall_ms);
+                node.due = Some(now.mono_ms + next_ms.min(period_ms));
+            }
             _ => node.ask(now.mono_ms),
         }
     }

@@ -1,33 +1,286 @@
-//! How far each node is trusted: challenges, appraisals, results.
+//! How far each node is trusted: challenges, appraisals, results, reference values.
 
-use cnova_shared::certificate::Tier;
-use cnova_shared::ids::NodeId;
-use cnova_shared::wire::v1::TrustRequirement;
+use cnova_attestation::appraiser::{About, Known, Standing, Verdict};
+use cnova_attestation::reference::{self, PcrReference, ReferenceSet, Selector};
+use cnova_shared::envelope::VerifiedBytes;
 
-use super::Hub;
+use super::*;
+use crate::api::AttestChange;
 use crate::placement::NodeTrust;
+
+/// Whether a standing has become stale by time alone is looked at this often, milliseconds.
+const LOOK_EVERY_MS: u64 = 30_000;
 
 impl Hub {
     /// How far placement may trust a node, and why not further.
     pub(crate) fn standing(&self, node: &NodeId) -> NodeTrust {
-        match self.tree.certificate(node).map(|c| c.tier) {
-            Some(Tier::Tpm) => NodeTrust {
-                meets: TrustRequirement::Tpm,
-                why: "it has not been appraised yet".into(),
-            },
-            _ => NodeTrust {
-                meets: TrustRequirement::None,
-                why: "its key lies in a file".into(),
-            },
+        let standing = self.appraiser.standing(node, self.now_s);
+        let (meets, keeps) = standing.meets();
+        NodeTrust {
+            meets,
+            keeps,
+            why: standing.why(),
         }
     }
 
     /// How a node proved itself, in one word.
     pub(crate) fn trust_word(&self, node: &NodeId) -> String {
-        match self.standing(node).meets {
-            TrustRequirement::None => "UNATTESTED".into(),
-            TrustRequirement::Tpm => "pending".into(),
-            TrustRequirement::Attested => "affirming".into(),
+        self.appraiser.standing(node, self.now_s).word().to_owned()
+    }
+
+    /// What the last appraisal of a node came to.
+    #[must_use]
+    pub fn verdict(&self, node: &NodeId) -> Option<&Verdict> {
+        self.appraiser.verdict(node)
+    }
+
+    /// The reference values.
+    #[must_use]
+    pub fn references(&self) -> &reference::References {
+        &self.references
+    }
+
+    pub(super) fn known(&self, node: &NodeId) -> Option<Known> {
+        let certificate = self.tree.certificate(node)?;
+        Some(Known {
+            tier: certificate.tier,
+            ak: certificate.ak,
+            key: certificate.key.clone(),
+            session: self.tree.session_key(node)?.clone(),
+        })
+    }
+
+    /// A node said hello: it may have begun anew, and it may not have its result.
+    pub(super) fn greet(&mut self, node: &NodeId, now: Now) {
+        let Some(known) = self.known(node) else { return };
+        self.appraiser.greet(node, &known, now);
+        if let Some(bytes) = self.ears.get(node).cloned() {
+            self.send_to(node, Kind::Ear, bytes);
         }
+        let quarantined = self
+            .inventory
+            .nodes()
+            .get(node)
+            .and_then(|r| r.hello.as_ref())
+            .is_some_and(|h| h.alarms.iter().any(|a| a.code == "quarantine"));
+        if quarantined && self.config.appraisal.releases {
+            self.release(node);
+        }
+    }
+
+    /// Tells a node in quarantine what is newest; it takes nothing older from then on.
+    fn release(&mut self, node: &NodeId) -> bool {
+        let hello = self.inventory.nodes().get(node).and_then(|r| r.hello.as_ref());
+        let (Some(boot), Some(via)) = (hello.map(|h| h.boot.clone()), self.tree.via(node).cloned()) else {
+            return false;
+        };
+        let Version { epoch, generation } = self.tree.desired(node).unwrap_or_default();
+        let op = v1::Operation::Release {
+            boot,
+            epoch,
+            generation,
+        };
+        self.note(format!(
+            "{node} is let out of quarantine; nothing below {epoch}.{generation} is to be taken"
+        ));
+        let command = v1::Command {
+            v: v1::VERSION,
+            // Nobody waits for the answer.
+            id: 0,
+            op,
+        };
+        let node = node.clone();
+        self.effects.push_back(Action::Command {
+            child: via,
+            node,
+            command,
+        });
+        true
+    }
+
+    fn send_to(&mut self, node: &NodeId, kind: Kind, bytes: Vec<u8>) {
+        if let Some(via) = self.tree.via(node).filter(|via| self.tree.is_connected(via)) {
+            let child = via.clone();
+            self.effects.push_back(Action::Forward { child, kind, bytes });
+        }
+    }
+
+    pub(super) fn on_evidence(&mut self, node: &NodeId, evidence: VerifiedBytes, now: Now) {
+        let (Some(known), Some(certificate)) = (self.known(node), self.tree.certificate(node)) else {
+            return;
+        };
+        let hello = self.inventory.nodes().get(node).and_then(|r| r.hello.as_ref());
+        let Some((site, labels)) =
+            hello.map(|h| (certificate.site.clone().unwrap_or(h.site.clone()), h.labels.clone()))
+        else {
+            return;
+        };
+        let about = About {
+            node,
+            site: &site,
+            labels: &labels,
+            known: &known,
+        };
+        let before = self.appraiser.standing(node, self.now_s);
+        match self
+            .appraiser
+            .judge(&about, evidence, &self.references, self.now_s, now)
+        {
+            Err(why) => self.note(format!("evidence of {node} says nothing: {why}")),
+            Ok(judged) => {
+                let after = self.appraiser.standing(node, self.now_s);
+                self.ops.push(Op::PutVerdict {
+                    node: node.clone(),
+                    verdict: Box::new(judged.verdict),
+                });
+                if before != after {
+                    self.note(format!("{node} is {} now: {}", after.word(), after.why()));
+                }
+                if let Some(ear) = judged.ear {
+                    self.effects.push_back(Action::SignEar(Box::new(ear)));
+                }
+                self.notice_standings(now);
+            }
+        }
+    }
+
+    pub(super) fn on_ear_signed(&mut self, node: NodeId, bytes: Vec<u8>) {
+        self.ops.push(Op::PutEar {
+            node: node.clone(),
+            bytes: bytes.clone(),
+        });
+        self.send_to(&node, Kind::Ear, bytes.clone());
+        self.ears.insert(node, bytes);
+    }
+
+    /// Challenges what is due.
+    pub(super) fn attest(&mut self, now: Now) {
+        let tree = &self.tree;
+        let reachable = |node: &NodeId| tree.via(node).is_some_and(|via| tree.is_connected(via));
+        for (node, challenge) in self.appraiser.poll(reachable, now) {
+            if let Some(child) = self.tree.via(&node).cloned() {
+                self.effects.push_back(Action::Challenge { child, node, challenge });
+            }
+        }
+        if self.look_at_ms <= now.mono_ms {
+            self.look_at_ms = now.mono_ms + LOOK_EVERY_MS;
+            self.notice_standings(now);
+        }
+    }
+
+    /// When [`Hub::attest`] has something to do, monotonic milliseconds.
+    pub(super) fn attest_timeout(&self) -> Option<u64> {
+        let tree = &self.tree;
+        let reachable = |node: &NodeId| tree.via(node).is_some_and(|via| tree.is_connected(via));
+        let challenge = self.appraiser.timeout(reachable);
+        let look = (!self.standings.is_empty()).then_some(self.look_at_ms);
+        challenge.into_iter().chain(look).min()
+    }
+
+    /// Who may be trusted less or more than at the last look has workloads placed anew.
+    fn notice_standings(&mut self, now: Now) {
+        let with_tpm = |s: &Standing| *s != Standing::Unattested;
+        let standings: BTreeMap<NodeId, &'static str> = self
+            .tree
+            .descendants()
+            .map(|n| (n, self.appraiser.standing(n, self.now_s)))
+            .filter(|(_, s)| with_tpm(s))
+            .map(|(n, s)| (n.clone(), s.word()))
+            .collect();
+        if standings != self.standings {
+            self.standings = standings;
+            self.reconcile(now);
+        }
+    }
+
+    pub(super) fn on_attest_change(&mut self, request: RequestId, change: AttestChange, now: Now) {
+        let result = match change {
+            AttestChange::Demand(node) => self.demand(&node, now),
+            AttestChange::Release(node) => match self.release(&node) {
+                true => Ok(format!("{node} was told to leave its quarantine")),
+                false => Err(format!("{node} has not said hello, so it cannot be told anything")),
+            },
+            AttestChange::PutSet(set) => self.put_set(*set, now),
+            AttestChange::SetFromNode { name, node, nodes } => self.set_from_node(name, &node, nodes, now),
+            AttestChange::DropSet(name) => self.drop_set(&name, now),
+        };
+        match result {
+            Ok(text) => self.answer(request, Outcome::Attested { text }),
+            Err(why) => self.refuse(request, vec![why]),
+        }
+    }
+
+    fn demand(&mut self, node: &NodeId, now: Now) -> Result<String, String> {
+        if self.tree.certificate(node).is_none() {
+            return Err(format!("there is no node {node}"));
+        }
+        if !self.appraiser.demand(node, now) {
+            return Err(format!(
+                "{node} has no TPM: it cannot attest, and is shown as UNATTESTED"
+            ));
+        }
+        Ok(format!("{node} is challenged"))
+    }
+
+    fn put_set(&mut self, set: ReferenceSet, now: Now) -> Result<String, String> {
+        let mut references = self.references.clone();
+        let name = set.name.clone();
+        references.sets.retain(|s| s.name != name);
+        references.sets.push(set);
+        self.replace_references(references, now)?;
+        Ok(format!(
+            "reference values {name} are in force (references {})",
+            self.references.version
+        ))
+    }
+
+    fn drop_set(&mut self, name: &str, now: Now) -> Result<String, String> {
+        let mut references = self.references.clone();
+        let before = references.sets.len();
+        references.sets.retain(|s| s.name != name);
+        if references.sets.len() == before {
+            return Err(format!("there are no reference values {name}"));
+        }
+        self.replace_references(references, now)?;
+        Ok(format!(
+            "reference values {name} are gone (references {})",
+            self.references.version
+        ))
+    }
+
+    /// What a node booted becomes what nodes shall boot. The launch register is left out: its log is judged by itself.
+    fn set_from_node(&mut self, name: String, node: &NodeId, nodes: Selector, now: Now) -> Result<String, String> {
+        let verdict = self.appraiser.verdict(node).filter(|v| !v.pcrs.is_empty());
+        let verdict =
+            verdict.ok_or_else(|| format!("{node} has not shown its registers: `cnova attest now {node}` asks it"))?;
+        let launch_pcr = self.config.appraisal.launch_pcr;
+        let reference = |(pcr, value): (&u8, &Digest)| {
+            let values = BTreeSet::from([*value]);
+            let events = BTreeSet::new();
+            (*pcr, PcrReference { values, events })
+        };
+        let pcrs = verdict
+            .pcrs
+            .iter()
+            .filter(|(pcr, _)| **pcr != launch_pcr)
+            .map(reference)
+            .collect();
+        let set = ReferenceSet {
+            name,
+            nodes,
+            pcrs,
+            ..ReferenceSet::default()
+        };
+        self.put_set(set, now)
+    }
+
+    fn replace_references(&mut self, mut references: reference::References, now: Now) -> Result<(), String> {
+        references.v = reference::VERSION;
+        references.version += 1;
+        reference::check(&references).map_err(|e| e.to_string())?;
+        self.ops.push(Op::PutReferences(references.clone()));
+        self.references = references;
+        self.appraiser.references_changed(now);
+        Ok(())
     }
 }

@@ -36,7 +36,9 @@ impl Hub {
                     generation: hello.generation,
                 };
                 let ahead = has > self.tree.desired(author).unwrap_or_default();
-                if self.inventory.on_hello(author, hello, now.wall_ms) || ahead {
+                let changed = self.inventory.on_hello(author, hello, now.wall_ms);
+                self.greet(author, now);
+                if changed || ahead {
                     self.reconcile(now);
                 }
             }

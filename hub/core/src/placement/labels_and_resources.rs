@@ -63,7 +63,7 @@ impl<'a> Board<'a> {
     fn keep(&mut self, workload: &WorkloadDef, current: &CurrentPlacement) -> BTreeSet<usize> {
         let ids = current.workloads.get(&workload.name).into_iter().flatten();
         let known = ids.filter_map(|id| self.nodes.binary_search_by(|n| n.id.cmp(id)).ok());
-        let valid = known.filter(|i| self.verdict(workload, *i).is_none()).collect();
+        let valid = known.filter(|i| self.verdict(workload, *i, true).is_none()).collect();
         self.take_best(workload, valid, wanted(workload))
     }
 
@@ -71,7 +71,7 @@ impl<'a> Board<'a> {
     fn complete(&mut self, workload: &WorkloadDef, mut chosen: BTreeSet<usize>) -> WorkloadPlacement {
         let mut verdicts: Vec<(usize, Option<Reason>)> = (0..self.nodes.len())
             .filter(|i| !chosen.contains(i))
-            .map(|i| (i, self.verdict(workload, i)))
+            .map(|i| (i, self.verdict(workload, i, false)))
             .collect();
         let candidates = verdicts
             .iter()
@@ -106,8 +106,8 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// Why the node cannot run the workload; `None` if it can.
-    fn verdict(&self, workload: &WorkloadDef, index: usize) -> Option<Reason> {
+    /// Why the node cannot run the workload, or go on running it; `None` if it can.
+    fn verdict(&self, workload: &WorkloadDef, index: usize, runs_there: bool) -> Option<Reason> {
         let node = self.nodes[index];
         let rule = &workload.placement;
         if node.revoked {
@@ -134,7 +134,8 @@ impl<'a> Board<'a> {
                 found,
             });
         }
-        if node.trust.meets < rule.trust {
+        let meets = if runs_there { node.trust.keeps } else { node.trust.meets };
+        if meets < rule.trust {
             return Some(Reason::Trust {
                 wanted: rule.trust,
                 why: node.trust.why.clone(),
