@@ -2,6 +2,7 @@
 
 mod applications;
 mod artifacts;
+mod certificates;
 mod children;
 mod twins;
 
@@ -18,6 +19,7 @@ use crate::api::{
     Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp,
 };
 use crate::cndl::{self, RuntimeKind};
+use crate::enrol::Desk;
 use crate::inventory::Inventory;
 use crate::placement::{
     CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placement, Placer, RuntimeView,
@@ -65,6 +67,7 @@ pub struct Hub {
     composed: BTreeMap<NodeId, Vec<v1::Workload>>,
     signing: BTreeMap<NodeId, Version>,
     asked: BTreeMap<u64, RequestId>,
+    desk: Desk,
     epoch: u64,
     ops: Vec<Op>,
     effects: VecDeque<Action>,
@@ -98,6 +101,7 @@ impl Hub {
             composed,
             signing: BTreeMap::new(),
             asked: BTreeMap::new(),
+            desk: Desk::new(config.enrolment.clone(), stored.enrolment),
             epoch: stored.epoch,
             ops: Vec::new(),
             effects: VecDeque::new(),
@@ -174,6 +178,14 @@ impl Hub {
             Event::Apply { request, manifest } => self.on_apply(request, *manifest, now),
             Event::Delete { request, name } => self.on_delete(request, &name, now),
             Event::Ask { request, node, op } => self.on_ask(request, node, op),
+            Event::EnrolChange { request, change } => self.on_enrol_change(request, change, now),
+            Event::Enrol {
+                author,
+                ticket,
+                step,
+                random,
+            } => self.on_enrol(author, ticket, step, &random, now),
+            Event::Certified { certify, result } => self.on_certified(*certify, result, now),
             Event::Uploaded { digest, size } => {
                 self.on_uploaded(digest, size, now);
             }

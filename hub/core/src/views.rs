@@ -171,7 +171,11 @@ impl Hub {
             },
             site: hello.site.to_string(),
             link: self.link(node, links).to_owned(),
-            trust: "UNATTESTED".into(),
+            trust: self
+                .tree
+                .certificate_of(node)
+                .map_or("UNATTESTED", |c| crate::enrol::tier_word(c.tier))
+                .into(),
             via: self.tree.via(node).map(ToString::to_string).unwrap_or_default(),
             in_sync: desired.is_none() || desired == reported,
             desired: version(desired),
