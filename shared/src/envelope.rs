@@ -18,7 +18,7 @@ use crate::ids::{Digest, NodeId};
 use crate::keys::{Algorithm, KeyId, PublicKey, SignError, Signer};
 use crate::limits;
 use crate::topics::Kind;
-use crate::wire::v1::{VERSION, Versioned};
+use crate::wire::v1::{TrustItemKind, VERSION, Versioned};
 
 /// The content type of every payload of this version.
 pub const CONTENT_TYPE: &str = "application/cnova-v1+cbor";
@@ -144,7 +144,7 @@ pub struct Untrusted<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedBytes {
     claims: Claims,
-    kind: Kind,
+    what: &'static str,
     payload: Vec<u8>,
     bytes: Vec<u8>,
 }
@@ -194,14 +194,14 @@ impl VerifiedBytes {
     pub fn decode<T: DeserializeOwned + Versioned>(self) -> Result<Verified<T>, EnvelopeError> {
         let value: T = crate::wire::decode(&self.payload).map_err(|e| EnvelopeError::BadPayload {
             iss: self.claims.iss.clone(),
-            kind: self.kind.as_str(),
+            kind: self.what,
             detail: limits::clip_to(&e.to_string(), 300),
         })?;
         let version = value.version();
         if version != VERSION {
             return Err(EnvelopeError::UnknownVersion {
                 iss: self.claims.iss,
-                kind: self.kind.as_str(),
+                kind: self.what,
                 version,
             });
         }
@@ -324,13 +324,25 @@ impl<'a> Untrusted<'a> {
     /// # Errors
     /// [`EnvelopeError::UnknownKey`] when `key` is not the one named, [`EnvelopeError::BadSignature`] otherwise.
     pub fn verify(self, kind: Kind, key: &PublicKey) -> Result<VerifiedBytes, EnvelopeError> {
+        self.verify_as(kind.as_str(), &aad(kind), key)
+    }
+
+    /// Checks the signature with `key`, as a document about trust, which is carried by a message and signed by another.
+    ///
+    /// # Errors
+    /// As [`Untrusted::verify`].
+    pub fn verify_document(self, kind: TrustItemKind, key: &PublicKey) -> Result<VerifiedBytes, EnvelopeError> {
+        self.verify_as(kind.as_str(), &document_aad(kind), key)
+    }
+
+    fn verify_as(self, what: &'static str, aad: &str, key: &PublicKey) -> Result<VerifiedBytes, EnvelopeError> {
         if key.id() != self.kid || key.algorithm != self.algorithm {
             return Err(EnvelopeError::UnknownKey {
                 iss: self.claims.iss,
                 kid: self.kid,
             });
         }
-        let held = self.sign1.verify_signature(aad(kind).as_bytes(), |signature, message| {
+        let held = self.sign1.verify_signature(aad.as_bytes(), |signature, message| {
             if key.verifies(message, signature) {
                 Ok(())
             } else {
@@ -340,7 +352,7 @@ impl<'a> Untrusted<'a> {
         match (held, self.sign1.payload) {
             (Ok(()), Some(payload)) => Ok(VerifiedBytes {
                 claims: self.claims,
-                kind,
+                what,
                 payload,
                 bytes: self.bytes.to_vec(),
             }),
@@ -380,6 +392,11 @@ impl VerifiedBytes {
 
 fn aad(kind: Kind) -> String {
     format!("cnova/v1/{}", kind.as_str())
+}
+
+// No message's kind contains a slash: a document is never taken for a message, nor a message for a document.
+fn document_aad(kind: TrustItemKind) -> String {
+    format!("cnova/v1/trust/{}", kind.as_str())
 }
 
 /// A message could not be made.
@@ -428,8 +445,58 @@ pub fn seal_payload(
     x5chain: &[Vec<u8>],
     signer: &dyn Signer,
 ) -> Result<Vec<u8>, SealError> {
+    let max = if kind == Kind::Twin {
+        limits::TWIN_BYTES
+    } else {
+        limits::MESSAGE_BYTES
+    };
+    let subject = Subject {
+        what: kind.as_str(),
+        aad: aad(kind),
+        max,
+    };
+    seal_as(&subject, claims, payload, x5chain, signer)
+}
+
+/// Encodes and signs a document about trust. It is carried to whom it concerns in a [`crate::wire::v1::Trust`] message.
+///
+/// # Errors
+/// [`SealError`] when it is larger than `max` bytes or the key did not sign.
+pub fn seal_document<T: Serialize>(
+    kind: TrustItemKind,
+    claims: &Claims,
+    value: &T,
+    max: usize,
+    signer: &dyn Signer,
+) -> Result<Vec<u8>, SealError> {
+    let subject = Subject {
+        what: kind.as_str(),
+        aad: document_aad(kind),
+        max,
+    };
+    let payload = crate::wire::encode(value).map_err(|e| SealError::Encode {
+        kind: subject.what,
+        detail: e.to_string(),
+    })?;
+    seal_as(&subject, claims, payload, &[], signer)
+}
+
+/// What is being signed.
+struct Subject {
+    what: &'static str,
+    aad: String,
+    max: usize,
+}
+
+fn seal_as(
+    subject: &Subject,
+    claims: &Claims,
+    payload: Vec<u8>,
+    x5chain: &[Vec<u8>],
+    signer: &dyn Signer,
+) -> Result<Vec<u8>, SealError> {
     let fail = |detail: String| SealError::Encode {
-        kind: kind.as_str(),
+        kind: subject.what,
         detail,
     };
     let key = signer.public_key();
@@ -461,14 +528,10 @@ pub fn seal_payload(
     let sign1 = CoseSign1Builder::new()
         .protected(header.build())
         .payload(payload)
-        .try_create_signature(aad(kind).as_bytes(), |message| signer.sign(message))?
+        .try_create_signature(subject.aad.as_bytes(), |message| signer.sign(message))?
         .build();
     let bytes = sign1.to_tagged_vec().map_err(|e| fail(e.to_string()))?;
-    let max = if kind == Kind::Twin {
-        limits::TWIN_BYTES
-    } else {
-        limits::MESSAGE_BYTES
-    };
+    let max = subject.max;
     if bytes.len() > max {
         return Err(fail(format!("{} bytes, at most {max} are sent", bytes.len())));
     }

@@ -20,7 +20,7 @@ pub use conditions::{
 pub use enrol::{
     Enrol, EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolFinish, EnrolIssued, EnrolRefused, EnrolStep, Enrolled,
 };
-pub use trust::{Challenge, Trust, TrustItem, TrustItemKind};
+pub use trust::{Challenge, LogPrefix, Trust, TrustItem, TrustItemKind};
 pub use workload::{Artifact, Grants, InputFile, Restart, RestartPolicy, Twin, Volume, Workload};
 
 /// The version that every message of this module carries in `v`.

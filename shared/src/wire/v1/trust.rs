@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::conditions::is_default;
+use crate::ids::Digest;
+
 /// Down: documents about trust. The envelope is the parent's; each document is judged by its own signatures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trust {
@@ -43,6 +46,21 @@ pub enum TrustItemKind {
     Unknown,
 }
 
+impl TrustItemKind {
+    /// The name in the signature's `external_aad`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TrustItemKind::Bundle => "bundle",
+            TrustItemKind::Revocations => "revocations",
+            TrustItemKind::Delegation => "delegation",
+            TrustItemKind::References => "references",
+            TrustItemKind::BootPolicy => "boot-policy",
+            TrustItemKind::Unknown => "unknown",
+        }
+    }
+}
+
 /// Down: attest to this nonce now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Challenge {
@@ -51,4 +69,18 @@ pub struct Challenge {
     /// Fresh and random, [`crate::limits::NONCE_BYTES`] long.
     #[serde(with = "serde_bytes")]
     pub nonce: Vec<u8>,
+    /// What the verifier has already replayed of the node's launch log: the answer may leave it out.
+    #[serde(rename = "log", default, skip_serializing_if = "is_default")]
+    pub log: Option<LogPrefix>,
+}
+
+/// The beginning of a launch log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogPrefix {
+    /// How many entries.
+    #[serde(rename = "n")]
+    pub count: u64,
+    /// The register's value after them.
+    #[serde(rename = "p")]
+    pub pcr: Digest,
 }

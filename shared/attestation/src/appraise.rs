@@ -1,0 +1,363 @@
+//! Appraisal: what verified evidence means against reference values. The outcome becomes an [`Ear`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cnova_shared::certificate::Tier;
+use cnova_shared::ids::{Digest, NodeId, SitePath};
+use cnova_shared::keys::PublicKey;
+
+pub use crate::launch_log::{Launched, LogState};
+
+use crate::ear::{Ear, Finding, Status, TrustVector, VerifierId};
+use crate::event_log::Event;
+use crate::firmware_log::FirmwareLog;
+use crate::launch_log::{self, Judged, Replay};
+use crate::quote::{VerifiedEvidence, VerifiedQuote};
+use crate::reference::{PcrReference, ReferenceSet, References};
+use crate::{Pcr, limits};
+
+/// The node that evidence is about, as the verifier knows it. None of this comes from the evidence.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Its name.
+    pub node: &'a NodeId,
+    /// Its place, from its certificate.
+    pub site: &'a SitePath,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+    /// What it holds its keys in, as pinned at enrolment.
+    pub tier: Tier,
+    /// The register of the launch log; [`crate::DEFAULT_LAUNCH_PCR`] unless configured.
+    pub launch_pcr: u8,
+}
+
+/// What evidence means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appraisal {
+    /// The judgement.
+    pub status: Status,
+    /// What it rests on.
+    pub vector: TrustVector,
+    /// What the node holds its keys in, as pinned.
+    pub tier: Tier,
+    /// The reference set that fits, or fits best, and the version of the document.
+    pub policy: String,
+    /// What was found, the weightiest first.
+    pub findings: Vec<Finding>,
+    /// Whether the firmware measured the boot at all (one of PCR 0 to 7 is not zero).
+    pub boot_measured: bool,
+    /// What to keep of the launch log for the next appraisal, and what provably was launched since boot. Nothing when the
+    /// log proves nothing: keep what there was.
+    pub log: Option<LogState>,
+    /// The entry that was logged and not yet extended.
+    pub pending: Option<Event>,
+    /// The launch log is longer than one message: challenge again now, with [`LogState::prefix`] of `log`, and issue a
+    /// result only for the last part.
+    pub incomplete: bool,
+    nonce: Vec<u8>,
+    node: NodeId,
+}
+
+/// What an attestation result needs beside the appraisal.
+#[derive(Clone, Debug)]
+pub struct Issue {
+    /// The subject's device key, from its certificate.
+    pub key: PublicKey,
+    /// Who judged.
+    pub verifier: VerifierId,
+    /// Now, seconds since 1970.
+    pub iat: u64,
+    /// Until when it may be relied on, seconds since 1970.
+    pub exp: u64,
+}
+
+impl Appraisal {
+    /// The attestation result.
+    #[must_use]
+    pub fn ear(&self, issue: Issue) -> Ear {
+        Ear {
+            subject: self.node.clone(),
+            key: issue.key,
+            nonce: self.nonce.clone(),
+            iat: issue.iat,
+            exp: issue.exp,
+            verifier: issue.verifier,
+            status: self.status,
+            vector: self.vector,
+            policy: self.policy.clone(),
+            tier: self.tier,
+            boot_measured: self.boot_measured,
+            findings: self.findings.clone(),
+        }
+    }
+
+    fn add(&mut self, status: Status, finding: Finding) {
+        if status > self.status {
+            self.status = status;
+            self.findings.insert(0, finding);
+        } else {
+            self.findings.push(finding);
+        }
+    }
+}
+
+/// Appraises evidence that answered its challenge. `retained` is what the last appraisal of this node left in
+/// [`Appraisal::log`].
+#[must_use]
+pub fn appraise(
+    subject: &Subject<'_>,
+    evidence: &VerifiedEvidence,
+    references: &References,
+    retained: Option<&LogState>,
+) -> Appraisal {
+    let mut appraisal = Appraisal {
+        status: Status::Affirming,
+        vector: TrustVector::default(),
+        tier: subject.tier,
+        policy: String::new(),
+        findings: Vec::new(),
+        boot_measured: false,
+        log: None,
+        pending: None,
+        incomplete: false,
+        nonce: evidence.nonce().to_vec(),
+        node: evidence.node().clone(),
+    };
+    match evidence {
+        VerifiedEvidence::Soft(_) => appraise_soft(&mut appraisal),
+        VerifiedEvidence::Tpm(quote) => appraise_quote(&mut appraisal, subject, quote, references, retained),
+    }
+    appraisal.findings.truncate(limits::FINDINGS);
+    appraisal
+}
+
+fn finding(code: &str, detail: String) -> Finding {
+    Finding {
+        code: code.into(),
+        detail,
+        ..Finding::default()
+    }
+}
+
+fn appraise_soft(appraisal: &mut Appraisal) {
+    if appraisal.tier == Tier::Soft {
+        appraisal.status = Status::None;
+        return;
+    }
+    appraisal.vector.instance_identity = 97;
+    let detail = "downgrade: it was admitted with a TPM and shows evidence without one; look at the machine, and enrol it \
+                  anew if its TPM was taken out on purpose";
+    appraisal.add(Status::Contraindicated, finding("downgrade", detail.into()));
+}
+
+fn appraise_quote(
+    appraisal: &mut Appraisal,
+    subject: &Subject<'_>,
+    quote: &VerifiedQuote,
+    references: &References,
+    retained: Option<&LogState>,
+) {
+    appraisal.vector.instance_identity = 2;
+    appraisal.vector.hardware = 2;
+    let measured = |(pcr, value): (&u8, &Pcr)| *pcr < 8 && *value != crate::event_log::ZERO;
+    appraisal.boot_measured = quote.pcrs().iter().any(measured);
+    let selects = |s: &&ReferenceSet| s.nodes.selects(subject.node, subject.site, subject.labels);
+    let candidates: Vec<&ReferenceSet> = references.sets.iter().filter(selects).collect();
+    let wrong = |s: &ReferenceSet| wrong_registers(s, quote.pcrs(), subject.launch_pcr);
+    let Some(set) = candidates.iter().min_by_key(|s| wrong(s).len()).copied() else {
+        let detail = format!(
+            "there are no reference values for {}: make them with `cnova reference add`",
+            subject.node
+        );
+        appraisal.add(Status::Warning, finding("no-references", detail));
+        appraise_log(appraisal, subject, quote, None, retained);
+        return;
+    };
+    appraisal.policy = format!("{} (references {})", set.name, references.version);
+    let wrong = wrong(set);
+    appraisal.vector.configuration = if wrong.is_empty() { 2 } else { 96 };
+    if wrong.is_empty() && appraisal.boot_measured {
+        appraisal.vector.executables = 3;
+    }
+    let names: Vec<String> = candidates
+        .iter()
+        .take(limits::FINDING_NAMES)
+        .map(|s| s.name.clone())
+        .collect();
+    // Read only when something is wrong: most appraisals never look at it.
+    let firmware = (!wrong.is_empty())
+        .then(|| quote.firmware_log().map(FirmwareLog::read))
+        .flatten();
+    for pcr in wrong {
+        let got = quote.pcrs().get(&pcr).copied();
+        let (detail, event) = explain(pcr, got, set.pcrs.get(&pcr), firmware.as_ref());
+        let mismatch = Finding {
+            code: "pcr-mismatch".into(),
+            detail,
+            pcr: Some(pcr),
+            got,
+            expected: names.clone(),
+            event,
+        };
+        appraisal.add(Status::Contraindicated, mismatch);
+    }
+    appraise_log(appraisal, subject, quote, Some(set), retained);
+}
+
+/// The registers that do not hold what this set allows. The launch register is judged by its log.
+fn wrong_registers(set: &ReferenceSet, pcrs: &BTreeMap<u8, Pcr>, launch_pcr: u8) -> Vec<u8> {
+    let wrong = |(pcr, reference): &(&u8, &PcrReference)| {
+        **pcr != launch_pcr && !pcrs.get(*pcr).is_some_and(|v| reference.values.contains(v))
+    };
+    set.pcrs.iter().filter(wrong).map(|(pcr, _)| *pcr).collect()
+}
+
+/// What is wrong with a register, and which event of the firmware differs, if its log is there and can tell.
+fn explain(
+    pcr: u8,
+    got: Option<Pcr>,
+    reference: Option<&PcrReference>,
+    firmware: Option<&Result<FirmwareLog, crate::firmware_log::FirmwareLogError>>,
+) -> (String, Option<String>) {
+    let Some(got) = got else {
+        return (
+            format!("PCR {pcr} was not quoted: configure the node to quote it"),
+            None,
+        );
+    };
+    let holds = format!("PCR {pcr} holds {}, which no reference allows", got.short());
+    let log = match firmware {
+        None => {
+            return (
+                format!("{holds}; the node sent no firmware log that could say why"),
+                None,
+            );
+        }
+        Some(Err(e)) => return (format!("{holds}; its firmware log cannot be read: {e}"), None),
+        Some(Ok(log)) => log,
+    };
+    if log.replay(pcr) != got {
+        return (format!("{holds}, and its firmware log does not replay to it"), None);
+    }
+    let events = reference.map(|r| &r.events).filter(|e| !e.is_empty());
+    let Some(events) = events else {
+        return (format!("{holds}; the references list no events for it"), None);
+    };
+    match log.first_unknown(pcr, events) {
+        Some(e) => {
+            let event = format!("event {} ({}, {})", e.index, e.kind_name(), e.digest.short());
+            (
+                format!("{holds}: {event} is not among the reference's events"),
+                Some(event),
+            )
+        }
+        None => (
+            format!("{holds}: all its events are known, but their order or number is another"),
+            None,
+        ),
+    }
+}
+
+fn appraise_log(
+    appraisal: &mut Appraisal,
+    subject: &Subject<'_>,
+    quote: &VerifiedQuote,
+    set: Option<&ReferenceSet>,
+    retained: Option<&LogState>,
+) {
+    let pcr = subject.launch_pcr;
+    let Some(register) = quote.pcrs().get(&pcr) else {
+        let detail = format!("PCR {pcr}, the launch register, was not quoted: configure the node to quote it");
+        let missing = Finding {
+            pcr: Some(pcr),
+            ..finding("launch-register-missing", detail)
+        };
+        return appraisal.add(Status::Contraindicated, missing);
+    };
+    let starts = set.and_then(|s| s.pcrs.get(&pcr)).map(|r| &r.values);
+    let none = BTreeSet::new();
+    let Judged { replay, state } = launch_log::judge(
+        quote.log(),
+        retained,
+        register,
+        quote.clock().reset_count,
+        starts.unwrap_or(&none),
+    );
+    appraisal.log = state;
+    match replay {
+        Replay::Proven { pending } => {
+            appraisal.pending = pending;
+            if let Some(set) = set {
+                appraise_launches(appraisal, set);
+            }
+        }
+        Replay::Incomplete { have, total } => {
+            appraisal.incomplete = true;
+            let detail = format!("the launch log has {total} entries and {have} of them are here: ask for the rest");
+            appraisal.add(Status::Warning, finding("log-incomplete", detail));
+        }
+        Replay::Absent => {
+            let detail = "there is no launch log, and the launch register was not used: what runs is not measured";
+            appraisal.add(Status::Warning, finding("no-launch-log", detail.into()));
+        }
+        Replay::Refuted { detail, event } => {
+            appraisal.vector.executables = 96;
+            let mismatch = Finding {
+                code: "launch-log".into(),
+                detail: format!("PCR {pcr}: {detail}"),
+                pcr: Some(pcr),
+                got: Some(*register),
+                expected: Vec::new(),
+                event,
+            };
+            appraisal.add(Status::Contraindicated, mismatch);
+        }
+    }
+}
+
+/// What was launched since boot, against the lists of the set, where it has any. Judged anew each time, all of it: a list
+/// may have become shorter since.
+fn appraise_launches(appraisal: &mut Appraisal, set: &ReferenceSet) {
+    let allows = |list: &BTreeSet<Digest>, digest: &Digest| list.is_empty() || list.contains(digest);
+    let Some(log) = &appraisal.log else { return };
+    let mut refused = Vec::new();
+    for agent in log.agents.iter().filter(|a| !allows(&set.agents, a)) {
+        let event = format!("agent {}", agent.short());
+        refused.push((
+            "agent-refused",
+            "wrote the launch log, and the references do not allow it",
+            event,
+        ));
+    }
+    for Launched { seq, launch } in &log.launched {
+        let event = format!("entry {seq} (launch of {})", launch.workload);
+        if !allows(&set.runtimes, &launch.runtime) {
+            let event = format!("{event} by runtime {}", launch.runtime.short());
+            refused.push((
+                "runtime-refused",
+                "was launched, and the references do not allow its runtime",
+                event,
+            ));
+        } else if !allows(&set.artifacts, &launch.artifact) {
+            let event = format!("{event} of artifact {}", launch.artifact.short());
+            refused.push((
+                "artifact-refused",
+                "was launched, and the references do not allow its artifact",
+                event,
+            ));
+        }
+    }
+    let lists = !set.runtimes.is_empty() && !set.artifacts.is_empty() && !set.agents.is_empty();
+    if !refused.is_empty() {
+        appraisal.vector.executables = 96;
+    } else if lists && appraisal.vector.executables == 3 {
+        appraisal.vector.executables = 2;
+    }
+    for (code, what, event) in refused.into_iter().take(limits::FINDINGS) {
+        let refusal = Finding {
+            event: Some(event.clone()),
+            ..finding(code, format!("{event} {what}"))
+        };
+        appraisal.add(Status::Contraindicated, refusal);
+    }
+}
