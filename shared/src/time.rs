@@ -46,3 +46,33 @@ impl Backoff {
         *self = Self::default();
     }
 }
+
+/// The seconds of a span such as `90d`, `24h`, `30m` or `45s`; nothing for any other text, or for no time at all.
+#[must_use]
+pub fn seconds_of(span: &str) -> Option<u64> {
+    let unit = span.chars().last()?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return None,
+    };
+    let number: u64 = span.strip_suffix(unit)?.parse().ok()?;
+    number.checked_mul(factor).filter(|seconds| *seconds > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_a_number_and_a_unit() {
+        for (text, seconds) in [("90d", Some(7_776_000)), ("24h", Some(86_400)), ("30m", Some(1800)), ("1s", Some(1))] {
+            assert_eq!(seconds_of(text), seconds, "{text}");
+        }
+        for bad in ["", "d", "0s", "-1h", "1.5h", "10", "1w", "99999999999999999999d", "999999999999999999d", "1ü"] {
+            assert_eq!(seconds_of(bad), None, "{bad}");
+        }
+    }
+}

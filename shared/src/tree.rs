@@ -349,12 +349,6 @@ impl Tree {
         self.descendants.get(node).map(|d| &d.via)
     }
 
-    /// What a descendant's certificate says of it.
-    #[must_use]
-    pub fn certificate_of(&self, node: &NodeId) -> Option<&NodeCertificate> {
-        self.descendants.get(node).map(|d| &d.certificate)
-    }
-
     /// The version of the twin that `node` should have.
     #[must_use]
     pub fn desired(&self, node: &NodeId) -> Option<Version> {

@@ -13,6 +13,7 @@ use cnova_shared::wire::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::cndl::{ManifestErrors, RuntimeKind};
+use crate::enrol::{Certify, EnrolChange, EnrolOp, EnrolRules, RANDOM_BYTES, StoredEnrolment};
 use crate::placement::CurrentPlacement;
 use crate::policy::AdmittedManifest;
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub trust: TrustBundle,
     /// How it appraises nodes.
     pub appraisal: Appraisal,
+    /// By which rules it enrols nodes; none where it enrols nobody.
+    pub enrolment: Option<EnrolRules>,
 }
 
 /// How the hub appraises nodes.
@@ -142,6 +145,32 @@ pub enum Event {
         node: NodeId,
         /// The signed bytes.
         bytes: Vec<u8>,
+    },
+    /// An admin changes who may enrol.
+    EnrolChange {
+        /// Whom to answer.
+        request: RequestId,
+        /// What.
+        change: EnrolChange,
+    },
+    /// A step of an enrolment: what [`Action::Enrol`] handed out comes back with randomness, or a newcomer at the hub's own
+    /// door asks.
+    Enrol {
+        /// Who asks: the hub itself for its own door.
+        author: NodeId,
+        /// Its ticket.
+        ticket: u64,
+        /// What it asks.
+        step: v1::EnrolStep,
+        /// Fresh from the system's generator.
+        random: Box<[u8; RANDOM_BYTES]>,
+    },
+    /// A certificate that the core asked for was made, or why not.
+    Certified {
+        /// What was asked for.
+        certify: Box<Certify>,
+        /// The chain, DER, the node's own first.
+        result: Result<Vec<Vec<u8>>, String>,
     },
     /// An artifact was uploaded and its digest checked.
     Uploaded {
@@ -272,6 +301,8 @@ pub enum Op {
     },
     /// The reference values.
     PutReferences(References),
+    /// Tokens, known TPMs, enrolled nodes.
+    Enrol(EnrolOp),
     /// The newest word of a node on a subject; also goes into the history.
     PutEntry {
         /// The node.
@@ -322,6 +353,8 @@ pub struct Stored {
     pub entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
     /// Lives of report streams that are over.
     pub retired: BTreeMap<NodeId, BTreeSet<u64>>,
+    /// Tokens, known TPMs, enrolled nodes.
+    pub enrolment: StoredEnrolment,
 }
 
 impl Stored {
@@ -356,6 +389,7 @@ impl Stored {
                     self.ears.insert(node, bytes);
                 }
                 Op::PutReferences(references) => self.references = references,
+                Op::Enrol(op) => self.enrolment.apply(&op),
                 Op::PutEntry { node, stored } => {
                     self.entries
                         .entry(node)
@@ -398,6 +432,8 @@ pub enum Outcome {
         /// Its name.
         name: Name,
     },
+    /// It is as it was asked for.
+    Done,
     /// Nothing was changed, and why.
     Refused {
         /// Reasons, each complete in itself.
@@ -442,6 +478,37 @@ pub enum Action {
     Inspect(InspectKey),
     /// Remove the files of artifacts that the store no longer names.
     RemoveArtifacts(BTreeSet<Digest>),
+    /// Draw randomness for a step of an enrolment; answered with [`Event::Enrol`].
+    Enrol {
+        /// Who asks.
+        author: NodeId,
+        /// Its ticket.
+        ticket: u64,
+        /// What it asks.
+        step: v1::EnrolStep,
+    },
+    /// Make a certificate; answered with [`Event::Certified`].
+    Certify(Box<Certify>),
+    /// Answer a step of an enrolment: signed for `author` and sent to a child, or at the hub's own door.
+    Enrolled {
+        /// The child behind which the author hangs; nobody for the hub's own door.
+        child: Option<NodeId>,
+        /// Who asked.
+        author: NodeId,
+        /// The answer.
+        enrolled: v1::Enrolled,
+    },
+    /// An entry for the audit log that nobody's request asked for.
+    Audit {
+        /// What was done.
+        action: &'static str,
+        /// To what.
+        object: String,
+        /// `done` or `refused`.
+        outcome: &'static str,
+        /// More, for a person.
+        detail: String,
+    },
     /// Sign with the hub's key; answered with [`Event::TwinSigned`].
     SignTwin(Box<v1::Twin>),
     /// Sign a command for a node and send it to a child.

@@ -3,6 +3,7 @@
 mod applications;
 mod artifacts;
 mod attestation;
+mod certificates;
 mod children;
 mod twins;
 
@@ -22,6 +23,7 @@ use crate::api::{
     Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp,
 };
 use crate::cndl::{self, RuntimeKind};
+use crate::enrol::Desk;
 use crate::inventory::Inventory;
 use crate::placement::{
     CurrentPlacement, LabelsAndResources, NodeResources, NodeRole, NodeView, Placement, Placer, RuntimeView,
@@ -77,6 +79,7 @@ pub struct Hub {
     look_at_ms: u64,
     /// Wall time of the last event, seconds since 1970.
     pub(crate) now_s: u64,
+    desk: Desk,
     epoch: u64,
     ops: Vec<Op>,
     effects: VecDeque<Action>,
@@ -121,6 +124,7 @@ impl Hub {
             standings: BTreeMap::new(),
             look_at_ms: now.mono_ms,
             now_s: now.wall_ms / 1000,
+            desk: Desk::new(config.enrolment.clone(), stored.enrolment),
             epoch: stored.epoch,
             ops: Vec::new(),
             effects: VecDeque::new(),
@@ -209,6 +213,14 @@ impl Hub {
             Event::Ask { request, node, op } => self.on_ask(request, node, op),
             Event::Attest { request, change } => self.on_attest_change(request, change, now),
             Event::EarSigned { node, bytes } => self.on_ear_signed(node, bytes),
+            Event::EnrolChange { request, change } => self.on_enrol_change(request, change, now),
+            Event::Enrol {
+                author,
+                ticket,
+                step,
+                random,
+            } => self.on_enrol(author, ticket, step, &random, now),
+            Event::Certified { certify, result } => self.on_certified(*certify, result, now),
             Event::Uploaded { digest, size } => {
                 self.on_uploaded(digest, size, now);
             }

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod cndl;
+pub mod enrol;
 pub mod explain;
 mod hub;
 pub mod inventory;

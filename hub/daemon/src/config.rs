@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cnova_link::config::{self, IdentityConfig};
 use cnova_shared::ids::NodeId;
+use cnova_shared::time::seconds_of;
 use serde::Deserialize;
 
 /// Least room for the store: the schema, and twins of the largest size in the file and in its journal.
@@ -40,10 +41,29 @@ pub struct Config {
     pub policy_dir: Option<PathBuf>,
     /// The program that compiles Wasm.
     pub aot_worker: PathBuf,
+    /// How nodes become nodes; nobody is enrolled where nothing is said.
+    pub enrolment: Option<Enrolment>,
     /// How much it may keep.
     pub limits: Limits,
     /// How it logs.
     pub log: LogFormat,
+}
+
+/// `[enrolment]`, checked. docs/ENROLMENT.md says how to set it up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolment {
+    /// Where newcomers that hang directly below the hub ask; those behind gateways ask there.
+    pub listen: Option<SocketAddr>,
+    /// The certificate that the hub issues with, PEM (`cnova trust issuer`).
+    pub issuer_certificate: PathBuf,
+    /// Its key, PEM, PKCS #8.
+    pub issuer_key: PathBuf,
+    /// The folder with certificates of TPM makers, PEM or DER.
+    pub tpm_roots: Option<PathBuf>,
+    /// Whether keys in files are admitted, with a token.
+    pub allow_soft: bool,
+    /// How long a certificate lasts, seconds.
+    pub lifetime_s: u64,
 }
 
 /// How children reach the hub.
@@ -130,6 +150,7 @@ struct File {
     api: Api,
     mqtt: Option<Mqtt>,
     external_broker: Option<ExternalBroker>,
+    enrolment: Option<EnrolmentFile>,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -154,6 +175,23 @@ impl Default for Api {
             listen: (Ipv4Addr::LOCALHOST, API_PORT).into(),
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EnrolmentFile {
+    listen: Option<SocketAddr>,
+    issuer_certificate: PathBuf,
+    issuer_key: PathBuf,
+    tpm_roots: Option<PathBuf>,
+    #[serde(default)]
+    allow_soft: bool,
+    #[serde(default = "lifetime")]
+    lifetime: String,
+}
+
+fn lifetime() -> String {
+    "90d".to_owned()
 }
 
 #[derive(Deserialize)]
@@ -223,6 +261,21 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             None
         }
     };
+    let enrolment = file.enrolment.map(|e| {
+        let lifetime_s = seconds_of(&e.lifetime).unwrap_or_else(|| {
+            let given = &e.lifetime;
+            problems.push(format!("enrolment.lifetime: {given:?} is no span; write 90d, 24h, 30m or 45s"));
+            0
+        });
+        Enrolment {
+            listen: e.listen,
+            issuer_certificate: at(e.issuer_certificate),
+            issuer_key: at(e.issuer_key),
+            tpm_roots: e.tpm_roots.map(at),
+            allow_soft: e.allow_soft,
+            lifetime_s,
+        }
+    });
     let Some(children) = children.filter(|_| problems.is_empty()) else {
         return Err(problems);
     };
@@ -246,6 +299,7 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
         tokens: at(file.tokens),
         policy_dir: file.policy_dir.map(at),
         aot_worker: file.aot_worker.map_or_else(beside_this_program, at),
+        enrolment,
         limits: file.limits,
         log: file.log.format,
     })

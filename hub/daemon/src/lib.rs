@@ -15,6 +15,7 @@ pub mod config;
 pub mod downstream;
 pub mod event_loop;
 pub mod inspect;
+pub mod issuer;
 pub mod library;
 pub mod lock;
 pub mod outgoing;

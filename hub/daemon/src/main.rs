@@ -97,6 +97,7 @@ impl Failure {
                 }
                 RunError::Identity(_)
                 | RunError::OtherName { .. }
+                | RunError::Issuer(_)
                 | RunError::SigningKey(_)
                 | RunError::Tokens(_)
                 | RunError::PolicyFolder { .. }

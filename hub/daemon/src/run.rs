@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cnova_hub_core::Hub;
+use cnova_hub_core::enrol::EnrolRules;
 use cnova_hub_core::policy::{PolicyError, PolicySet, PolicySource};
 use cnova_link::{Identity, IdentityError};
 use cnova_shared::ids::{Digest, NodeId};
@@ -21,7 +22,8 @@ use crate::clock::Clock;
 use crate::compile::Compiler;
 use crate::config::Config;
 use crate::downstream::Downstream;
-use crate::event_loop::{self, EventLoop, HubHandle, LoopError, Parts};
+use crate::event_loop::{self, Enrolling, EventLoop, HubHandle, LoopError, Parts};
+use crate::issuer::{self, Issuer, IssuerError};
 use crate::library::{Library, LibraryError};
 use crate::lock::{StateFolder, StateFolderError};
 use crate::signer::{Signer, SigningKeyError};
@@ -54,6 +56,8 @@ pub enum RunError {
         named: NodeId,
     },
     #[error(transparent)]
+    Issuer(#[from] IssuerError),
+    #[error(transparent)]
     SigningKey(#[from] SigningKeyError),
     #[error(transparent)]
     Tokens(#[from] TokensError),
@@ -85,6 +89,8 @@ pub struct Checked {
     pub tokens: Tokens,
     /// What may run.
     pub policy: PolicySet,
+    /// Who certifies nodes, and by which rules.
+    pub enrolment: Option<(Issuer, EnrolRules)>,
     /// The clocks.
     pub clock: Clock,
 }
@@ -106,6 +112,15 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     let clock = Clock::new(identity.not_before_s().max(identity.trust().contents().issued_at));
     let now_s = clock.now_s();
     let signer = Signer::load(&config.signing_key, identity.node().clone(), identity.trust(), now_s)?;
+    let enrolment = config
+        .enrolment
+        .as_ref()
+        .map(|e| {
+            let issuer = Issuer::load(e, identity.trust(), now_s)?;
+            let rules = issuer::rules(e, &issuer)?;
+            Ok::<_, IssuerError>((issuer, rules))
+        })
+        .transpose()?;
     let tokens = Tokens::load(&config.tokens)?;
     let policy = load_policy(config.policy_dir.as_deref())?;
     if !config.aot_worker.is_file() {
@@ -119,6 +134,7 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     for (what, end) in [
         ("certificate", identity.not_after_s()),
         ("signing key", signer.not_after()),
+        ("issuing certificate", enrolment.as_ref().map_or(u64::MAX, |(i, _)| i.ends_s())),
     ] {
         if end < now_s + ENDS_SOON_S {
             tracing::warn!(
@@ -136,6 +152,7 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
         signer: Arc::new(signer),
         tokens,
         policy,
+        enrolment,
         clock,
     })
 }
@@ -186,8 +203,10 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         signer,
         tokens,
         policy,
+        enrolment,
         clock,
     } = check(&config)?;
+    let (issuer, rules) = enrolment.unzip();
     let _folder = StateFolder::hold(&config.state_dir)?;
     let store = open_store(&config, set_aside_corrupt_store)?;
     let library = Arc::new(Library::open(&config.state_dir, config.limits.max_artifact_bytes)?);
@@ -199,6 +218,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         config: cnova_hub_core::Config {
             node: identity.node().clone(),
             trust: identity.trust().clone(),
+            enrolment: rules,
         },
         store: store.clone(),
         library: library.clone(),
@@ -208,6 +228,10 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
             children: config.children.clone(),
             identity: identity.clone(),
         },
+        enrolment: issuer.map(|issuer| Enrolling {
+            listen: config.enrolment.as_ref().and_then(|e| e.listen),
+            issuer: Arc::new(issuer),
+        }),
         traffic: traffic.clone(),
         clock,
     };

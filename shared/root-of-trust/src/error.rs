@@ -41,6 +41,9 @@ pub enum RootError {
         /// What it said.
         reason: String,
     },
+    /// The configuration names what cannot be.
+    #[error("[identity]: {0}")]
+    Config(String),
     /// A file of the root of trust cannot be used.
     #[error("{0}")]
     File(String),

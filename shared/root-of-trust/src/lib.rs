@@ -13,21 +13,26 @@ use cnova_shared::ids::Digest;
 use cnova_shared::keys::{PublicKey, Signer};
 use zeroize::Zeroizing;
 
+pub mod boot_policy;
 mod error;
+mod soft;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod tls;
+#[cfg(feature = "tpm")]
+pub mod tpm;
 
+pub use boot_policy::{ApproveError, BootApproval};
 pub use error::RootError;
+pub use soft::Soft;
+pub use tls::tls_signing_key;
+#[cfg(feature = "tpm")]
+pub use tpm::{Tpm, TpmConfig};
 
-/// A boot under which a sealed secret may be opened: the hub's signature on a PCR policy (TPM2_PolicyAuthorize).
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct BootApproval {
-    /// The registers that the policy is about.
-    pub pcrs: Vec<u8>,
-    /// The policy's digest (TPM2_PolicyPCR over the approved values).
-    pub policy: Digest,
-    /// ES256 of the approving key over what TPM2_PolicyAuthorize expects: `SHA-256(policy || policyRef)`, r || s.
-    #[serde(with = "serde_bytes")]
-    pub signature: Vec<u8>,
-}
+/// Longest secret that can be sealed, in bytes (what every TPM takes into one object).
+pub const SECRET_BYTES_MAX: usize = 128;
+/// Longest sealed secret that is looked at, in bytes.
+pub const SEALED_BYTES_MAX: usize = 4096;
 
 /// What holds a node's keys. Every call may block for as long as the TPM takes: call it from a thread that may wait.
 pub trait RootOfTrust: Send + Sync + std::fmt::Debug {

@@ -228,6 +228,8 @@ pub fn brief(action: &Action) -> String {
         Action::Send(Message::Report(r)) => format!("send report {}..{}", r.from, r.to),
         Action::Send(Message::ChunkRequest(r)) => format!("send want {} {}+{}", name_of(&r.digest), r.offset, r.length),
         Action::Send(Message::Reply(r)) => format!("send reply {}", r.id),
+        Action::Send(Message::Enrol(_)) => "send enrol".to_owned(),
+        Action::Install(issued) => format!("install {}", issued.renew_s),
         Action::AppendChunk {
             digest,
             offset,

@@ -23,6 +23,10 @@ impl Hub {
                     }
                     self.effects.push_back(Action::Forward { child, kind, bytes });
                 }
+                TreeEvent::Enrol { author, enrol, .. } => {
+                    let (ticket, step) = (enrol.ticket, enrol.step);
+                    self.effects.push_back(Action::Enrol { author, ticket, step });
+                }
                 TreeEvent::Note(text) => self.note(text),
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use cnova_hub_core::enrol::EnrolChange;
 use cnova_hub_core::policy::AdmittedManifest;
 use cnova_hub_core::{Hub, Outcome};
 use cnova_shared::ids::{Digest, Name, NodeId};
@@ -20,6 +21,8 @@ pub enum Change {
     Apply(Box<AdmittedManifest>),
     /// Delete an application.
     Delete(Name),
+    /// Change who may enrol.
+    Enrolment(EnrolChange),
     /// Ask a node.
     Ask {
         /// Which.

@@ -5,6 +5,7 @@
 //! signature that nobody has seen is no effect; so the twins of a change are in the same transaction as the change.
 
 mod handle;
+mod newcomers;
 mod outage;
 mod pending;
 
@@ -22,6 +23,7 @@ use cnova_store::CallError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::handle::{Question, Request};
+use self::newcomers::Doorway;
 use self::pending::Pending;
 use crate::chunks::{Chunks, Piece};
 use crate::clock::Clock;
@@ -36,6 +38,7 @@ use crate::store::audit::Draft;
 use crate::store::{Store, StoreError};
 use crate::traffic::Traffic;
 
+pub use self::newcomers::Enrolling;
 pub use self::handle::{Change, HubHandle, REQUESTS_WAITING, Requests, Unavailable, channel};
 
 /// Most events taken into the core before their actions are performed.
@@ -61,6 +64,8 @@ pub struct Parts {
     pub compiler: Arc<Compiler>,
     /// How children are reached.
     pub downstream: Downstream,
+    /// How nodes become nodes, where they do.
+    pub enrolment: Option<Enrolling>,
     /// Counters.
     pub traffic: Arc<Traffic>,
     /// The clocks.
@@ -76,6 +81,9 @@ pub enum LoopError {
     /// Children cannot be reached.
     #[error(transparent)]
     Endpoint(#[from] cnova_broker::EndpointError),
+    /// Newcomers cannot be served.
+    #[error(transparent)]
+    Door(#[from] cnova_link::enrol::DoorError),
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -129,6 +137,7 @@ pub struct EventLoop {
     hub: Hub,
     chunks: Arc<Chunks>,
     link: Option<Link>,
+    doorway: Doorway,
     requests: mpsc::Receiver<Request>,
     completions: (mpsc::Sender<Completion>, mpsc::Receiver<Completion>),
     inspections: Arc<Semaphore>,
@@ -140,6 +149,7 @@ pub struct EventLoop {
 
 enum Happened {
     Endpoint(Option<EndpointEvent>),
+    Newcomer(cnova_link::enrol::Asked),
     Request(Option<Request>),
     Completed(Option<Completion>),
     Tick,
@@ -159,12 +169,14 @@ impl EventLoop {
             parts.traffic.clone(),
             parts.clock,
         );
+        let doorway = Doorway::open(&parts).await?;
         let first_request = parts.clock.now().wall_ms.saturating_mul(1000);
         Ok(Self {
             parts,
             hub,
             chunks: Arc::new(chunks),
             link: None,
+            doorway,
             requests: requests.0,
             completions: mpsc::channel(COMPLETIONS_WAITING),
             inspections: Arc::new(Semaphore::new(INSPECTIONS_AT_ONCE)),
@@ -250,6 +262,7 @@ impl EventLoop {
         tokio::select! {
             () = stopped(stop) => Happened::Stop,
             event = events => Happened::Endpoint(event),
+            asked = self.doorway.next() => Happened::Newcomer(asked),
             request = self.requests.recv() => Happened::Request(request),
             completion = self.completions.1.recv() => Happened::Completed(completion),
             () = tick => Happened::Tick,
@@ -280,6 +293,7 @@ impl EventLoop {
             Happened::Endpoint(None) => {
                 return Err(LoopError::Stalled("its events ended".into()).into());
             }
+            Happened::Newcomer(asked) => self.on_newcomer(asked),
             Happened::Request(Some(request)) => self.on_request(request),
             Happened::Completed(Some(Completion::Compiled(key, result))) => {
                 self.handle(Event::Compiled { key, result });
@@ -358,6 +372,7 @@ impl EventLoop {
                     Change::Apply(manifest) => Event::Apply { request, manifest },
                     Change::Delete(name) => Event::Delete { request, name },
                     Change::Ask { node, op } => Event::Ask { request, node, op },
+                    Change::Enrolment(change) => Event::EnrolChange { request, change },
                 });
             }
             Request::Uploaded {
@@ -388,6 +403,14 @@ impl EventLoop {
             match action {
                 Action::Persist(ops) => self.batch.ops.extend(ops),
                 Action::SignTwin(twin) => self.sign(&twin),
+                Action::Enrol { author, ticket, step } => self.draw(author, ticket, step),
+                Action::Certify(certify) => self.certify(certify),
+                Action::Audit {
+                    action,
+                    object,
+                    outcome,
+                    detail,
+                } => self.batch.drafts.push(self.draft(action, object, outcome, &detail)),
                 Action::Answer { request, outcome } => {
                     self.batch.drafts.extend(self.pending.audit_of(request, &outcome));
                     self.batch.effects.push_back(Action::Answer { request, outcome });
@@ -428,6 +451,18 @@ impl EventLoop {
         Ok(())
     }
 
+    /// An audit entry about what nobody's request asked for.
+    fn draft(&self, action: &'static str, object: String, outcome: &'static str, detail: &str) -> Draft {
+        Draft {
+            at_ms: self.parts.clock.now().wall_ms,
+            user: "hub".to_owned(),
+            action,
+            object,
+            outcome,
+            detail: cnova_shared::limits::clip(detail),
+        }
+    }
+
     fn perform(&mut self, effect: Action) {
         let now_s = self.parts.clock.now_s();
         let signer = &self.parts.signer;
@@ -440,6 +475,11 @@ impl EventLoop {
             Action::Command { child, node, command } => {
                 self.say(&child, Kind::Command, signer.command(&node, &command, now_s));
             }
+            Action::Enrolled {
+                child,
+                author,
+                enrolled,
+            } => self.answer_enrolment(child, &author, enrolled),
             Action::Ack { child, ack } => self.say(&child, Kind::Ack, signer.to_child(Kind::Ack, &child, &ack, now_s)),
             Action::Forward { child, kind, bytes } => self.say(&child, kind, Ok(bytes)),
             Action::ServeChunk {
@@ -465,7 +505,11 @@ impl EventLoop {
             }
             Action::Note(text) => tracing::info!("{text}"),
             // Gathered, never queued.
-            Action::Persist(_) | Action::SignTwin(_) => {}
+            Action::Persist(_)
+            | Action::SignTwin(_)
+            | Action::Enrol { .. }
+            | Action::Certify(_)
+            | Action::Audit { .. } => {}
         }
     }
 

@@ -56,7 +56,7 @@ impl Pending {
                 ..
             } => ("done", format!("generation {generation}")),
             Outcome::Applied { generation, .. } => ("unchanged", format!("generation {generation}")),
-            Outcome::Deleted { .. } => ("done", String::new()),
+            Outcome::Deleted { .. } | Outcome::Done => ("done", draft.detail.clone()),
             Outcome::Refused { reasons } => ("refused", reasons.join("; ")),
             Outcome::Mistakes(errors) => ("refused", errors.to_string()),
             Outcome::NotFound { what } => ("refused", format!("there is no {what}")),

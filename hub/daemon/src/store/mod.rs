@@ -2,6 +2,7 @@
 
 pub mod audit;
 mod backup;
+mod enrolment;
 pub mod history;
 pub mod rows;
 pub mod schema;

@@ -7,7 +7,7 @@ use cnova_shared::tree::TreeOp;
 use cnova_shared::wire::{self, v1};
 use rusqlite::{Connection, Row, params};
 
-use super::history;
+use super::{enrolment, history};
 
 const EPOCH: &str = "epoch";
 
@@ -36,7 +36,7 @@ impl From<RowError> for rusqlite::Error {
     }
 }
 
-fn bad(table: &'static str, detail: impl std::fmt::Display) -> RowError {
+pub(super) fn bad(table: &'static str, detail: impl std::fmt::Display) -> RowError {
     RowError::Value {
         table,
         detail: detail.to_string(),
@@ -85,6 +85,7 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
             run(db, "DELETE FROM artifact WHERE digest = ?1", params![digest])?;
             run(db, "DELETE FROM compiled WHERE digest = ?1", params![digest])?;
         }
+        Op::Enrol(op) => enrolment::apply(db, op)?,
         Op::PutEntry { node, stored } => {
             put_entry(db, node, stored)?;
             history::append(db, node, stored)?;
@@ -209,6 +210,7 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
     let mut stored = Stored::default();
     load_tree(db, &mut stored)?;
     load_artifacts(db, &mut stored)?;
+    stored.enrolment = enrolment::load(db)?;
     each(db, "SELECT value FROM number WHERE name = 'epoch'", |row| {
         stored.epoch = unsigned(row, 0)?;
         Ok(())
@@ -316,7 +318,7 @@ fn load_artifacts(db: &Connection, stored: &mut Stored) -> Result<(), RowError> 
     })
 }
 
-fn each(db: &Connection, sql: &str, mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>) -> Result<(), RowError> {
+pub(super) fn each(db: &Connection, sql: &str, mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>) -> Result<(), RowError> {
     let mut statement = db.prepare(sql)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -325,7 +327,7 @@ fn each(db: &Connection, sql: &str, mut take: impl FnMut(&Row<'_>) -> Result<(),
     Ok(())
 }
 
-fn node(row: &Row<'_>, column: usize, table: &'static str) -> Result<NodeId, RowError> {
+pub(super) fn node(row: &Row<'_>, column: usize, table: &'static str) -> Result<NodeId, RowError> {
     NodeId::new(row.get::<_, String>(column)?).map_err(|e| bad(table, e))
 }
 
@@ -333,7 +335,7 @@ fn name(row: &Row<'_>, column: usize, table: &'static str) -> Result<Name, RowEr
     Name::new(row.get::<_, String>(column)?).map_err(|e| bad(table, e))
 }
 
-fn digest(row: &Row<'_>, column: usize, table: &'static str) -> Result<Digest, RowError> {
+pub(super) fn digest(row: &Row<'_>, column: usize, table: &'static str) -> Result<Digest, RowError> {
     row.get::<_, String>(column)?.parse().map_err(|e| bad(table, e))
 }
 

@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x636e_6875;
 /// The schema and how it came to be.
 pub const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    migrations: &[V1],
+    migrations: &[V1, V2],
 };
 
 const V1: &str = "
@@ -106,4 +106,35 @@ CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
 CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
+";
+
+const V2: &str = "
+CREATE TABLE enrolment_token (
+    hash TEXT NOT NULL PRIMARY KEY,
+    site TEXT NOT NULL,
+    name TEXT,
+    expires_s INTEGER NOT NULL,
+    uses_left INTEGER NOT NULL,
+    made_by TEXT NOT NULL,
+    made_s INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE known_tpm (
+    fingerprint TEXT NOT NULL PRIMARY KEY,
+    node TEXT NOT NULL,
+    site TEXT NOT NULL,
+    made_by TEXT NOT NULL,
+    made_s INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE enrolled_node (
+    node TEXT NOT NULL PRIMARY KEY,
+    site TEXT NOT NULL,
+    tier TEXT NOT NULL,
+    ek TEXT,
+    ak BLOB NOT NULL,
+    key BLOB NOT NULL,
+    token TEXT,
+    first_s INTEGER NOT NULL,
+    last_s INTEGER NOT NULL,
+    not_after_s INTEGER NOT NULL
+) STRICT;
 ";

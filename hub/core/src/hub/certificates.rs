@@ -1,0 +1,123 @@
+//! Newcomers and certificates, on their way through the hub.
+
+use super::*;
+use crate::enrol::{Certify, EnrolChange, EnrolmentInfo, Next, RANDOM_BYTES, Refused, Step, changes::Denied};
+use cnova_shared::keys::PublicKey;
+use cnova_shared::wire::v1::{EnrolAnswer, EnrolRefused, EnrolStep};
+
+impl Hub {
+    /// Whether a node, or a key, is one that was revoked: it gets no certificate.
+    fn is_revoked(&self, _node: &NodeId, _key: &PublicKey) -> bool {
+        false
+    }
+
+    /// Everything about enrolment, as people see it.
+    #[must_use]
+    pub fn enrolment(&self) -> EnrolmentInfo {
+        self.desk.info()
+    }
+
+    pub(super) fn on_enrol(
+        &mut self,
+        author: NodeId,
+        ticket: u64,
+        step: EnrolStep,
+        random: &[u8; RANDOM_BYTES],
+        now: Now,
+    ) {
+        let mut desk = std::mem::take(&mut self.desk);
+        let step = Step {
+            author: &author,
+            ticket,
+            step,
+            random,
+            now,
+        };
+        let next = desk.take(step, &|node, key| self.is_revoked(node, key));
+        self.desk = desk;
+        match next {
+            Ok(Next::Answer(answer)) => self.answer_newcomer((author, ticket), answer, now),
+            Ok(Next::Certify(certify)) => self.effects.push_back(Action::Certify(certify)),
+            Err(refused) => self.refuse_newcomer((author, ticket), refused, now),
+        }
+    }
+
+    fn refuse_newcomer(&mut self, asker: (NodeId, u64), refused: Refused, now: Now) {
+        let is_audited = refused.is_audited();
+        let refused = EnrolRefused::from(refused);
+        self.note(format!("a newcomer at {} was refused: {refused}", asker.0));
+        if is_audited {
+            self.audit("enrol", format!("newcomer at {}", asker.0), "refused", refused.to_string());
+        }
+        self.answer_newcomer(asker, EnrolAnswer::Refused(refused), now);
+    }
+
+    fn audit(&mut self, action: &'static str, object: String, outcome: &'static str, detail: String) {
+        self.effects.push_back(Action::Audit {
+            action,
+            object,
+            outcome,
+            detail,
+        });
+    }
+
+    fn answer_newcomer(&mut self, asker: (NodeId, u64), answer: EnrolAnswer, now: Now) {
+        self.desk.remember(asker.clone(), &answer, now);
+        let (author, ticket) = asker;
+        let enrolled = v1::Enrolled {
+            v: v1::VERSION,
+            ticket,
+            answer,
+        };
+        let child = if author == self.config.node {
+            None
+        } else if let Some(via) = self.tree.via(&author) {
+            Some(via.clone())
+        } else {
+            return self.note(format!("{author} asked for a certificate and has gone"));
+        };
+        self.effects.push_back(Action::Enrolled {
+            child,
+            author,
+            enrolled,
+        });
+    }
+
+    pub(super) fn on_certified(&mut self, certify: Certify, result: Result<Vec<Vec<u8>>, String>, now: Now) {
+        let asker = certify.asker.clone();
+        let chain = match result {
+            Ok(chain) => chain,
+            Err(why) => {
+                let message = format!("the hub could not make the certificate: {why}");
+                let refused = Refused::new(crate::enrol::Gate::Issuer, message, "an admin looks at [enrolment] of the hub");
+                return self.refuse_newcomer(asker, refused, now);
+            }
+        };
+        let word = crate::enrol::tier_word(certify.tier);
+        let detail = format!(
+            "site {}, {word}, key {}, through {}, until {}",
+            certify.site,
+            certify.key.id(),
+            asker.0,
+            certify.not_after_s
+        );
+        let object = format!("node {}", certify.node);
+        let action = if asker.0 == certify.node { "renew" } else { "enrol" };
+        let (ops, issued) = self.desk.certified(certify, chain, self.config.trust.bytes());
+        self.ops.extend(ops.into_iter().map(Op::Enrol));
+        self.note(format!("{action}: {object}: {detail}"));
+        self.audit(action, object, "done", detail);
+        self.answer_newcomer(asker, EnrolAnswer::Issued(*issued), now);
+    }
+
+    pub(super) fn on_enrol_change(&mut self, request: RequestId, change: EnrolChange, now: Now) {
+        match self.desk.change(change, now) {
+            Ok(ops) => {
+                self.ops.extend(ops.into_iter().map(Op::Enrol));
+                self.answer(request, Outcome::Done);
+            }
+            Err(Denied::NotFound(what)) => self.answer(request, Outcome::NotFound { what }),
+            Err(Denied::Refused(why)) => self.refuse(request, vec![why]),
+        }
+    }
+}
