@@ -43,6 +43,8 @@ pub(super) fn run(
         threshold,
         keys: vec![hub_signing_key(&hub_key, now_s)],
         authorities: vec![ca.der().to_vec().into()],
+        builders: Vec::new(),
+        attestation: None,
     };
     let signers: Vec<&dyn Signer> = root_keys.iter().map(|(key, _)| key as &dyn Signer).collect();
     let signed = bundle::sign(&content, &signers).map_err(TrustError::NotAccepted)?;

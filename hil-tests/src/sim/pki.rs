@@ -151,6 +151,8 @@ fn make() -> Pki {
             not_after: EPOCH_S + 10 * 365 * 86_400,
         }],
         authorities: vec![serde_bytes::ByteBuf::from(ca_der)],
+        builders: Vec::new(),
+        attestation: None,
     };
     let bytes = bundle::sign(&contents, &[&root]).expect("the root signs");
     let trust = TrustBundle::flashed(&bytes).expect("the bundle holds");

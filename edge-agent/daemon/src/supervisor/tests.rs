@@ -44,6 +44,8 @@ fn workload() -> Workload {
         power: v1::PowerLevel::default(),
         health: v1::Health::default(),
         on_bad_update: v1::OnBadUpdate::default(),
+        provenance: Vec::new(),
+        attestation: None,
     }
 }
 

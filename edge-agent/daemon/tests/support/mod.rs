@@ -334,6 +334,8 @@ impl Rig {
             power: cnova_shared::wire::v1::PowerLevel::default(),
             health: cnova_shared::wire::v1::Health::default(),
             on_bad_update: cnova_shared::wire::v1::OnBadUpdate::default(),
+            provenance: Vec::new(),
+            attestation: None,
         }
     }
 
