@@ -31,7 +31,10 @@ pub(crate) fn check(artifacts: &Artifacts, trust: &TrustBundle, wanted: &Provena
             _ if !artifacts.has(&digest) || artifacts.remove(&digest).is_ok() => damaged.push(digest),
             _ => {
                 let path = artifacts.path(&digest);
-                let why = format!("the provenance file {} is damaged and cannot be removed", path.display());
+                let why = format!(
+                    "the provenance file {} is damaged and cannot be removed",
+                    path.display()
+                );
                 return Checked::Judged(Err(Unproved { why }));
             }
         }

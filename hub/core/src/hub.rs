@@ -3,7 +3,10 @@
 mod applications;
 mod artifacts;
 mod children;
+mod provenance;
 mod twins;
+
+pub use provenance::{ProvenanceFact, ProvenanceFacts};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,6 +19,7 @@ use cnova_shared::wire::v1::{self, Body, WorkloadState};
 
 use crate::api::{
     Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp,
+    StoredProvenance,
 };
 use crate::cndl::{self, RuntimeKind};
 use crate::inventory::Inventory;
@@ -57,6 +61,7 @@ pub struct Hub {
     deleted: BTreeMap<Name, u64>,
     artifacts: BTreeMap<Digest, u64>,
     compiled: BTreeMap<CompileKey, v1::Artifact>,
+    provenance: BTreeMap<Digest, Vec<StoredProvenance>>,
     compiling: BTreeSet<CompileKey>,
     failed: BTreeMap<CompileKey, String>,
     inspected: BTreeMap<InspectKey, Inspection>,
@@ -90,6 +95,7 @@ impl Hub {
             deleted: stored.deleted,
             artifacts: served(stored.artifacts, &stored.compiled),
             compiled: stored.compiled,
+            provenance: stored.provenance,
             compiling: BTreeSet::new(),
             failed: BTreeMap::new(),
             inspected: BTreeMap::new(),
@@ -177,6 +183,11 @@ impl Hub {
             Event::Uploaded { digest, size } => {
                 self.on_uploaded(digest, size, now);
             }
+            Event::ProvenanceAdded {
+                subject,
+                artifact,
+                envelope,
+            } => self.on_provenance(subject, artifact, envelope, now),
             Event::Compiled { key, result } => self.on_compiled(key, result, now),
             Event::Inspected { key, result } => self.on_inspected(key, result, now),
             Event::Collect(digests) => self.on_collect(&digests),

@@ -203,7 +203,12 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         store: store.clone(),
         library: library.clone(),
         signer: signer.clone(),
-        compiler: Arc::new(Compiler::new(config.aot_worker.clone(), library.clone())),
+        compiler: Arc::new(Compiler::new(
+            config.aot_worker.clone(),
+            library.clone(),
+            signer.clone(),
+            clock,
+        )),
         downstream: Downstream {
             children: config.children.clone(),
             identity: identity.clone(),

@@ -7,8 +7,8 @@
 
 use base64::Engine;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use cnova_shared::keys::{Algorithm, PublicKey, SignError, Signer};
 use cnova_shared::limits;
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
@@ -175,7 +175,10 @@ pub fn sign(payload: &[u8], signers: &[&dyn Signer]) -> Result<Vec<u8>, SignErro
 fn der(raw: &[u8]) -> Vec<u8> {
     let (r, s) = raw.split_at(raw.len() / 2);
     let integer = |scalar: &[u8]| {
-        let first = scalar.iter().position(|b| *b != 0).unwrap_or(scalar.len().saturating_sub(1));
+        let first = scalar
+            .iter()
+            .position(|b| *b != 0)
+            .unwrap_or(scalar.len().saturating_sub(1));
         let digits = &scalar[first..];
         // A first bit that is set would make it negative.
         let pad = digits.first().is_some_and(|b| b & 0x80 != 0);

@@ -65,7 +65,11 @@ pub fn prove(
     now_s: Option<u64>,
 ) -> Result<Proof, Unproven> {
     first(what, subject, envelopes, |bytes| {
-        verify(bytes, policies, builders, now_s, subject)
+        let verified = verify(bytes, policies, builders, now_s, subject)?;
+        if verified.builder() == AOT_BUILDER {
+            return Err(ProvenanceError::OnlyCompiled);
+        }
+        Ok(verified)
     })
 }
 

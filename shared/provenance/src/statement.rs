@@ -91,7 +91,11 @@ struct WireBuilder {
 
 /// The SHA-256 of each that has one.
 fn sha256(named: &[WireSubject]) -> Vec<Digest> {
-    let one = |s: &WireSubject| s.digest.get("sha256").and_then(|hex| format!("sha256:{hex}").parse().ok());
+    let one = |s: &WireSubject| {
+        s.digest
+            .get("sha256")
+            .and_then(|hex| format!("sha256:{hex}").parse().ok())
+    };
     named.iter().filter_map(one).collect()
 }
 

@@ -83,6 +83,9 @@ pub enum ProvenanceError {
         /// Those that may.
         allowed: Vec<String>,
     },
+    /// The hub's compiler signs whatever it compiles: that says nothing of where the source is from.
+    #[error("it only says that the hub compiled it, not who built it")]
+    OnlyCompiled,
     /// Compiled from something else.
     #[error("it was compiled from {}, not from {source_digest}", about(.found))]
     OtherSource {
@@ -97,7 +100,13 @@ pub enum ProvenanceError {
 const NAMED: usize = 3;
 
 fn named(keyids: &[String]) -> String {
-    let shown = |k: &String| if k.is_empty() { "a key without id".to_owned() } else { format!("key {k}") };
+    let shown = |k: &String| {
+        if k.is_empty() {
+            "a key without id".to_owned()
+        } else {
+            format!("key {k}")
+        }
+    };
     keyids.iter().take(NAMED).map(shown).collect::<Vec<_>>().join(", ")
 }
 
@@ -212,7 +221,11 @@ fn signers<'k>(frame: &Frame, builders: &'k [TrustedBuilder]) -> Result<BTreeSet
     for signature in frame.signatures() {
         let by_name: Vec<&PublicKey> = known.iter().filter(|k| names(signature, k)).copied().collect();
         // The id is only a hint, and other tools have ids of their own.
-        let candidates = if by_name.is_empty() { known.iter().copied().collect() } else { by_name.clone() };
+        let candidates = if by_name.is_empty() {
+            known.iter().copied().collect()
+        } else {
+            by_name.clone()
+        };
         match candidates.into_iter().find(|k| frame.holds(signature, k)) {
             Some(key) => {
                 held.insert(key);

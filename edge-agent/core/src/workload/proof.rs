@@ -17,7 +17,12 @@ impl Machine {
     /// Whether this version's provenance was accepted before: a builder's key that ran out since does not matter then.
     #[must_use]
     pub fn was_proved(&self, spec: Digest) -> bool {
-        let is_good = || self.row.good.as_deref().is_some_and(|g| spec_digest(&g.workload) == spec);
+        let is_good = || {
+            self.row
+                .good
+                .as_deref()
+                .is_some_and(|g| spec_digest(&g.workload) == spec)
+        };
         self.row.proved == Some(spec) || is_good()
     }
 

@@ -62,7 +62,9 @@ impl Machine {
                 format!("; {reason}")
             };
             reason = match (&self.unproven, self.returned_why.as_str()) {
-                (Some(why), _) => format!("the new version is not started (provenance: {why}); the one before runs{after}"),
+                (Some(why), _) => {
+                    format!("the new version is not started (provenance: {why}); the one before runs{after}")
+                }
                 (None, "") => {
                     let why = "it did before the agent restarted";
                     format!("the new version did not become healthy ({why}); the one before runs again{after}")

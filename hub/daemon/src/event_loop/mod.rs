@@ -25,7 +25,7 @@ use self::handle::{Question, Request};
 use self::pending::Pending;
 use crate::chunks::{Chunks, Piece};
 use crate::clock::Clock;
-use crate::compile::Compiler;
+use crate::compile::{Compiled, Compiler};
 use crate::downstream::Downstream;
 use crate::inspect::inspect;
 use crate::library::Library;
@@ -112,7 +112,7 @@ struct Batch {
 
 /// What a worker is done with.
 enum Completion {
-    Compiled(CompileKey, Result<v1::Artifact, String>),
+    Compiled(CompileKey, Result<Compiled, String>),
     Inspected(InspectKey, Inspection),
 }
 
@@ -282,7 +282,7 @@ impl EventLoop {
             }
             Happened::Request(Some(request)) => self.on_request(request),
             Happened::Completed(Some(Completion::Compiled(key, result))) => {
-                self.handle(Event::Compiled { key, result });
+                self.on_compiled(key, result);
             }
             Happened::Completed(Some(Completion::Inspected(key, result))) => {
                 self.handle(Event::Inspected { key, result });
@@ -298,6 +298,19 @@ impl EventLoop {
         let now = self.parts.clock.now();
         self.hub.handle(event, now);
         self.gather();
+    }
+
+    /// The core hears of the provenance first: whatever is decided of the result may depend on it.
+    fn on_compiled(&mut self, key: CompileKey, result: Result<Compiled, String>) {
+        let result = result.map(|compiled| {
+            self.handle(Event::ProvenanceAdded {
+                subject: compiled.artifact.digest,
+                artifact: compiled.provenance,
+                envelope: compiled.envelope,
+            });
+            compiled.artifact
+        });
+        self.handle(Event::Compiled { key, result });
     }
 
     fn on_endpoint(&mut self, event: EndpointEvent) -> Result<(), Fault> {
@@ -368,6 +381,24 @@ impl EventLoop {
             } => {
                 let ops_before = self.batch.ops.len();
                 self.handle(Event::Uploaded { digest, size });
+                if self.batch.ops.len() > ops_before {
+                    self.batch.drafts.push(audit);
+                }
+                self.batch.committed.push(reply);
+            }
+            Request::Provenance {
+                subject,
+                artifact,
+                envelope,
+                audit,
+                reply,
+            } => {
+                let ops_before = self.batch.ops.len();
+                self.handle(Event::ProvenanceAdded {
+                    subject,
+                    artifact,
+                    envelope,
+                });
                 if self.batch.ops.len() > ops_before {
                     self.batch.drafts.push(audit);
                 }

@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x636e_6875;
 /// The schema and how it came to be.
 pub const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    migrations: &[V1],
+    migrations: &[V1, V2],
 };
 
 const V1: &str = "
@@ -106,4 +106,15 @@ CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
 CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
+";
+
+/// Where artifacts are from. `id` keeps the order in which envelopes came.
+const V2: &str = "
+CREATE TABLE provenance (
+    id INTEGER PRIMARY KEY,
+    subject TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    envelope BLOB NOT NULL,
+    UNIQUE (subject, digest)
+) STRICT;
 ";
