@@ -1,6 +1,7 @@
 //! The command line: every command, every flag, and the help that teaches them.
 
 mod keys;
+mod provenance;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use cnova_shared::ids::{Name, NodeId, WorkloadId};
 use crate::output::{Format, Screen};
 
 pub(crate) use keys::{IssueArgs, Token, TokenArgs, Trust, TrustArgs};
+pub(crate) use provenance::{AddArgs, BuildArgs, Builder, BuilderArgs, RequireArgs, SignArgs};
 
 const ABOUT: &str = "\
 Deploy workloads to a fleet of small machines, watch them, and make the keys that the fleet trusts.
@@ -114,13 +116,23 @@ Examples:
   cnova explain workload vibration-watch/detector --node plc-14
   cnova explain workload vibration-watch/detector --json")]
     Explain(ExplainArgs),
-    /// Import container images, list what the hub keeps, remove what nothing uses
+    /// Run a build command in a clean environment, and sign where its outputs are from
+    #[command(after_long_help = "\
+The provenance (SLSA v1, in-toto, DSSE) lies beside each output: app.wasm.intoto.jsonl. It records the command, the git \
+commit and what differs from it, and the inputs that are named. `cnova apply` uploads it with the artifact.
+
+Examples:
+  cnova build --key ci.key --builder https://ci.example/line-2 --output app.wasm -- clang --target=wasm32-wasi -O2 app.c -o app.wasm
+  cnova build --key ci.key --builder https://ci.example/line-2 --input models --env CARGO_HOME --output app.wasm -- make app.wasm")]
+    Build(BuildArgs),
+    /// Import container images, sign artifacts, list what the hub keeps, remove what nothing uses
     #[command(after_long_help = "\
 An image is an OCI image layout: a folder, or a tar archive of one (skopeo copy ... oci-archive:FILE, buildah push ... \
 oci-archive:FILE, or docker save of Docker 25 or newer). Only what the hub does not have yet is uploaded.
 
 Examples:
   cnova artifact import nginx.tar --platform linux/arm64
+  cnova artifact sign app.wasm --key ci.key --builder https://ci.example/line-2
   cnova artifact list
   cnova artifact gc")]
     Artifact(ArtifactArgs),
@@ -334,6 +346,12 @@ pub(crate) enum Artifact {
         #[arg(long = "ref", value_name = "NAME")]
         reference: Option<String>,
     },
+    /// Sign where an artifact is from, and bring both to the hub
+    #[command(after_long_help = "\
+Examples:
+  cnova artifact sign app.wasm --key ci.key --builder https://ci.example/line-2
+  cnova artifact sign nginx.tar --image --key ci.key --builder https://ci.example/line-2 --no-upload")]
+    Sign(SignArgs),
     /// All artifacts that the hub keeps, and what uses each
     #[command(after_long_help = "Example:\n  cnova artifact list -o json")]
     List,

@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::args::Artifact;
 use crate::client::{Hub, HubError};
 use crate::output::{Screen, Table};
-use crate::routes;
+use crate::{provenance, routes};
 
 /// An image was not imported, or the hub's artifacts cannot be shown.
 #[derive(Debug, Error)]
@@ -52,15 +52,18 @@ struct Stored {
 pub(crate) fn run(what: &Artifact, hub: &Hub, screen: &mut Screen<'_>) -> Result<(), ImportError> {
     match what {
         Artifact::Import {
-            image,
+            image: path,
             platform,
             reference,
         } => {
             let platform: Option<Platform> = platform.as_deref().map(str::parse).transpose()?;
-            let layout = Layout::open(image)?;
+            let layout = Layout::open(path)?;
             let image = layout.image(platform.as_ref(), reference.as_deref())?;
-            import(hub, &image, screen)
+            import(hub, &image, screen)?;
+            Ok(provenance::attach_beside(hub, path, &shared(image.digest()), screen)?)
         }
+        // It needs no hub, and does not come here.
+        Artifact::Sign(_) => Ok(()),
         Artifact::List => list(hub, screen),
         Artifact::Gc => collect(hub, screen),
     }

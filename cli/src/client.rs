@@ -218,6 +218,16 @@ impl Hub {
         self.read_json(&request, self.accepted(&request, response)?)
     }
 
+    /// Sends bytes, and reads JSON.
+    pub(crate) fn post_bytes<T: DeserializeOwned>(&self, path: &str, media: &str, body: &[u8]) -> Result<T, HubError> {
+        let request = format!("POST {path}");
+        let response = self
+            .with_token(self.agent.post(self.at(path)))
+            .header("content-type", media)
+            .send(body);
+        self.read_json(&request, self.accepted(&request, response)?)
+    }
+
     /// Deletes.
     pub(crate) fn delete(&self, path: &str) -> Result<(), HubError> {
         let request = format!("DELETE {path}");

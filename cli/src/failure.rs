@@ -10,6 +10,7 @@ use crate::client::HubError;
 use crate::delete::DeleteError;
 use crate::get::GetError;
 use crate::logs::LogsError;
+use crate::provenance::AttestError;
 use crate::settings::SettingsError;
 use crate::token::TokenError;
 use crate::trust::TrustError;
@@ -29,6 +30,8 @@ pub(crate) enum Failure {
     Apply(#[from] ApplyError),
     #[error(transparent)]
     Import(#[from] ImportError),
+    #[error(transparent)]
+    Attest(#[from] AttestError),
     #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
@@ -61,6 +64,11 @@ impl Failure {
             | Self::Apply(ApplyError::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })) => {
                 hub_code(e)
             }
+            Self::Attest(AttestError::Upload { source, .. }) => hub_code(source),
+            Self::Attest(AttestError::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })) => {
+                hub_code(e)
+            }
+            Self::Attest(AttestError::Builder(_) | AttestError::Material(_)) => USAGE,
             Self::Import(ImportError::Platform(_)) => USAGE,
             Self::Settings(SettingsError::BadUrl { .. }) | Self::Delete(DeleteError::NobodyToAsk { .. }) => USAGE,
             _ => FAILED,

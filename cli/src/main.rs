@@ -19,6 +19,7 @@ mod logs;
 mod manifest_errors;
 mod model;
 mod output;
+mod provenance;
 mod routes;
 mod settings;
 mod token;
@@ -67,7 +68,14 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
         Command::Get(args) => get::run(&args.what, &hub()?, screen)?,
         Command::Describe(args) => describe::run(&args.what, &hub()?, screen)?,
         Command::Explain(args) => explain::run(&args.what, &hub()?, screen)?,
-        Command::Artifact(args) => artifact::run(&args.what, &hub()?, screen)?,
+        Command::Artifact(args) => match &args.what {
+            args::Artifact::Sign(sign) => {
+                let hub = (!sign.no_upload).then(hub).transpose()?;
+                provenance::sign::run(sign, hub.as_ref(), screen)?;
+            }
+            what => artifact::run(what, &hub()?, screen)?,
+        },
+        Command::Build(args) => provenance::build::run(args, screen)?,
         Command::Logs(args) => logs::run(args, &hub()?, screen)?,
         Command::Delete(args) => delete::run(args, &hub()?, screen)?,
         Command::Trust(args) => trust::run(&args.what, screen)?,

@@ -257,4 +257,7 @@ pub(crate) struct Applied {
     /// Workloads without all their nodes, and why.
     #[serde(default)]
     pub(crate) unplaced: BTreeMap<String, String>,
+    /// Of a dry run: workloads whose provenance the hub does not have, and what is missing.
+    #[serde(default)]
+    pub(crate) unproven: BTreeMap<String, String>,
 }

@@ -21,6 +21,10 @@ pub(crate) fn artifact(digest: &Digest) -> String {
     format!("{ARTIFACTS}/{digest}")
 }
 
+pub(crate) fn provenance(digest: &Digest) -> String {
+    format!("{ARTIFACTS}/{digest}/provenance")
+}
+
 pub(crate) fn explanation(id: &WorkloadId, node: Option<&NodeId>) -> String {
     let path = format!("{APPLICATIONS}/{}/workloads/{}/explanation", id.application, id.name);
     match node {

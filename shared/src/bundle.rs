@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::keys::{Algorithm, KeyId, PublicKey, Signer};
 use crate::limits;
+use crate::wire::v1::AttestationPolicy;
 
 const AAD: &[u8] = b"cnova/v1/trust-bundle";
 
@@ -39,6 +40,20 @@ pub struct SigningKey {
     pub not_after: u64,
 }
 
+/// A builder whose provenance is believed, and how far. The level is what the roots say of this builder: nobody claims
+/// it for himself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustedBuilder {
+    /// The key that it signs with.
+    pub key: PublicKey,
+    /// Its URI, as it stands in provenance (`runDetails.builder.id`).
+    pub builder: String,
+    /// SLSA build level, 0 to [`limits::LEVEL_MAX`].
+    pub level: u8,
+    /// Seconds since 1970; what was accepted before stays accepted.
+    pub not_after: u64,
+}
+
 /// The contents of a trust bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bundle {
@@ -57,6 +72,12 @@ pub struct Bundle {
     pub keys: Vec<SigningKey>,
     /// The authorities (X.509, DER) that certify nodes.
     pub authorities: Vec<serde_bytes::ByteBuf>,
+    /// Builders whose provenance is believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub builders: Vec<TrustedBuilder>,
+    /// What every workload of the tree must prove, whatever its own policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<AttestationPolicy>,
 }
 
 impl crate::wire::v1::Versioned for Bundle {
@@ -150,6 +171,17 @@ fn check_shape(b: &Bundle) -> Result<(), BundleError> {
     }
     if b.threshold == 0 || b.threshold as usize > b.roots.len() {
         return bad("its threshold cannot be met by its roots");
+    }
+    if b.builders.len() > limits::BUNDLE_BUILDERS {
+        return bad("it names too many builders");
+    }
+    let is_named = |t: &TrustedBuilder| {
+        (1..=limits::BUILDER_URI_LEN).contains(&t.builder.len())
+            && t.builder.bytes().all(|c| c.is_ascii_graphic())
+            && t.level <= limits::LEVEL_MAX
+    };
+    if !b.builders.iter().all(is_named) {
+        return bad("a builder in it has no URI or no build level");
     }
     Ok(())
 }

@@ -55,6 +55,21 @@ pub const CHUNK_WAITERS: usize = 1024;
 /// Most artifacts that a node fetches at once; more wait.
 pub const FETCHES_AT_ONCE: usize = 4;
 
+/// Largest provenance envelope (DSSE) of one artifact.
+pub const PROVENANCE_BYTES: usize = 128 * 1024;
+/// Most provenance envelopes that are kept for one artifact; the oldest goes first.
+pub const PROVENANCE_PER_ARTIFACT: usize = 8;
+/// Most provenance envelopes that one workload of a twin names.
+pub const PROVENANCE_PER_WORKLOAD: usize = 80;
+/// Most builders in one trust bundle.
+pub const BUNDLE_BUILDERS: usize = 64;
+/// Longest URI that names a builder.
+pub const BUILDER_URI_LEN: usize = 256;
+/// Most patterns of builders in one attestation policy.
+pub const POLICY_BUILDERS: usize = 16;
+/// Highest build level of SLSA version 1.
+pub const LEVEL_MAX: u8 = 3;
+
 /// Cuts free text to [`DETAIL_BYTES`] at a character boundary.
 #[must_use]
 pub fn clip(text: &str) -> String {

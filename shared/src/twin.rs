@@ -205,6 +205,19 @@ pub fn check(twin: &v1::Twin, aud: &NodeId) -> Result<(), TwinError> {
                 ));
             }
         }
+        if w.provenance.len() > limits::PROVENANCE_PER_WORKLOAD {
+            return bad(format!("workload {}: {} provenance files", w.id, w.provenance.len()));
+        }
+        for p in &w.provenance {
+            if p.size == 0 || p.size > limits::PROVENANCE_BYTES as u64 {
+                return bad(format!(
+                    "workload {}: provenance {} of {} bytes",
+                    w.id,
+                    p.digest.short(),
+                    p.size
+                ));
+            }
+        }
         for f in &w.files {
             let clean = f.path.starts_with('/') && !f.path.split('/').skip(1).any(|s| matches!(s, "" | "." | ".."));
             if !clean {

@@ -14,6 +14,7 @@ use super::manifests::{FileReference, ManifestFile};
 use crate::artifact;
 use crate::client::Hub;
 use crate::output::Screen;
+use crate::provenance;
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -147,6 +148,15 @@ pub(super) fn upload(hub: &Hub, files: &[&LocalFile], screen: &mut Screen<'_>) -
         let uploaded = hub.upload(&file.digest, &open);
         uploaded.map_err(|source| ApplyError::Upload { path: path(), source })?;
         say("uploaded", file, screen)?;
+    }
+    Ok(())
+}
+
+/// Brings the provenance that lies beside files to the hub.
+pub(super) fn attach(hub: &Hub, files: &[LocalFile], screen: &mut Screen<'_>) -> Result<(), ApplyError> {
+    let mut done = BTreeSet::new();
+    for file in files.iter().filter(|f| done.insert(&f.path)) {
+        provenance::attach_beside(hub, &file.path, &file.digest, screen)?;
     }
     Ok(())
 }

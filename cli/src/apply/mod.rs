@@ -183,6 +183,7 @@ fn send(args: &ApplyArgs, hub: &Hub, request: &Request, screen: &mut Screen<'_>)
     let missing = files::missing(hub, &request.files)?;
     if !args.dry_run {
         files::upload(hub, &missing, screen)?;
+        files::attach(hub, &request.files, screen)?;
         return post(hub, request, false);
     }
     for file in &missing {
@@ -242,6 +243,11 @@ fn print_applied(applied: &Applied, dry_run: bool, screen: &mut Screen<'_>) -> i
             let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
             screen.line(&format!("  placed     {workload} -> {}", nodes.join(", ")))?;
         }
+    }
+    for (workload, why) in &applied.unproven {
+        screen.line(&format!(
+            "  unproven   {workload}: {why}, unless it lies beside its file"
+        ))?;
     }
     for (workload, why) in &applied.unplaced {
         screen.line(&format!("  unplaced   {workload}: {why}"))?;

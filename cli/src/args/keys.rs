@@ -33,7 +33,15 @@ Example:
         /// How many of them must sign a trust bundle [default: more than half]
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
         threshold: Option<u32>,
+        /// SLSA build level up to which the hub is believed as compiler of Wasm
+        #[arg(long, default_value_t = 3, value_name = "0-3", value_parser = clap::value_parser!(u8).range(0..=3))]
+        hub_level: u8,
     },
+    /// Say whose provenance is believed, and how far
+    #[command(
+        after_long_help = "Example:\n  cnova trust builder add ./trust --builder https://ci.example/line-2 --key ci.key.pub --level 2"
+    )]
+    Builder(super::BuilderArgs),
     /// Make a node's key and certificate
     #[command(after_long_help = "\
 Example:

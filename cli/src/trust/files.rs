@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cnova_shared::bundle::TrustBundle;
-use cnova_shared::keys::SoftKey;
+use cnova_shared::keys::{Algorithm, PublicKey, Signer, SoftKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TrustError;
@@ -119,6 +119,50 @@ pub(super) fn read_key(path: &Path) -> Result<SoftKey, TrustError> {
     let bad = || TrustError::NotAKey { path: path.to_owned() };
     let der = PrivatePkcs8KeyDer::from_pem_slice(&read(path)?).map_err(|_| bad())?;
     SoftKey::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| bad())
+}
+
+/// SubjectPublicKeyInfo before the key itself, for Ed25519 (RFC 8410) and P-256 (RFC 5480).
+const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
+const P256_SPKI: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7, 3,
+    0x42, 0,
+];
+
+/// A public key as other tools read it.
+pub(super) fn public_pem(key: &PublicKey) -> String {
+    let head: &[u8] = match key.algorithm {
+        Algorithm::Ed25519 => &ED25519_SPKI,
+        Algorithm::Es256 => &P256_SPKI,
+    };
+    let text = STANDARD.encode([head, &key.bytes].concat());
+    let lines: Vec<&str> = (0..text.len())
+        .step_by(64)
+        .map(|i| &text[i..text.len().min(i + 64)])
+        .collect();
+    format!(
+        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+        lines.join("\n")
+    )
+}
+
+/// Reads a public key, or the public half of a private one.
+pub(super) fn read_public_key(path: &Path) -> Result<PublicKey, TrustError> {
+    let pem = read(path)?;
+    if let Ok(spki) = SubjectPublicKeyInfoDer::from_pem_slice(&pem) {
+        let ed25519 = spki.strip_prefix(&ED25519_SPKI[..]).filter(|k| k.len() == 32);
+        let p256 = spki.strip_prefix(&P256_SPKI[..]).filter(|k| k.len() == 65);
+        let found = match (ed25519, p256) {
+            (Some(bytes), _) => Some((Algorithm::Ed25519, bytes)),
+            (None, Some(bytes)) => Some((Algorithm::Es256, bytes)),
+            (None, None) => None,
+        };
+        if let Some((algorithm, bytes)) = found {
+            let bytes = bytes.to_vec();
+            return Ok(PublicKey { algorithm, bytes });
+        }
+    }
+    let key = read_key(path).map_err(|_| TrustError::NotAPublicKey { path: path.to_owned() })?;
+    Ok(key.public_key().clone())
 }
 
 pub(super) fn read_certificate(path: &Path) -> Result<Vec<u8>, TrustError> {

@@ -9,6 +9,7 @@ use cnova_shared::keys::{Signer, SoftKey};
 use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::json;
 
+use super::builder::hub_builder;
 use super::files::{self, Access};
 use super::issue::set_validity;
 use super::{BUNDLE, CA_CERTIFICATE, CA_KEY, DAY_S, HUB_KEY, HUB_KEY_DAYS, ROOTS, TrustError};
@@ -17,15 +18,26 @@ use crate::output::Screen;
 const CA_DAYS: u64 = 10 * 365;
 const FIRST_VERSION: u64 = 1;
 
+/// What is to be made.
+pub(super) struct Plan<'a> {
+    /// The tree's name.
+    pub(super) tree: &'a Name,
+    /// How many root keys.
+    pub(super) roots: u32,
+    /// How many of them must sign.
+    pub(super) threshold: u32,
+    /// SLSA build level of the hub as compiler of Wasm.
+    pub(super) hub_level: u8,
+}
+
 /// Runs `trust init`.
-pub(super) fn run(
-    dir: &Path,
-    tree: &Name,
-    roots: u32,
-    threshold: u32,
-    now_s: u64,
-    screen: &mut Screen<'_>,
-) -> Result<(), TrustError> {
+pub(super) fn run(dir: &Path, plan: &Plan<'_>, now_s: u64, screen: &mut Screen<'_>) -> Result<(), TrustError> {
+    let Plan {
+        tree,
+        roots,
+        threshold,
+        hub_level,
+    } = *plan;
     if threshold > roots {
         return Err(TrustError::Threshold { roots, threshold });
     }
@@ -41,8 +53,14 @@ pub(super) fn run(
         issued_at: now_s,
         roots: root_keys.iter().map(|(key, _)| key.public_key().clone()).collect(),
         threshold,
+        builders: vec![hub_builder(
+            hub_key.public_key(),
+            hub_level,
+            now_s + HUB_KEY_DAYS * DAY_S,
+        )],
         keys: vec![hub_signing_key(&hub_key, now_s)],
         authorities: vec![ca.der().to_vec().into()],
+        attestation: None,
     };
     let signers: Vec<&dyn Signer> = root_keys.iter().map(|(key, _)| key as &dyn Signer).collect();
     let signed = bundle::sign(&content, &signers).map_err(TrustError::NotAccepted)?;

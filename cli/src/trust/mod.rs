@@ -12,6 +12,7 @@ use crate::age;
 use crate::args::Trust;
 use crate::output::Screen;
 
+mod builder;
 mod files;
 mod init;
 mod issue;
@@ -63,12 +64,23 @@ pub(crate) enum TrustError {
     },
     #[error("the certificate would not be accepted: {source}\n  does {} belong to this trust bundle?", ca.display())]
     CertificateNotAccepted { ca: PathBuf, source: CertificateError },
+    #[error("no builder of this trust bundle has the key {key} (its builders: {})", join(known))]
+    NoSuchBuilder { key: String, known: Vec<KeyId> },
+    #[error("{0} patterns of builders; at most 16 are taken")]
+    TooManyPatterns(usize),
+    #[error("{} is neither a public nor a private key (PEM; Ed25519 or P-256)", path.display())]
+    NotAPublicKey { path: PathBuf },
     #[error("the system gave no random bytes")]
     NoRandomness,
     #[error("the certificate was not made: {0}")]
     Certificate(#[from] rcgen::Error),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
+}
+
+/// Reads a private key.
+pub(crate) fn read_key(path: &std::path::Path) -> Result<cnova_shared::keys::SoftKey, TrustError> {
+    files::read_key(path)
 }
 
 fn join(keys: &[KeyId]) -> String {
@@ -84,7 +96,17 @@ pub(crate) fn run(what: &Trust, screen: &mut Screen<'_>) -> Result<(), TrustErro
             tree,
             roots,
             threshold,
-        } => init::run(dir, tree, *roots, threshold.unwrap_or(roots / 2 + 1), now_s, screen),
+            hub_level,
+        } => {
+            let plan = init::Plan {
+                tree,
+                roots: *roots,
+                threshold: threshold.unwrap_or(roots / 2 + 1),
+                hub_level: *hub_level,
+            };
+            init::run(dir, &plan, now_s, screen)
+        }
+        Trust::Builder(args) => builder::run(&args.what, now_s, screen),
         Trust::Issue(args) => issue::run(args, now_s, screen),
         Trust::Rotate {
             dir,

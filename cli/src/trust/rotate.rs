@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cnova_shared::bundle::{self, Bundle, TrustBundle};
+use cnova_provenance::AOT_BUILDER;
+use cnova_shared::bundle::{self, Bundle, TrustBundle, TrustedBuilder};
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::limits;
 use serde_json::json;
 
+use super::builder::hub_builder;
 use super::files::{self, Access};
 use super::init::hub_signing_key;
 use super::{BUNDLE, DAY_S, HUB_KEY, ROOTS, TrustError};
@@ -22,34 +24,17 @@ pub(super) fn run(
     now_s: u64,
     screen: &mut Screen<'_>,
 ) -> Result<(), TrustError> {
-    let bundle_path = dir.join(BUNDLE);
-    let old = files::read_bundle(&bundle_path)?;
-    let issued_at = old.contents().issued_at;
-    if now_s < issued_at {
-        return Err(TrustError::ClockBehind {
-            now: date(now_s),
-            issued: date(issued_at),
-        });
-    }
-    let roots_dir = roots_dir.map_or_else(|| dir.join(ROOTS), Path::to_owned);
-    let roots = read_roots(&roots_dir, &old)?;
     let (key, pem) = files::new_signing_key()?;
-    let next = successor(old.contents(), &key, now_s, overlap_days);
-    let signers: Vec<&dyn Signer> = roots.iter().map(|k| k as &dyn Signer).collect();
-    let signed = bundle::sign(&next, &signers).map_err(TrustError::NotAccepted)?;
-    // What every node will do.
-    old.succeed(&signed).map_err(TrustError::NotAccepted)?;
-
-    // The old ones are kept under their version. The bundle goes first: cut off between the two, the hub still has a
-    // key that both bundles name, and another `rotate` goes on from there.
-    let (v, hub_key) = (old.contents().version, dir.join(HUB_KEY));
+    let successor = |old: &Bundle| Ok(successor(old, &key, now_s, overlap_days));
+    // The bundle goes first: cut off between the two, the hub still has a key that both bundles name, and another
+    // `rotate` goes on from there.
+    let (version, next) = publish(dir, roots_dir, now_s, successor)?;
+    let hub_key = dir.join(HUB_KEY);
     keep(
-        &bundle_path,
-        &dir.join(format!("trust-bundle.v{v}.cose")),
-        Access::Public,
+        &hub_key,
+        &dir.join(format!("hub-signing.v{version}.key")),
+        Access::Private,
     )?;
-    keep(&hub_key, &dir.join(format!("hub-signing.v{v}.key")), Access::Private)?;
-    files::replace(&bundle_path, &signed, Access::Public)?;
     files::replace(&hub_key, pem.as_bytes(), Access::Private)?;
 
     let until = date(now_s + overlap_days * DAY_S);
@@ -68,6 +53,40 @@ pub(super) fn run(
         ))
     })?;
     Ok(())
+}
+
+/// Has the roots sign a newer bundle, keeps the old one under its version, and puts the new one in its place. Gives the
+/// version of the old one, and the new one.
+pub(super) fn publish(
+    dir: &Path,
+    roots_dir: Option<&Path>,
+    now_s: u64,
+    change: impl FnOnce(&Bundle) -> Result<Bundle, TrustError>,
+) -> Result<(u64, Bundle), TrustError> {
+    let bundle_path = dir.join(BUNDLE);
+    let old = files::read_bundle(&bundle_path)?;
+    let issued_at = old.contents().issued_at;
+    if now_s < issued_at {
+        return Err(TrustError::ClockBehind {
+            now: date(now_s),
+            issued: date(issued_at),
+        });
+    }
+    let roots_dir = roots_dir.map_or_else(|| dir.join(ROOTS), Path::to_owned);
+    let roots = read_roots(&roots_dir, &old)?;
+    let next = change(old.contents())?;
+    let signers: Vec<&dyn Signer> = roots.iter().map(|k| k as &dyn Signer).collect();
+    let signed = bundle::sign(&next, &signers).map_err(TrustError::NotAccepted)?;
+    // What every node will do.
+    old.succeed(&signed).map_err(TrustError::NotAccepted)?;
+    let version = old.contents().version;
+    keep(
+        &bundle_path,
+        &dir.join(format!("trust-bundle.v{version}.cose")),
+        Access::Public,
+    )?;
+    files::replace(&bundle_path, &signed, Access::Public)?;
+    Ok((version, next))
 }
 
 /// The root keys in a folder that are roots of this bundle.
@@ -124,8 +143,29 @@ fn successor(old: &Bundle, key: &SoftKey, now_s: u64, overlap_days: u64) -> Bund
         version: old.version + 1,
         issued_at: now_s,
         keys,
+        builders: builders(old, key, now_s, last),
         ..old.clone()
     }
+}
+
+/// The hub's new key compiles Wasm as far believed as the old one, whose time ends with its overlap.
+fn builders(old: &Bundle, key: &SoftKey, now_s: u64, last: u64) -> Vec<TrustedBuilder> {
+    let mut builders = old.builders.clone();
+    let is_hub = |b: &&mut TrustedBuilder| b.builder == AOT_BUILDER && old.keys.iter().any(|k| k.key == b.key);
+    let mut level = None;
+    for b in builders.iter_mut().filter(is_hub) {
+        b.not_after = b.not_after.min(last);
+        level = level.max(Some(b.level));
+    }
+    let not_after = hub_signing_key(key, now_s).not_after;
+    builders.extend(level.map(|level| hub_builder(key.public_key(), level, not_after)));
+    // What the oldest of them signed is compiled again.
+    if builders.len() > limits::BUNDLE_BUILDERS
+        && let Some(oldest) = builders.iter().position(|b| b.builder == AOT_BUILDER)
+    {
+        builders.remove(oldest);
+    }
+    builders
 }
 
 /// Keeps a copy; one that a run left that was cut off is the same file.

@@ -55,7 +55,8 @@ pub(super) fn run(file: &Path, now_s: u64, screen: &mut Screen<'_>) -> Result<()
                 Digest::of(&der).short(),
             ]);
         }
-        s.indented_table(&authorities)
+        s.indented_table(&authorities)?;
+        super::builder::print(content, now_s, s)
     })?;
     Ok(())
 }
@@ -92,7 +93,10 @@ fn to_value(content: &Bundle) -> Value {
         .iter()
         .map(|der| json!({ "subject": files::subject(der), "sha256": Digest::of(der).hex() }))
         .collect();
+    let builders = super::builder::to_value(content);
     json!({
+        "builders": builders["builders"],
+        "provenance_required": builders["required"],
         "version": content.version,
         "issued_at": timestamp(content.issued_at.saturating_mul(1000)),
         "threshold": content.threshold,

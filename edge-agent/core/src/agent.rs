@@ -1,10 +1,9 @@
 //! The agent: intake, ledger, schedule, workloads and report, put together.
 
-mod plan;
-
-mod trust;
-
 mod messages;
+mod plan;
+mod proof;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -27,6 +26,9 @@ use crate::ledger::{Op, Stored};
 use crate::schedule::{self, Candidate, Decision, Scheduler};
 use crate::standing::{OwnBoot, Standing};
 use crate::workload::{Desired, Machine, Step, spec_digest};
+use proof::Proofs;
+
+pub use proof::PROVENANCE_AGAIN_MS;
 
 /// When the twin in force was on disk, until it has been reported.
 #[derive(Debug)]
@@ -47,6 +49,7 @@ pub struct Agent {
     artifacts: BTreeSet<Digest>,
     fetches: Fetches,
     partial: BTreeMap<Digest, u64>,
+    proofs: Proofs,
     reporter: Reporter,
     pub(crate) parent: Parent,
     renewal: Renewal,
@@ -91,6 +94,7 @@ impl Agent {
             artifacts,
             fetches: Fetches::default(),
             partial,
+            proofs: Proofs::default(),
             reporter: Reporter::new(stored.stream),
             parent: Parent::new(config.parent.clone()),
             renewal: Renewal::new(config.key.clone(), config.renew_s, first_ticket(&config.boot)),
@@ -232,7 +236,7 @@ impl Agent {
     pub fn workloads(&self) -> Vec<v1::WorkloadReport> {
         self.machines
             .values()
-            .filter_map(|m| m.report(self.missing(m), self.fits(m)))
+            .filter_map(|m| m.report(self.lack(m), self.fits(m)))
             .collect()
     }
 
@@ -274,6 +278,7 @@ impl Agent {
             }
             Event::Pressure(pressure) => self.scheduler.sample(pressure, now.mono_ms),
             Event::Power { level, why } => self.on_power(level, why, now),
+            Event::ProvenanceChecked { spec, result } => self.on_proved(spec, result, now),
             Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
             Event::Counted(result) => self.on_counted(result, now),
             Event::Unmeasured(why) => self.on_unmeasured(why, now),
@@ -302,6 +307,7 @@ impl Agent {
             .chain(self.renewal.timeout().filter(|_| link))
             .chain(report)
             .chain(committed)
+            .chain(self.proofs.timeout())
             .chain(self.scheduler.timeout().filter(|_| self.twin.is_some()))
             .min()
     }
@@ -334,6 +340,7 @@ impl Agent {
         }
         self.schedule(now);
         self.keep_changed();
+        self.ask_for_proofs(now);
         // The most important first: room that is made is theirs.
         let mut ids: Vec<WorkloadId> = self.machines.keys().cloned().collect();
         ids.sort_by_key(|id| std::cmp::Reverse(self.machines.get(id).and_then(Machine::target).map(|w| w.priority)));
@@ -345,7 +352,7 @@ impl Agent {
         }
         let mut said = Vec::new();
         for (id, m) in &self.machines {
-            if let Some(r) = m.report(self.missing(m), self.fits(m)) {
+            if let Some(r) = m.report(self.lack(m), self.fits(m)) {
                 said.push((entry_key(id), r));
             }
         }
@@ -480,10 +487,4 @@ fn first_ticket(boot: &str) -> u64 {
 
 fn entry_key(id: &WorkloadId) -> String {
     format!("w/{id}")
-}
-
-fn artifacts_of(w: &v1::Workload) -> impl Iterator<Item = &v1::Artifact> {
-    std::iter::once(&w.artifact)
-        .chain(&w.parts)
-        .chain(w.files.iter().map(|f| &f.artifact))
 }

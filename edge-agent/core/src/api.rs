@@ -103,8 +103,33 @@ pub enum Event {
         /// When to ask for the next one, seconds since 1970.
         renew_s: u64,
     },
+    /// The provenance of a version was checked, as [`Action::CheckProvenance`] asked.
+    ProvenanceChecked {
+        /// The version's specification.
+        spec: Digest,
+        /// Whether it holds.
+        result: Result<(), Unproved>,
+    },
     /// Time went by.
     Tick,
+}
+
+/// Why a version's provenance does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unproved {
+    /// For a person: which artifact, and what is wrong.
+    pub why: String,
+}
+
+/// A version of a workload whose provenance is to be checked against its own policy and the trust bundle's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvenanceCheck {
+    /// The version. All its artifacts, and the envelopes that it names, are in the store.
+    pub workload: v1::Workload,
+    /// Its specification, which the answer repeats.
+    pub spec: Digest,
+    /// Whether it was accepted before; keys of builders that ran out since then still count.
+    pub was_accepted: bool,
 }
 
 /// What a runtime says of an instance.
@@ -231,6 +256,8 @@ pub enum Action {
         /// Whether it was the last.
         complete: bool,
     },
+    /// Check the provenance of a version before it is started; answered with [`Event::ProvenanceChecked`].
+    CheckProvenance(Box<ProvenanceCheck>),
     /// Start an instance.
     Start(Box<Launch>),
     /// End an instance; answered with [`RuntimeEvent::Exited`].

@@ -40,6 +40,9 @@ pub struct InstanceRow {
     /// The digest of the version that did not.
     #[serde(default)]
     pub bad: Option<Digest>,
+    /// The digest of the version whose provenance was accepted last.
+    #[serde(default)]
+    pub proved: Option<Digest>,
 }
 
 /// A version that proved good.
@@ -81,6 +84,7 @@ impl InstanceRow {
             cpu_millis: 0,
             good: None,
             bad: None,
+            proved: None,
         }
     }
 }

@@ -14,6 +14,8 @@ pub mod standing;
 mod status;
 pub mod workload;
 
-pub use agent::Agent;
-pub use api::{Action, Config, Event, Launch, Message, Observed, ObservedState, RuntimeEvent, Stage};
+pub use agent::{Agent, PROVENANCE_AGAIN_MS};
+pub use api::{
+    Action, Config, Event, Launch, Message, Observed, ObservedState, ProvenanceCheck, RuntimeEvent, Stage, Unproved,
+};
 pub use status::{AcceleratorStatus, Status, WorkloadStatus};

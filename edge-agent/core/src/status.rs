@@ -123,7 +123,7 @@ impl Agent {
     }
 
     fn workload_status(&self, m: &Machine) -> Option<WorkloadStatus> {
-        let (report, target) = (m.report(self.missing(m), self.fits(m))?, m.target()?);
+        let (report, target) = (m.report(self.lack(m), self.fits(m))?, m.target()?);
         Some(WorkloadStatus {
             id: report.id.to_string(),
             runtime: target.runtime.clone(),

@@ -1,5 +1,6 @@
 //! One state machine per workload: what is desired against what is observed, and the one step to take next.
 
+mod proof;
 mod report;
 mod trial;
 
@@ -10,6 +11,7 @@ use cnova_shared::wire::v1::{Restart, RestartPolicy, Workload};
 use crate::ledger::{InstanceRow, Phase};
 use crate::schedule::{Decision, Progress};
 
+pub use report::Lack;
 pub use trial::GOOD_AFTER_MS;
 
 /// A run at least this long, in milliseconds, or as long as the longest pause, forgives the failures before it.
@@ -92,6 +94,8 @@ pub struct Machine {
     trial_since: Option<u64>,
     /// Why the version before runs again.
     returned_why: String,
+    /// Why the desired version's provenance does not hold.
+    unproven: Option<String>,
     /// Makes pauses differ between nodes that fail at the same moment.
     salt: u64,
     is_changed: bool,
@@ -162,6 +166,7 @@ impl Machine {
             live: None,
             trial_since: None,
             returned_why: String::new(),
+            unproven: None,
             salt,
             is_changed: false,
         }
@@ -308,6 +313,7 @@ impl Machine {
         }
         if changed {
             self.trial_since = None;
+            self.unproven = None;
         }
         if self.is_live() && self.target_spec() == Some(self.row.spec) {
             self.live = self.target().map(live_of);
@@ -340,7 +346,7 @@ impl Machine {
         }
     }
 
-    /// The step to take, given whether all artifacts of the target are here and whether it fits beside what is live.
+    /// The step to take, given whether all artifacts of the target are here and proved, and whether it fits beside what is live.
     /// The caller performs it and calls [`Machine::starting`] or [`Machine::stopping`].
     #[must_use]
     pub fn step(&self, artifacts_here: bool, fits_now: bool) -> Step {

@@ -1,5 +1,6 @@
 //! The only place that sees both sides: waits for what happens, lets the core decide, performs what it decided.
 
+mod look;
 mod outage;
 
 use std::path::PathBuf;
@@ -80,7 +81,8 @@ impl Signals {
 
 /// What was done beside the loop.
 enum Done {
-    Artifact(Event),
+    /// For the core.
+    Event(Event),
     Reply(v1::Reply),
     /// Artifacts that are damaged, and were removed, or are missing.
     Damaged(Vec<Digest>),
@@ -226,7 +228,7 @@ impl EventLoop {
                     let _ = question.send(core.status());
                     None
                 }
-                Input::Done(Done::Artifact(event)) => Some(event),
+                Input::Done(Done::Event(event)) => Some(event),
                 Input::Done(Done::Reply(reply)) => {
                     self.send(&Message::Reply(reply), core.now_s(self.now()));
                     None
@@ -315,6 +317,7 @@ impl EventLoop {
                         core.handle(event, self.now());
                     }
                 }
+                Action::CheckProvenance(check) => self.check_provenance(*check, core.now_s(self.now())),
                 Action::Start(launch) => self.parts.supervisor.start(launch),
                 Action::Stop { id, attempt, grace_ms } => {
                     self.parts
@@ -392,7 +395,7 @@ impl EventLoop {
         if complete {
             let artifacts = self.parts.artifacts.clone();
             self.beside(move || {
-                Some(Done::Artifact(match artifacts.finish(&digest) {
+                Some(Done::Event(match artifacts.finish(&digest) {
                     Ok(()) => Event::ArtifactStored(digest),
                     Err(error) => Event::ArtifactFailed {
                         digest,
@@ -442,32 +445,6 @@ impl EventLoop {
         if let Ok(Err(error)) = spawn_blocking(move || artifacts.keep(&wanted)).await {
             tracing::warn!(%error, "an artifact that is not needed any more stays");
         }
-    }
-
-    /// A runtime refused what it was given: perhaps the flash did not keep it.
-    fn look_at(&self, digests: Vec<Digest>) {
-        let artifacts = self.parts.artifacts.clone();
-        self.beside(move || {
-            let is_damaged = |digest: &Digest| {
-                !artifacts.has(digest)
-                    || (artifacts.verify(digest).is_ok_and(|sound| !sound) && artifacts.remove(digest).is_ok())
-            };
-            let damaged: Vec<Digest> = digests.into_iter().filter(is_damaged).collect();
-            (!damaged.is_empty()).then_some(Done::Damaged(damaged))
-        });
-    }
-
-    fn raise_damaged(&mut self, digests: &[Digest]) {
-        let which: Vec<String> = digests.iter().map(Digest::short).collect();
-        let detail = format!(
-            "damaged or missing on this disk and fetched again: {}",
-            which.join(", ")
-        );
-        tracing::error!(alarm = "artifact-damaged", "{detail}");
-        self.set_alarm(Alarm {
-            code: "artifact-damaged".into(),
-            detail,
-        });
     }
 
     fn set_alarm(&mut self, alarm: Alarm) {

@@ -223,6 +223,8 @@ struct More {
     good: Option<Box<Good>>,
     #[serde(default)]
     bad: Option<Digest>,
+    #[serde(default)]
+    proved: Option<Digest>,
 }
 
 fn put_instance(t: &Transaction<'_>, row: &InstanceRow) -> Result<(), rusqlite::Error> {
@@ -234,6 +236,7 @@ fn put_instance(t: &Transaction<'_>, row: &InstanceRow) -> Result<(), rusqlite::
         cpu_millis: row.cpu_millis,
         good: row.good.clone(),
         bad: row.bad,
+        proved: row.proved,
     };
     let more = wire::encode(&more).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
     t.prepare_cached(
@@ -323,6 +326,7 @@ fn read_instance(row: &Row<'_>) -> Result<InstanceRow, rusqlite::Error> {
         cpu_millis: more.cpu_millis,
         good: more.good,
         bad: more.bad,
+        proved: more.proved,
     })
 }
 

@@ -23,6 +23,7 @@ pub mod instance;
 mod launch;
 pub mod ledger;
 mod observe;
+mod proof;
 pub mod run;
 mod sensors;
 pub mod status;

@@ -373,9 +373,5 @@ impl Inner {
 }
 
 fn digests_of(launch: &Launch) -> Vec<Digest> {
-    let w = &launch.workload;
-    std::iter::once(w.artifact.digest)
-        .chain(w.files.iter().map(|f| f.artifact.digest))
-        .chain(w.parts.iter().map(|p| p.digest))
-        .collect()
+    launch.workload.artifacts().map(|a| a.digest).collect()
 }

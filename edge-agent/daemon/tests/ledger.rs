@@ -70,6 +70,7 @@ fn op() -> impl Strategy<Value = Op> {
                     fired_s: u64::from(attempt) << 32,
                     good: None,
                     bad: (failures > 3).then_some(Digest(spec)),
+                    proved: (failures > 1).then_some(Digest(spec)),
                     ..InstanceRow::new(id)
                 })
             }

@@ -2,6 +2,7 @@
 
 use cnova_hub_core::{Config, Hub, Stored};
 use cnova_shared::time::Now;
+use cnova_shared::wire::v1;
 
 use super::pki::{HUB, id, pki};
 
@@ -20,10 +21,16 @@ impl SimHub {
     /// A hub that has just been installed, with the artifacts that manifests of the simulator name.
     #[must_use]
     pub fn new() -> Self {
-        let stored = Stored {
+        let mut stored = Stored {
             artifacts: super::manifests::artifacts(),
             ..Stored::default()
         };
+        for subject in super::manifests::attested() {
+            let provenance = super::provenance::of_source(subject);
+            let v1::Artifact { digest, size } = provenance.artifact;
+            stored.artifacts.insert(digest, size);
+            stored.provenance.insert(subject, vec![provenance]);
+        }
         Self {
             core: None,
             life: 0,

@@ -15,6 +15,11 @@ pub fn artifacts() -> BTreeMap<Digest, u64> {
         .collect()
 }
 
+/// Artifacts that the builder has signed; the last one he has not.
+pub fn attested() -> impl Iterator<Item = Digest> {
+    (0..3u8).map(|n| Digest::of(&[n]))
+}
+
 /// Draws an application.
 pub fn draw(rng: &mut fastrand::Rng, now_s: u64, weather: bool, sickness: bool) -> AdmittedManifest {
     static POLICY: OnceLock<PolicySet> = OnceLock::new();
@@ -37,6 +42,13 @@ pub fn draw(rng: &mut fastrand::Rng, now_s: u64, weather: bool, sickness: bool) 
              priority: {}\n    health: {{within: 3s}}\n    placement: {{site: \"plant-7/**\", replicas: {replicas}}}\n{conditions}",
             rng.u32(0..1000),
         ));
+        // One that nobody signed is refused by the hub.
+        if rng.u32(0..3) == 0 {
+            text.push_str(&format!(
+                "    attestationPolicy: {{provenance: required, minLevel: {}}}\n",
+                rng.u32(0..3)
+            ));
+        }
     }
     let manifest = cndl::parse(&text, "sim.yaml").unwrap_or_else(|e| panic!("the simulator's manifest: {e}\n{text}"));
     let context = AdmissionContext {

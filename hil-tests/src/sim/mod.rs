@@ -15,6 +15,7 @@ mod mishaps;
 pub mod net;
 mod perform;
 pub mod pki;
+pub mod provenance;
 pub mod world;
 
 pub use faults::Faults;

@@ -98,6 +98,7 @@ impl World {
                     self.net.at(self.now + 1, arrival);
                 }
             }
+            agent::Action::CheckProvenance(check) => self.agent_checks(node, *check),
             agent::Action::Start(launch) => self.agent_starts(node, *launch),
             agent::Action::Stop { id, attempt, .. } => {
                 let processes = &self.agents[node].processes;
@@ -225,6 +226,7 @@ impl World {
     fn agent_starts(&mut self, node: &NodeId, launch: agent::Launch) {
         let broken = self.oracle.on_start(node, &launch);
         self.check(broken);
+        self.check(self.unproved(&launch.workload));
         let a = self.agents.get_mut(node).expect("it acts");
         let here = |d: &Digest| a.artifacts.contains(d);
         let complete = here(&launch.workload.artifact.digest);
@@ -478,18 +480,20 @@ impl World {
                     digest: Digest::of(name.as_bytes()),
                     size: 300_000,
                 };
-                let event = hub::Event::Compiled {
+                let made = super::provenance::of_compiled(&key, artifact.digest);
+                let told = hub::Event::ProvenanceAdded {
+                    subject: artifact.digest,
+                    artifact: made.artifact,
+                    envelope: made.envelope,
+                };
+                let done = hub::Event::Compiled {
                     key,
                     result: Ok(artifact),
                 };
-                let at = self.now + self.rng.u64(1..2_000);
-                self.net.at(
-                    at,
-                    Arrival::Hub {
-                        life: self.hub.life,
-                        event,
-                    },
-                );
+                let (at, life) = (self.now + self.rng.u64(1..2_000), self.hub.life);
+                for event in [told, done] {
+                    self.net.at(at, Arrival::Hub { life, event });
+                }
             }
             hub::Action::Ack { child, ack } => {
                 let bytes = self.hub_seals(Kind::Ack, &child, &ack);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle};
+use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle, TrustedBuilder};
 use cnova_shared::envelope::{Claims, seal};
 use cnova_shared::ids::{NodeId, SitePath};
 use cnova_shared::keys::{Signer, SoftKey};
@@ -14,6 +14,8 @@ use serde::Serialize;
 
 /// When the simulated tree was set up, seconds since 1970.
 pub const EPOCH_S: u64 = 1_790_000_000;
+/// Who builds most artifacts.
+pub const BUILDER: &str = "https://ci.sim/line";
 /// The hub.
 pub const HUB: &str = "hub-1";
 /// The gateway below it.
@@ -54,6 +56,8 @@ pub struct Pki {
     pub nodes: BTreeMap<NodeId, Identity>,
     /// The hub's signing key.
     pub hub_key: SoftKey,
+    /// The key of the builder of most artifacts.
+    pub builder_key: SoftKey,
     /// A key that no bundle names.
     pub rogue_key: SoftKey,
     /// The trust bundle.
@@ -139,6 +143,18 @@ fn make() -> Pki {
         SoftKey::ed25519_from_seed(&seed(2)),
         SoftKey::ed25519_from_seed(&seed(3)),
     );
+    let builder_key = SoftKey::ed25519_from_seed(&seed(5));
+    let not_after = EPOCH_S + 10 * 365 * 86_400;
+    let trusted = |key: &SoftKey, builder: &str, level| TrustedBuilder {
+        key: key.public_key().clone(),
+        builder: builder.to_owned(),
+        level,
+        not_after,
+    };
+    let builders = vec![
+        trusted(&hub_key, cnova_provenance::AOT_BUILDER, 3),
+        trusted(&builder_key, BUILDER, 2),
+    ];
     let contents = Bundle {
         v: 1,
         version: 1,
@@ -148,15 +164,18 @@ fn make() -> Pki {
         keys: vec![SigningKey {
             key: hub_key.public_key().clone(),
             roles: vec![Role::Twin],
-            not_after: EPOCH_S + 10 * 365 * 86_400,
+            not_after,
         }],
         authorities: vec![serde_bytes::ByteBuf::from(ca_der)],
+        builders,
+        attestation: None,
     };
     let bytes = bundle::sign(&contents, &[&root]).expect("the root signs");
     let trust = TrustBundle::flashed(&bytes).expect("the bundle holds");
     Pki {
         nodes,
         hub_key,
+        builder_key,
         rogue_key: SoftKey::ed25519_from_seed(&seed(4)),
         trust,
     }

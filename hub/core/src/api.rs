@@ -179,7 +179,17 @@ pub enum Event {
         /// Its size.
         size: u64,
     },
-    /// The compile worker is done.
+    /// Provenance of an artifact was uploaded, or made by the compile worker. It is in the store as an artifact, and
+    /// nothing of it was believed yet.
+    ProvenanceAdded {
+        /// The artifact that it is said to be about.
+        subject: Digest,
+        /// The envelope as an artifact.
+        artifact: v1::Artifact,
+        /// Its bytes.
+        envelope: Vec<u8>,
+    },
+    /// The compile worker is done. Before a result, its provenance was told with [`Event::ProvenanceAdded`].
     Compiled {
         /// What for.
         key: CompileKey,
@@ -245,6 +255,15 @@ pub struct StoredEntry {
     pub entry: v1::Entry,
 }
 
+/// An envelope of provenance as the store holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredProvenance {
+    /// The envelope as an artifact.
+    pub artifact: v1::Artifact,
+    /// Its bytes.
+    pub envelope: Vec<u8>,
+}
+
 /// A change that must be on disk before what follows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Op {
@@ -280,7 +299,21 @@ pub enum Op {
         /// The result.
         artifact: v1::Artifact,
     },
-    /// An artifact that was removed, whether it was uploaded or compiled.
+    /// Provenance of an artifact.
+    PutProvenance {
+        /// The artifact.
+        subject: Digest,
+        /// The envelope.
+        stored: StoredProvenance,
+    },
+    /// Provenance that later provenance of the same artifact took the place of.
+    DropProvenance {
+        /// The artifact.
+        subject: Digest,
+        /// The envelope.
+        envelope: Digest,
+    },
+    /// An artifact that was removed, and with it all that says where it was from: whether it was uploaded or compiled.
     DropArtifact {
         /// Which.
         digest: Digest,
@@ -349,6 +382,8 @@ pub struct Stored {
     pub ears: BTreeMap<NodeId, Vec<u8>>,
     /// The reference values.
     pub references: References,
+    /// Provenance by artifact, the oldest first.
+    pub provenance: BTreeMap<Digest, Vec<StoredProvenance>>,
     /// Reported state.
     pub entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
     /// Lives of report streams that are over.
@@ -381,6 +416,16 @@ impl Stored {
                 Op::DropArtifact { digest } => {
                     self.artifacts.remove(&digest);
                     self.compiled.retain(|_, a| a.digest != digest);
+                    self.provenance.remove(&digest);
+                    for held in self.provenance.values_mut() {
+                        held.retain(|p| p.artifact.digest != digest);
+                    }
+                }
+                Op::PutProvenance { subject, stored } => self.provenance.entry(subject).or_default().push(stored),
+                Op::DropProvenance { subject, envelope } => {
+                    if let Some(held) = self.provenance.get_mut(&subject) {
+                        held.retain(|p| p.artifact.digest != envelope);
+                    }
                 }
                 Op::PutVerdict { node, verdict } => {
                     self.verdicts.insert(node, *verdict);

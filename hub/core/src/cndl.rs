@@ -2,6 +2,7 @@
 //! publish. [`parse`] reports every mistake with its line, its column and what was probably meant.
 
 mod checks;
+mod checks_attestation;
 mod checks_conditions;
 mod convert;
 mod convert_conditions;
@@ -15,6 +16,7 @@ mod settings_checks;
 mod site_pattern;
 mod tree;
 mod wire;
+mod wire_attestation;
 mod wire_conditions;
 mod wire_values;
 

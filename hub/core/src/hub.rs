@@ -5,7 +5,10 @@ mod artifacts;
 mod attestation;
 mod certificates;
 mod children;
+mod provenance;
 mod twins;
+
+pub use provenance::{ProvenanceFact, ProvenanceFacts};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -21,6 +24,7 @@ use cnova_shared::wire::v1::{self, Body, WorkloadState};
 
 use crate::api::{
     Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp,
+    StoredProvenance,
 };
 use crate::cndl::{self, RuntimeKind};
 use crate::enrol::Desk;
@@ -63,6 +67,7 @@ pub struct Hub {
     deleted: BTreeMap<Name, u64>,
     artifacts: BTreeMap<Digest, u64>,
     compiled: BTreeMap<CompileKey, v1::Artifact>,
+    provenance: BTreeMap<Digest, Vec<StoredProvenance>>,
     compiling: BTreeSet<CompileKey>,
     failed: BTreeMap<CompileKey, String>,
     inspected: BTreeMap<InspectKey, Inspection>,
@@ -105,6 +110,7 @@ impl Hub {
             deleted: stored.deleted,
             artifacts: served(stored.artifacts, &stored.compiled),
             compiled: stored.compiled,
+            provenance: stored.provenance,
             compiling: BTreeSet::new(),
             failed: BTreeMap::new(),
             inspected: BTreeMap::new(),
@@ -224,6 +230,11 @@ impl Hub {
             Event::Uploaded { digest, size } => {
                 self.on_uploaded(digest, size, now);
             }
+            Event::ProvenanceAdded {
+                subject,
+                artifact,
+                envelope,
+            } => self.on_provenance(subject, artifact, envelope, now),
             Event::Compiled { key, result } => self.on_compiled(key, result, now),
             Event::Inspected { key, result } => self.on_inspected(key, result, now),
             Event::Collect(digests) => self.on_collect(&digests),

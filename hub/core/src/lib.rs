@@ -15,5 +15,6 @@ pub mod views;
 
 pub use api::{
     Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry,
+    StoredProvenance,
 };
-pub use hub::Hub;
+pub use hub::{Hub, ProvenanceFact, ProvenanceFacts};

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use crate::cndl::{Application, Manifest};
+use crate::cndl::{Application, ArtifactRef, Manifest, WorkloadDef};
+use crate::hub::{ProvenanceFact, ProvenanceFacts};
 
 /// Largest policy text.
 pub const MAX_POLICY_BYTES: usize = 256 << 10;
@@ -163,6 +164,30 @@ impl fmt::Display for PolicyDenied {
 
 impl std::error::Error for PolicyDenied {}
 
+/// Verified facts of each workload's program and input files.
+fn by_workload(manifest: &Manifest, facts: &ProvenanceFacts) -> serde_json::Value {
+    let of = |artifact: &ArtifactRef| -> &[ProvenanceFact] {
+        let digest = artifact.digest().and_then(|d| d.parse().ok());
+        digest.and_then(|d| facts.get(&d)).map_or(&[], Vec::as_slice)
+    };
+    let workload = |def: &WorkloadDef| {
+        let files: serde_json::Map<_, _> = def
+            .files
+            .iter()
+            .map(|f| (f.path.clone(), serde_json::json!(of(&f.artifact))))
+            .collect();
+        let known = serde_json::json!({"artifact": of(&def.artifact), "files": files});
+        (def.name.clone(), known)
+    };
+    manifest
+        .application()
+        .workloads
+        .iter()
+        .map(workload)
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 fn builtin_source() -> PolicySource {
     PolicySource {
         name: "default.rego".to_owned(),
@@ -235,8 +260,22 @@ impl PolicySet {
     /// # Errors
     /// Every reason of every policy.
     pub fn admit(&self, manifest: Manifest, context: &AdmissionContext) -> Result<AdmittedManifest, PolicyDenied> {
+        self.admit_proved(manifest, context, &ProvenanceFacts::new())
+    }
+
+    /// The same, where it is known where artifacts are from; policies see it as `input.provenance`, by workload.
+    ///
+    /// # Errors
+    /// Every reason of every policy.
+    pub fn admit_proved(
+        &self,
+        manifest: Manifest,
+        context: &AdmissionContext,
+        facts: &ProvenanceFacts,
+    ) -> Result<AdmittedManifest, PolicyDenied> {
         let input = serde_json::json!({
             "manifest": manifest.to_value(),
+            "provenance": by_workload(&manifest, facts),
             "user": context.user,
             "now": context.now_unix_s,
         });

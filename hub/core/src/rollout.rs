@@ -3,12 +3,15 @@
 //! All nodes of a change are one wave today. Waves with health gates will choose which of the composed twins to sign
 //! next; nothing before or after this stage changes for that.
 
+mod proof;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use cnova_shared::bundle::Bundle;
 use cnova_shared::ids::{Digest, Name, WorkloadId};
 use cnova_shared::wire::v1;
 
-use crate::api::{CompileKey, InspectKey, Inspection};
+use crate::api::{CompileKey, InspectKey, Inspection, StoredProvenance};
 use crate::cndl::{ArtifactRef, Need, RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef};
 use crate::placement::Placement;
 
@@ -34,6 +37,10 @@ pub struct ArtifactView<'a> {
     pub failed: &'a BTreeMap<CompileKey, String>,
     /// Artifacts that were looked into.
     pub inspected: &'a BTreeMap<InspectKey, Inspection>,
+    /// Provenance by artifact.
+    pub provenance: &'a BTreeMap<Digest, Vec<StoredProvenance>>,
+    /// Which builders are believed, and what every workload must prove.
+    pub trust: &'a Bundle,
 }
 
 impl ArtifactView<'_> {
@@ -177,7 +184,11 @@ fn workload(
                 target: target.to_owned(),
                 engine: engine.to_owned(),
             };
-            match (artifacts.compiled.get(&key), artifacts.failed.get(&key)) {
+            // What was compiled before the hub signed what it compiles is compiled again where that has to be proved.
+            let compiled = artifacts.compiled.get(&key);
+            let compiled =
+                compiled.filter(|a| !artifacts.must_prove(def) || artifacts.provenance.contains_key(&a.digest));
+            match (compiled, artifacts.failed.get(&key)) {
                 (Some(artifact), _) => artifact.clone(),
                 (None, Some(why)) => return Err(Unready::Problem(why.clone())),
                 (None, None) => return Err(Unready::Compile(key)),
@@ -204,6 +215,9 @@ fn workload(
             artifact: uploaded(artifacts, digest_of(&f.artifact)?)?,
         });
     }
+    let provenance = artifacts
+        .provenance_of(def, source, &artifact, &files)
+        .map_err(Unready::Problem)?;
     Ok(v1::Workload {
         app_generation,
         runtime: def.runtime.as_str().to_owned(),
@@ -241,6 +255,8 @@ fn workload(
         health: def.health.clone(),
         on_bad_update: def.on_bad_update,
         trust: def.placement.trust,
+        provenance,
+        attestation: def.attestation.clone(),
         id,
     })
 }

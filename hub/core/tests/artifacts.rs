@@ -35,6 +35,8 @@ fn config() -> Config {
         }],
         // No child ever connects here.
         authorities: vec![vec![0x30, 0].into()],
+        builders: Vec::new(),
+        attestation: None,
     };
     Config {
         node: NodeId::new("hub").unwrap(),

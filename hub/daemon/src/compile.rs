@@ -5,19 +5,38 @@ use std::sync::Arc;
 
 use cnova_aot::{AotError, AotLimits, precompile_in_subprocess};
 use cnova_hub_core::CompileKey;
+use cnova_provenance::{AOT_BUILD_TYPE, AOT_BUILDER, Dependency, Made, Subject};
+use cnova_shared::ids::Digest;
+use cnova_shared::keys::SignError;
 use cnova_shared::wire::v1;
+use serde_json::json;
 use tokio::sync::Semaphore;
 
+use crate::clock::Clock;
 use crate::library::Library;
+use crate::signer::Signer;
 
 /// Workers at once; each may take 2 GiB of address space and a core.
 pub const COMPILES_AT_ONCE: usize = 2;
+
+/// What came of a compilation.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The machine code.
+    pub artifact: v1::Artifact,
+    /// The hub's word on what it was compiled from, as an artifact.
+    pub provenance: v1::Artifact,
+    /// Its bytes.
+    pub envelope: Vec<u8>,
+}
 
 /// Starts the workers.
 #[derive(Debug)]
 pub struct Compiler {
     worker: PathBuf,
     library: Arc<Library>,
+    signer: Arc<Signer>,
+    clock: Clock,
     slots: Semaphore,
 }
 
@@ -49,18 +68,23 @@ pub enum CompileError {
     /// The result cannot be kept.
     #[error("{0}")]
     Keep(#[from] cnova_store::ArtifactError),
+    /// What it was compiled from cannot be attested.
+    #[error("its provenance was not signed: {0}")]
+    Sign(#[from] SignError),
     /// The hub is ending.
     #[error("the hub is stopping")]
     Stopping,
 }
 
 impl Compiler {
-    /// A compiler that starts `worker`.
+    /// A compiler that starts `worker`, and signs what it makes.
     #[must_use]
-    pub fn new(worker: PathBuf, library: Arc<Library>) -> Self {
+    pub fn new(worker: PathBuf, library: Arc<Library>, signer: Arc<Signer>, clock: Clock) -> Self {
         Self {
             worker,
             library,
+            signer,
+            clock,
             slots: Semaphore::new(COMPILES_AT_ONCE),
         }
     }
@@ -69,14 +93,15 @@ impl Compiler {
     ///
     /// # Errors
     /// [`CompileError`].
-    pub async fn compile(self: Arc<Self>, key: CompileKey) -> Result<v1::Artifact, CompileError> {
+    pub async fn compile(self: Arc<Self>, key: CompileKey) -> Result<Compiled, CompileError> {
         let _slot = self.slots.acquire().await.map_err(|_| CompileError::Stopping)?;
         let this = self.clone();
         let compiled = tokio::task::spawn_blocking(move || this.run(&key)).await;
         compiled.map_err(|_| CompileError::Stopping)?
     }
 
-    fn run(&self, key: &CompileKey) -> Result<v1::Artifact, CompileError> {
+    fn run(&self, key: &CompileKey) -> Result<Compiled, CompileError> {
+        let started_s = self.clock.now_s();
         let artifacts = self.library.artifacts();
         if !artifacts.has(&key.source) {
             return Err(CompileError::NoSource);
@@ -97,6 +122,38 @@ impl Compiler {
             });
         }
         let (digest, size) = self.library.import(&output)?;
-        Ok(v1::Artifact { digest, size })
+        let envelope = self.attest(key, digest, started_s)?;
+        let (envelope_digest, envelope_size) = self.library.keep(&envelope)?;
+        Ok(Compiled {
+            artifact: v1::Artifact { digest, size },
+            provenance: v1::Artifact {
+                digest: envelope_digest,
+                size: envelope_size,
+            },
+            envelope,
+        })
+    }
+
+    /// The node loads what was compiled, and a person signed the source: this binds the one to the other.
+    fn attest(&self, key: &CompileKey, compiled: Digest, started_s: u64) -> Result<Vec<u8>, SignError> {
+        let source = format!("urn:cnova:artifact:{}", key.source);
+        let versions = [
+            ("cnova-hub".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("engine".to_owned(), key.engine.clone()),
+        ];
+        let statement = cnova_provenance::make(&Made {
+            subjects: &[Subject {
+                name: format!("{}.{}.cwasm", key.source.hex(), key.target),
+                digest: compiled,
+            }],
+            build_type: AOT_BUILD_TYPE,
+            parameters: json!({"target": key.target, "engine": key.engine}),
+            dependencies: &[Dependency::of_file(source, &key.source)],
+            builder: AOT_BUILDER,
+            builder_version: versions.into(),
+            started_s,
+            finished_s: self.clock.now_s(),
+        });
+        self.signer.provenance(&statement)
     }
 }

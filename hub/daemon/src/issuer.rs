@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use cnova_hub_core::enrol::{Certify, EnrolRules};
 use cnova_shared::bundle::TrustBundle;
-use cnova_shared::certificate::{self, CertificateError, SITE_URN, TPM_URN, Tier};
-use cnova_shared::ids::{NodeId, SitePath};
+use cnova_shared::certificate::{self, AK_URN, CertificateError, SITE_URN, TPM_URN, Tier};
+use cnova_shared::ids::{Digest, NodeId, SitePath};
 use cnova_shared::keys::{Algorithm, PublicKey};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer as Authority, KeyPair,
@@ -133,8 +133,11 @@ impl Issuer {
             bytes: rcgen::PublicKeyData::der_bytes(&probe).to_vec(),
         };
         let name = |_| IssueError::Key;
-        let (node, site) = (NodeId::new("probe").map_err(name)?, SitePath::new("probe").map_err(name)?);
-        let chain = self.issue(&node, &site, Tier::Soft, &key, self.ends_s)?;
+        let (node, site) = (
+            NodeId::new("probe").map_err(name)?,
+            SitePath::new("probe").map_err(name)?,
+        );
+        let chain = self.issue(&node, &site, (Tier::Soft, &[]), &key, self.ends_s)?;
         certificate::verify(&chain, &trust.authorities(), now_s)
             .map(|_| ())
             .map_err(|source| IssuerError::NotAccepted {
@@ -157,14 +160,14 @@ impl Issuer {
         if c.not_after_s <= c.issued_s {
             return Err(IssueError::Ended(self.ends_s));
         }
-        self.issue(&c.node, &c.site, c.tier, &c.key, c.not_after_s)
+        self.issue(&c.node, &c.site, (c.tier, &c.ak), &c.key, c.not_after_s)
     }
 
     fn issue(
         &self,
         node: &NodeId,
         site: &SitePath,
-        tier: Tier,
+        (tier, ak): (Tier, &[u8]),
         key: &PublicKey,
         ends_s: u64,
     ) -> Result<Vec<Vec<u8>>, IssueError> {
@@ -180,6 +183,9 @@ impl Issuer {
         ];
         if tier == Tier::Tpm {
             p.subject_alt_names.push(SanType::URI(TPM_URN.try_into()?));
+            // Whoever has the certificate can tell the quotes of this TPM from those of another.
+            let ak = Digest::of(ak).to_string().replace("sha256:", AK_URN);
+            p.subject_alt_names.push(SanType::URI(ak.as_str().try_into()?));
         }
         p.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         // A gateway is a server to its children and a client to its parent.
@@ -220,7 +226,11 @@ pub fn rules(config: &Enrolment, issuer: &Issuer) -> Result<EnrolRules, IssuerEr
     };
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default()
+            .to_ascii_lowercase();
         if !["pem", "crt", "cer", "der"].contains(&extension.as_str()) {
             continue;
         }
@@ -231,7 +241,11 @@ pub fn rules(config: &Enrolment, issuer: &Issuer) -> Result<EnrolRules, IssuerEr
             })?;
             // Trusted because a person put it there; what is not its own issuer helps to get to one.
             let is_root = parsed.issuer() == parsed.subject();
-            let list = if is_root { &mut rules.tpm_roots } else { &mut rules.tpm_intermediates };
+            let list = if is_root {
+                &mut rules.tpm_roots
+            } else {
+                &mut rules.tpm_intermediates
+            };
             list.push(der);
         }
         if rules.tpm_roots.len() + rules.tpm_intermediates.len() > TPM_CERTIFICATES_MAX {
@@ -265,7 +279,9 @@ fn read(path: &Path) -> Result<Vec<u8>, IssuerError> {
     };
     let length = fs::metadata(path).map_err(fail)?.len();
     if length > TPM_FILE_BYTES {
-        return Err(fail(io::Error::other(format!("{length} bytes, at most {TPM_FILE_BYTES}"))));
+        return Err(fail(io::Error::other(format!(
+            "{length} bytes, at most {TPM_FILE_BYTES}"
+        ))));
     }
     fs::read(path).map_err(fail)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -104,6 +105,21 @@ impl Library {
         self.artifacts.import_file(draft.path())
     }
 
+    /// Keeps bytes as an artifact.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]; what the system answered when the draft could not be written is in it.
+    pub fn keep(&self, bytes: &[u8]) -> Result<(Digest, u64), ArtifactError> {
+        let draft = self.draft();
+        let written = fs::File::create_new(draft.path()).and_then(|mut f| f.write_all(bytes));
+        written.map_err(|source| ArtifactError::Io {
+            action: "write",
+            path: draft.path().to_owned(),
+            source,
+        })?;
+        self.import(&draft)
+    }
+
     /// Whether an artifact was uploaded and both the disk and the database have it. After an outage or a restored
     /// backup a file may be there that the core was never told of; it must be uploaded again then.
     #[must_use]
@@ -155,6 +171,10 @@ impl Library {
         let named = stored.artifacts.len() + stored.compiled.len();
         stored.artifacts.retain(|digest, _| whole.contains(digest));
         stored.compiled.retain(|_, artifact| whole.contains(&artifact.digest));
+        for held in stored.provenance.values_mut() {
+            held.retain(|p| whole.contains(&p.artifact.digest));
+        }
+        stored.provenance.retain(|_, held| !held.is_empty());
         *self.known() = stored.artifacts.keys().copied().collect();
         let missing = named - stored.artifacts.len() - stored.compiled.len();
         if missing > 0 {

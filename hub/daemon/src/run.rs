@@ -134,7 +134,10 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     for (what, end) in [
         ("certificate", identity.not_after_s()),
         ("signing key", signer.not_after()),
-        ("issuing certificate", enrolment.as_ref().map_or(u64::MAX, |(i, _)| i.ends_s())),
+        (
+            "issuing certificate",
+            enrolment.as_ref().map_or(u64::MAX, |(i, _)| i.ends_s()),
+        ),
     ] {
         if end < now_s + ENDS_SOON_S {
             tracing::warn!(
@@ -223,7 +226,12 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         store: store.clone(),
         library: library.clone(),
         signer: signer.clone(),
-        compiler: Arc::new(Compiler::new(config.aot_worker.clone(), library.clone())),
+        compiler: Arc::new(Compiler::new(
+            config.aot_worker.clone(),
+            library.clone(),
+            signer.clone(),
+            clock,
+        )),
         downstream: Downstream {
             children: config.children.clone(),
             identity: identity.clone(),

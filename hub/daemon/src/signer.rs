@@ -6,7 +6,7 @@ use std::{fs, io};
 use cnova_shared::bundle::{Role, TrustBundle};
 use cnova_shared::envelope::{self, Claims, SealError};
 use cnova_shared::ids::NodeId;
-use cnova_shared::keys::{KeyId, Signer as _, SoftKey};
+use cnova_shared::keys::{KeyId, SignError, Signer as _, SoftKey};
 use cnova_shared::topics::Kind;
 use cnova_shared::twin::{self, TwinError};
 use cnova_shared::wire::v1;
@@ -179,6 +179,14 @@ impl Signer {
         now_s: u64,
     ) -> Result<Vec<u8>, SealError> {
         self.seal(kind, child, now_s, None, value)
+    }
+
+    /// Signs a statement about where something is from.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub fn provenance(&self, statement: &[u8]) -> Result<Vec<u8>, SignError> {
+        cnova_provenance::sign(statement, &[&self.key])
     }
 
     fn seal<T: Serialize>(

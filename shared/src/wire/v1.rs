@@ -7,11 +7,13 @@ use serde_bytes::ByteBuf;
 
 use crate::ids::{Digest, NodeId, SitePath, WorkloadId};
 
+mod attestation;
 mod conditions;
 mod enrol;
 mod trust;
 mod workload;
 
+pub use attestation::AttestationPolicy;
 use conditions::is_default;
 pub use conditions::{
     Accelerator, AcceleratorClaim, Dependency, DependencyCondition, HEALTH_FAILURES, HEALTH_INTERVAL_MS,

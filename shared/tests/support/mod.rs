@@ -128,6 +128,8 @@ pub fn contents(authority: Vec<u8>) -> Bundle {
             not_after: KEY_ENDS_S,
         }],
         authorities: vec![serde_bytes::ByteBuf::from(authority)],
+        builders: Vec::new(),
+        attestation: None,
     }
 }
 
@@ -173,6 +175,8 @@ pub fn workload(id: &str, artifact: &str) -> v1::Workload {
         health: v1::Health::default(),
         on_bad_update: v1::OnBadUpdate::default(),
         trust: v1::TrustRequirement::default(),
+        provenance: Vec::new(),
+        attestation: None,
     }
 }
 

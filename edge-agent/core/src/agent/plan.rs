@@ -60,7 +60,7 @@ impl Agent {
             .workloads
             .iter()
             .chain(returned)
-            .flat_map(artifacts_of)
+            .flat_map(v1::Workload::artifacts)
             .map(|a| (a.digest, a.size))
             .collect();
         self.fetches.retain(|d| needed.contains_key(d));
@@ -79,7 +79,7 @@ impl Agent {
 
     pub(crate) fn missing(&self, machine: &Machine) -> Option<String> {
         let w = machine.target()?;
-        let a = artifacts_of(w).find(|a| !self.artifacts.contains(&a.digest))?;
+        let a = w.artifacts().find(|a| !self.artifacts.contains(&a.digest))?;
         Some(match self.fetches.problem(&a.digest) {
             Some(why) => format!("artifact {}: {why}", a.digest.short()),
             None => format!("artifact {} of {} bytes is being fetched", a.digest.short(), a.size),
@@ -154,7 +154,7 @@ impl Agent {
             return;
         }
         let Some(machine) = self.machines.get(id) else { return };
-        let here = self.missing(machine).is_none();
+        let here = self.lack(machine).is_none();
         let fits = self.fits(machine);
         let step = machine.step(here, fits);
         if starts != (step == Step::Start) {
@@ -214,7 +214,7 @@ impl Agent {
             .workloads
             .iter()
             .chain(good)
-            .flat_map(artifacts_of)
+            .flat_map(v1::Workload::artifacts)
             .map(|a| a.digest)
             .collect();
         let settled = self

@@ -13,12 +13,13 @@ use super::{Decision, Machine, Observed, Phase, spec_digest};
 pub const GOOD_AFTER_MS: u64 = 5_000;
 
 impl Machine {
-    /// Whether the desired version did not become healthy and the one before is to run.
+    /// Whether the desired version did not become healthy, or is not proved, and the one before is to run.
     #[must_use]
     pub fn has_returned(&self) -> bool {
         let Some(desired) = &self.desired else { return false };
         let good = self.row.good.as_deref().map(|g| spec_digest(&g.workload));
-        self.row.bad == Some(desired.spec) && good.is_some_and(|g| g != desired.spec)
+        let is_passed_over = self.row.bad == Some(desired.spec) || self.is_held_back();
+        is_passed_over && good.is_some_and(|g| g != desired.spec)
     }
 
     /// The runtime says how its workload is.

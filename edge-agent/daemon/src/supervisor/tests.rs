@@ -45,6 +45,8 @@ fn workload() -> Workload {
         health: v1::Health::default(),
         on_bad_update: v1::OnBadUpdate::default(),
         trust: v1::TrustRequirement::default(),
+        provenance: Vec::new(),
+        attestation: None,
     }
 }
 

@@ -335,6 +335,8 @@ impl Rig {
             health: cnova_shared::wire::v1::Health::default(),
             on_bad_update: cnova_shared::wire::v1::OnBadUpdate::default(),
             trust: cnova_shared::wire::v1::TrustRequirement::default(),
+            provenance: Vec::new(),
+            attestation: None,
         }
     }
 

@@ -109,6 +109,8 @@ impl Plant {
                 not_after: now_s() + 86_400,
             }],
             authorities: vec![authority.clone().into()],
+            builders: Vec::new(),
+            attestation: None,
         };
         let bundle = bundle::sign(&contents, &[&root]).unwrap();
         let trust = TrustBundle::flashed(&bundle).unwrap();

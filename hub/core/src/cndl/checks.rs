@@ -31,6 +31,7 @@ pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError],
     }
     if workloads <= super::MAX_WORKLOADS {
         checker.needs(workloads);
+        checker.attestation(workloads);
     }
     let names: Vec<String> = (0..workloads).map(|i| format!("/workloads/{i}/name")).collect();
     checker.unique(&names, "workload name");

@@ -8,6 +8,7 @@ use super::model::{
 };
 use super::site_pattern::{InvalidSitePattern, SitePattern};
 use super::wire;
+use super::wire_attestation::in_force;
 use super::wire_conditions as condition;
 use super::wire_values as value;
 
@@ -16,10 +17,15 @@ impl TryFrom<wire::Document> for Application {
 
     fn try_from(document: wire::Document) -> Result<Self, Self::Error> {
         let name = document.metadata.name.0;
+        let policy = document.attestation_policy;
+        let convert = |w: wire::Workload| {
+            let attestation = in_force(w.attestation_policy.as_ref(), policy.as_ref());
+            WorkloadDef::try_from(w).map(|def| WorkloadDef { attestation, ..def })
+        };
         let mut workloads = document
             .workloads
             .into_iter()
-            .map(WorkloadDef::try_from)
+            .map(convert)
             .collect::<Result<Vec<_>, _>>()?;
         for need in workloads.iter_mut().flat_map(|w| &mut w.needs) {
             if need.application.as_deref() == Some(&name) {
@@ -84,6 +90,7 @@ impl TryFrom<wire::Workload> for WorkloadDef {
             power: w.power.into(),
             health: w.health.into(),
             on_bad_update: w.on_bad_update.into(),
+            attestation: in_force(w.attestation_policy.as_ref(), None),
             priority: w.priority,
             placement: PlacementRule {
                 site: SitePattern::new(&w.placement.site)?,
@@ -146,6 +153,8 @@ impl From<&Application> for wire::Document {
                 name: value::Name(application.name.clone()),
                 labels: value::Labels(application.labels.clone()),
             },
+            // Each workload's says all.
+            attestation_policy: None,
             workloads: application.workloads.iter().map(wire::Workload::from).collect(),
         }
     }
@@ -198,6 +207,7 @@ impl From<&WorkloadDef> for wire::Workload {
             power: w.power.into(),
             health: (&w.health).into(),
             on_bad_update: w.on_bad_update.into(),
+            attestation_policy: w.attestation.as_ref().map(Into::into),
             priority: w.priority,
             placement: (&w.placement).into(),
         }

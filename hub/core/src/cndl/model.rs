@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cnova_shared::wire::v1::{
-    AcceleratorClaim, DependencyCondition, Health, OnBadUpdate, PowerLevel, TrustRequirement,
+    AcceleratorClaim, AttestationPolicy, DependencyCondition, Health, OnBadUpdate, PowerLevel, TrustRequirement,
 };
 use serde::{Serialize, Serializer};
 
@@ -72,6 +72,9 @@ pub struct WorkloadDef {
     pub health: Health,
     /// What happens when a new version does not become healthy.
     pub on_bad_update: OnBadUpdate,
+    /// What its artifacts must prove; nothing, where no provenance is required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<AttestationPolicy>,
     /// 0..=1000; under pressure the lowest is shed first.
     pub priority: u16,
     /// Where it may run and how often.

@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::wire_attestation::AttestationPolicy;
 use super::wire_conditions::{Accelerator, Health, Need, OnBadUpdate, Power, Schedule, Volume};
 use super::wire_values::{
     AbsolutePath, Cpu, Digest, Duration, Environment, Labels, Name, Peer, RelativePath, Replicas, Size, Text,
@@ -23,6 +24,10 @@ pub(super) struct Document {
     pub(super) kind: DocumentKind,
     /// Name and labels of the application.
     pub(super) metadata: Metadata,
+    /// What the artifacts of all workloads must prove; a workload's own word goes before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AttestationPolicy", transform = drop_default)]
+    pub(super) attestation_policy: Option<AttestationPolicy>,
     /// What runs.
     #[schemars(length(min = 1, max = 256), extend("x-expected" = "1 to 256 workloads"))]
     pub(super) workloads: Vec<Workload>,
@@ -120,6 +125,10 @@ pub(super) struct Workload {
     /// Whether the last good version comes back when a new one does not become healthy.
     #[serde(default)]
     pub(super) on_bad_update: OnBadUpdate,
+    /// What its artifacts must prove before they are loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "AttestationPolicy", transform = drop_default)]
+    pub(super) attestation_policy: Option<AttestationPolicy>,
     /// Under pressure the lowest priority is shed first.
     #[serde(default = "default_priority")]
     #[schemars(range(max = 1000), extend("x-expected" = "a whole number from 0 to 1000"))]

@@ -25,9 +25,11 @@ impl Hub {
         if let Some(why) = self.circle_through_others(manifest.application()) {
             return self.refuse(request, vec![why]);
         }
+        let compilations = self.compilations(&manifest);
+        self.compile_unproved_again(&compilations, manifest.application());
         let candidate = Candidate {
             request,
-            compilations: self.compilations(&manifest),
+            compilations,
             inspections: inspections(manifest.application()),
             manifest,
             since_ms: now.wall_ms,
@@ -48,11 +50,25 @@ impl Hub {
         self.judge_candidates(now);
     }
 
+    /// What an earlier version of this program compiled has no provenance; where that is asked for it is compiled again.
+    fn compile_unproved_again(&mut self, keys: &BTreeMap<CompileKey, String>, application: &Application) {
+        for (key, workload) in keys {
+            let is_unproved = self
+                .compiled
+                .get(key)
+                .is_some_and(|a| !self.provenance.contains_key(&a.digest));
+            let def = application.workload(workload);
+            if is_unproved && def.is_some_and(|d| self.artifact_view().must_prove(d)) {
+                self.compiled.remove(key);
+            }
+        }
+    }
+
     /// Commits the candidates whose artifacts are all there, and turns those down whose artifacts are not what they
     /// should be.
     pub(super) fn judge_candidates(&mut self, now: Now) {
         for candidate in std::mem::take(&mut self.candidates) {
-            match self.judge(&candidate) {
+            match self.judge(&candidate, now.wall_ms / 1000) {
                 None => self.candidates.push(candidate),
                 Some(mistakes) if mistakes.is_empty() => self.commit(candidate, now),
                 Some(mistakes) => {
@@ -64,7 +80,7 @@ impl Hub {
     }
 
     /// What is wrong with a candidate's artifacts; `None` while that is not known yet.
-    fn judge(&self, candidate: &Candidate) -> Option<Vec<(String, String, Option<String>)>> {
+    fn judge(&self, candidate: &Candidate, now_s: u64) -> Option<Vec<(String, String, Option<String>)>> {
         let mut mistakes = Vec::new();
         for (key, workload) in &candidate.compilations {
             match (self.compiled.contains_key(key), self.failed.get(key)) {
@@ -81,6 +97,12 @@ impl Hub {
                 mistakes.push((workload.clone(), why, None));
             }
         }
+        let compiled = candidate.compilations.keys().filter_map(|k| {
+            let artifact = self.compiled.get(k)?;
+            Some((k.source, artifact.digest))
+        });
+        let application = candidate.manifest.application();
+        mistakes.extend(self.unproven(application, compiled.collect::<Vec<_>>().as_slice(), Some(now_s)));
         Some(mistakes)
     }
 

@@ -13,6 +13,8 @@ impl Hub {
             compiled: &self.compiled,
             failed: &self.failed,
             inspected: &self.inspected,
+            provenance: &self.provenance,
+            trust: self.config.trust.contents(),
         }
     }
 
@@ -75,6 +77,7 @@ impl Hub {
             used.extend([w.source, w.artifact.digest]);
             used.extend(w.parts.iter().map(|p| p.digest));
             used.extend(w.files.iter().map(|f| f.artifact.digest));
+            used.extend(w.provenance.iter().map(|p| p.digest));
         }
         let named = self.inspected.iter().filter(|(key, _)| used.contains(&key.digest));
         let parts: Vec<Digest> = named.flat_map(|(_, r)| r.iter().flatten()).map(|p| p.digest).collect();
@@ -83,6 +86,9 @@ impl Hub {
         let compiled = self.compiled.iter().filter(|(key, _)| used.contains(&key.source));
         let compiled: Vec<Digest> = compiled.map(|(_, a)| a.digest).collect();
         used.extend(compiled);
+        let provenance = used.iter().filter_map(|d| self.provenance.get(d)).flatten();
+        let provenance: Vec<Digest> = provenance.map(|p| p.artifact.digest).collect();
+        used.extend(provenance);
         used
     }
 
@@ -121,6 +127,9 @@ impl Hub {
                         .flatten()
                         .for_each(|p| add(Some(p.digest), format!("{id} (part)")));
                 }
+                for p in source.iter().filter_map(|s| self.provenance.get(s)).flatten() {
+                    add(Some(p.artifact.digest), format!("{id} (provenance)"));
+                }
                 for (key, artifact) in self.compiled.iter().filter(|(k, _)| Some(k.source) == source) {
                     add(Some(artifact.digest), format!("{id} (for {})", key.target));
                 }
@@ -128,9 +137,7 @@ impl Hub {
         }
         for (node, workloads) in &self.composed {
             for w in workloads {
-                let parts = w.parts.iter().chain(w.files.iter().map(|f| &f.artifact));
-                let all = std::iter::once(w.source).chain(std::iter::once(w.artifact.digest));
-                for digest in all.chain(parts.map(|p| p.digest)) {
+                for digest in std::iter::once(w.source).chain(w.artifacts().map(|a| a.digest)) {
                     add(Some(digest), format!("the twin of {node}"));
                 }
             }
@@ -153,6 +160,7 @@ impl Hub {
             self.artifacts.remove(digest);
             self.compiled.retain(|_, a| a.digest != *digest);
             self.inspected.retain(|key, _| key.digest != *digest);
+            self.forget_provenance(digest);
             self.ops.push(Op::DropArtifact { digest: *digest });
         }
         self.note(format!("{} artifact(s) that nothing used are removed", gone.len()));

@@ -7,7 +7,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use cnova_hub_core::cndl::{self, ManifestErrors};
+use cnova_hub_core::cndl::{self, Manifest, ManifestErrors};
 use cnova_hub_core::policy::{AdmissionContext, AdmittedManifest, PolicyDenied};
 use cnova_hub_core::{Hub, Outcome};
 use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
@@ -76,17 +76,25 @@ pub(super) async fn apply(
         user: caller.name.clone(),
         now_unix_s,
     };
-    let judged = {
+    // Hostile YAML or a slow policy takes a thread of its own and not the loop's.
+    let not_judged = |_| ApiError::internal("the manifest was not judged: the hub's log says why");
+    let manifest = tokio::task::spawn_blocking(move || read(&request))
+        .await
+        .map_err(not_judged)?;
+    let manifest = manifest.map_err(|errors| manifest_error(&errors))?;
+    let digests: BTreeSet<Digest> = manifest.digests().iter().filter_map(|d| d.parse().ok()).collect();
+    let look = move |hub: &Hub| hub.provenance_facts(&digests, now_unix_s);
+    let facts = app.hub.query(look).await?;
+    let name = manifest.application().name.clone();
+    let judging = {
         let app = app.clone();
-        // Hostile YAML or a slow policy takes a thread of its own and not the loop's.
-        tokio::task::spawn_blocking(move || judge(&app, request, &context)).await
+        move || app.policy.admit_proved(manifest, &context, &facts)
     };
-    let admitted =
-        match judged.map_err(|_| ApiError::internal("the manifest was not judged: the hub's log says why"))? {
-            Ok(admitted) => admitted,
-            Err(Refusal::Manifest(errors)) => return Err(manifest_error(&errors)),
-            Err(Refusal::Policy(name, denied)) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
-        };
+    let judged = tokio::task::spawn_blocking(judging).await.map_err(not_judged)?;
+    let admitted = match judged {
+        Ok(admitted) => admitted,
+        Err(denied) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
+    };
     if dry_run {
         return try_out(&app, admitted, &brought)
             .await
@@ -98,19 +106,8 @@ pub(super) async fn apply(
     answer(outcome)
 }
 
-enum Refusal {
-    Manifest(ManifestErrors),
-    Policy(String, PolicyDenied),
-}
-
-fn judge(app: &App, request: ApplyRequest, context: &AdmissionContext) -> Result<AdmittedManifest, Refusal> {
-    let manifest = cndl::parse(&request.manifest, &request.source)
-        .and_then(|m| m.resolve_files(&request.artifacts))
-        .map_err(Refusal::Manifest)?;
-    let name = manifest.application().name.clone();
-    app.policy
-        .admit(manifest, context)
-        .map_err(|denied| Refusal::Policy(name, denied))
+fn read(request: &ApplyRequest) -> Result<Manifest, ManifestErrors> {
+    cndl::parse(&request.manifest, &request.source).and_then(|m| m.resolve_files(&request.artifacts))
 }
 
 fn manifest_error(errors: &ManifestErrors) -> ApiError {
@@ -160,8 +157,17 @@ async fn try_out(app: &App, admitted: AdmittedManifest, brought: &BTreeSet<Strin
         applications: hub.applications().iter().filter_map(|n| hub.application(n)).collect(),
     };
     let fleet = app.hub.query(copy).await?;
+    let (asked, now_s) = (admitted.clone(), app.clock.now_s());
+    // What is uploaded first brings its provenance with it.
+    let look = move |hub: &Hub| hub.unproven(asked.application(), &[], Some(now_s));
+    let unproven = app.hub.query(look).await?;
+    let unproven: BTreeMap<String, String> = unproven.into_iter().map(|(name, why, _)| (name, why)).collect();
     let planned = tokio::task::spawn_blocking(move || plan(&admitted, &fleet, &unknown)).await;
-    planned.map_err(|_| ApiError::internal("the plan failed: the hub's log says why"))
+    let mut planned = planned.map_err(|_| ApiError::internal("the plan failed: the hub's log says why"))?;
+    if !unproven.is_empty() {
+        planned["unproven"] = json!(unproven);
+    }
+    Ok(planned)
 }
 
 fn refused(reasons: Vec<String>) -> ApiError {

@@ -9,6 +9,7 @@ mod metrics;
 pub mod openapi;
 pub mod operations;
 mod plan;
+mod provenance;
 mod schemas;
 pub mod serve;
 
@@ -99,6 +100,7 @@ fn route(id: Id) -> MethodRouter<App> {
         Id::ListArtifacts => get(artifacts::list),
         Id::CollectArtifacts => post(artifacts::collect),
         Id::HeadArtifact => head(artifacts::head),
+        Id::AttachProvenance => post(provenance::attach),
         Id::Apply => post(applications::apply),
         Id::ListApplications => get(applications::list),
         Id::GetApplication => get(applications::get),

@@ -27,6 +27,7 @@ pub enum Id {
     ListArtifacts,
     CollectArtifacts,
     HeadArtifact,
+    AttachProvenance,
     Apply,
     ListApplications,
     GetApplication,
@@ -213,6 +214,34 @@ pub const OPERATIONS: &[Operation] = &[
         parameters: &[DIGEST],
         answers: &[(200, "It is.", &[])],
         errors: &[(400, "Not a digest."), (404, "It is not.")],
+        ..BASE
+    },
+    Operation {
+        id: Id::AttachProvenance,
+        name: "attachProvenance",
+        method: "post",
+        path: "/v1/artifacts/{digest}/provenance",
+        summary: "Say where an artifact is from: a DSSE envelope with an in-toto statement of SLSA provenance about it.",
+        access: OPERATOR,
+        parameters: &[DIGEST],
+        request: Some(Content {
+            media: "application/vnd.dsse.envelope.v1+json",
+            schema: "",
+        }),
+        answers: &[
+            (201, "It is kept, and this is what it proves.", &[json("Provenance")]),
+            (200, "It was there already.", &[json("Provenance")]),
+        ],
+        errors: &[
+            (400, "Not a digest."),
+            (404, "The artifact was never uploaded."),
+            (413, "Larger than 128 KiB."),
+            (
+                422,
+                "`provenance`: no envelope, about something else, or changed after it was signed.",
+            ),
+            (507, "No room."),
+        ],
         ..BASE
     },
     Operation {

@@ -72,6 +72,10 @@ fn errors_and_artifacts() -> Value {
             "hint": {"type": ["string", "null"]},
         }), &[]),
         "Artifact": object(json!({"digest": string(), "size": number()}), &[]),
+        "Provenance": object(json!({
+            "digest": string(), "size": number(), "subject": string(),
+            "builder": string(), "level": number(), "build_type": string(), "problem": string(),
+        }), &["builder", "level", "build_type", "problem"]),
         "Artifacts": object(json!({"artifacts": list("StoredArtifact")}), &[]),
         "StoredArtifact": object(json!({
             "digest": string(),
@@ -115,7 +119,12 @@ fn applications() -> Value {
                 "type": "array", "items": string(),
                 "description": "Of a dry run: what would have to be uploaded first.",
             },
-        }), &["uploads"]),
+            "unproven": {
+                "type": "object", "additionalProperties": string(),
+                "description": "Of a dry run: workloads whose provenance the hub does not have, and what is missing. It \
+                                may lie beside a file that would be uploaded.",
+            },
+        }), &["uploads", "unproven"]),
         "Deleted": object(json!({"result": {"const": "deleted"}, "name": string()}), &[]),
         "Applications": object(json!({"applications": list("ApplicationSummary")}), &[]),
         "ApplicationSummary": object(json!({

@@ -64,6 +64,13 @@ pub(super) enum Request {
         audit: Draft,
         reply: Reply<()>,
     },
+    Provenance {
+        subject: Digest,
+        artifact: v1::Artifact,
+        envelope: Vec<u8>,
+        audit: Draft,
+        reply: Reply<()>,
+    },
     Audit {
         draft: Draft,
         reply: Reply<()>,
@@ -106,6 +113,27 @@ impl HubHandle {
         self.ask(|reply| Request::Uploaded {
             digest,
             size,
+            audit,
+            reply,
+        })
+        .await
+    }
+
+    /// Tells of provenance that is on the disk as an artifact.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the core does not know it.
+    pub async fn provenance(
+        &self,
+        subject: Digest,
+        artifact: v1::Artifact,
+        envelope: Vec<u8>,
+        audit: Draft,
+    ) -> Result<(), Unavailable> {
+        self.ask(|reply| Request::Provenance {
+            subject,
+            artifact,
+            envelope,
             audit,
             reply,
         })

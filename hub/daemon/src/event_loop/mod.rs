@@ -27,7 +27,7 @@ use self::newcomers::Doorway;
 use self::pending::Pending;
 use crate::chunks::{Chunks, Piece};
 use crate::clock::Clock;
-use crate::compile::Compiler;
+use crate::compile::{Compiled, Compiler};
 use crate::downstream::Downstream;
 use crate::inspect::inspect;
 use crate::library::Library;
@@ -38,8 +38,8 @@ use crate::store::audit::Draft;
 use crate::store::{Store, StoreError};
 use crate::traffic::Traffic;
 
-pub use self::newcomers::Enrolling;
 pub use self::handle::{Change, HubHandle, REQUESTS_WAITING, Requests, Unavailable, channel};
+pub use self::newcomers::Enrolling;
 
 /// Most events taken into the core before their actions are performed.
 const EVENTS_AT_ONCE: usize = 64;
@@ -120,7 +120,7 @@ struct Batch {
 
 /// What a worker is done with.
 enum Completion {
-    Compiled(CompileKey, Result<v1::Artifact, String>),
+    Compiled(CompileKey, Result<Compiled, String>),
     Inspected(InspectKey, Inspection),
 }
 
@@ -296,7 +296,7 @@ impl EventLoop {
             Happened::Newcomer(asked) => self.on_newcomer(asked),
             Happened::Request(Some(request)) => self.on_request(request),
             Happened::Completed(Some(Completion::Compiled(key, result))) => {
-                self.handle(Event::Compiled { key, result });
+                self.on_compiled(key, result);
             }
             Happened::Completed(Some(Completion::Inspected(key, result))) => {
                 self.handle(Event::Inspected { key, result });
@@ -312,6 +312,19 @@ impl EventLoop {
         let now = self.parts.clock.now();
         self.hub.handle(event, now);
         self.gather();
+    }
+
+    /// The core hears of the provenance first: whatever is decided of the result may depend on it.
+    fn on_compiled(&mut self, key: CompileKey, result: Result<Compiled, String>) {
+        let result = result.map(|compiled| {
+            self.handle(Event::ProvenanceAdded {
+                subject: compiled.artifact.digest,
+                artifact: compiled.provenance,
+                envelope: compiled.envelope,
+            });
+            compiled.artifact
+        });
+        self.handle(Event::Compiled { key, result });
     }
 
     fn on_endpoint(&mut self, event: EndpointEvent) -> Result<(), Fault> {
@@ -383,6 +396,24 @@ impl EventLoop {
             } => {
                 let ops_before = self.batch.ops.len();
                 self.handle(Event::Uploaded { digest, size });
+                if self.batch.ops.len() > ops_before {
+                    self.batch.drafts.push(audit);
+                }
+                self.batch.committed.push(reply);
+            }
+            Request::Provenance {
+                subject,
+                artifact,
+                envelope,
+                audit,
+                reply,
+            } => {
+                let ops_before = self.batch.ops.len();
+                self.handle(Event::ProvenanceAdded {
+                    subject,
+                    artifact,
+                    envelope,
+                });
                 if self.batch.ops.len() > ops_before {
                     self.batch.drafts.push(audit);
                 }

@@ -103,7 +103,8 @@ impl EventLoop {
             Some(issuer) => issuer.certify(&certify).map_err(|e| e.to_string()),
             None => Err("this hub has no [enrolment]".to_owned()),
         };
-        self.hub.handle(Event::Certified { certify, result }, self.parts.clock.now());
+        self.hub
+            .handle(Event::Certified { certify, result }, self.parts.clock.now());
     }
 
     pub(super) fn answer_enrolment(&mut self, child: Option<NodeId>, author: &NodeId, enrolled: Enrolled) {

@@ -81,7 +81,9 @@ impl EventLoop {
         // Whoever asked may have gone.
         match request {
             Request::Change { reply, .. } => drop(reply.send(Err(why))),
-            Request::Uploaded { reply, .. } | Request::Audit { reply, .. } => drop(reply.send(Err(why))),
+            Request::Uploaded { reply, .. } | Request::Provenance { reply, .. } | Request::Audit { reply, .. } => {
+                drop(reply.send(Err(why)))
+            }
             // They are found unused again.
             Request::Collect(_) => {}
             Request::Query(question) => question(&self.hub),

@@ -1,6 +1,6 @@
 //! Between the core's changes and rows.
 
-use cnova_hub_core::{CompileKey, Op, Stored, StoredApp, StoredEntry};
+use cnova_hub_core::{CompileKey, Op, Stored, StoredApp, StoredEntry, StoredProvenance};
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::tree::TreeOp;
@@ -84,8 +84,23 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
             let digest = digest.to_string();
             run(db, "DELETE FROM artifact WHERE digest = ?1", params![digest])?;
             run(db, "DELETE FROM compiled WHERE digest = ?1", params![digest])?;
+            run(
+                db,
+                "DELETE FROM provenance WHERE digest = ?1 OR subject = ?1",
+                params![digest],
+            )?;
         }
         Op::Enrol(op) => enrolment::apply(db, op)?,
+        Op::PutProvenance { subject, stored } => run(
+            db,
+            "INSERT OR IGNORE INTO provenance (subject, digest, envelope) VALUES (?1, ?2, ?3)",
+            params![subject.to_string(), stored.artifact.digest.to_string(), stored.envelope],
+        )?,
+        Op::DropProvenance { subject, envelope } => run(
+            db,
+            "DELETE FROM provenance WHERE subject = ?1 AND digest = ?2",
+            params![subject.to_string(), envelope.to_string()],
+        )?,
         Op::PutEntry { node, stored } => {
             put_entry(db, node, stored)?;
             history::append(db, node, stored)?;
@@ -303,6 +318,20 @@ fn load_artifacts(db: &Connection, stored: &mut Stored) -> Result<(), RowError> 
         stored.artifacts.insert(digest(row, 0, "artifact")?, unsigned(row, 1)?);
         Ok(())
     })?;
+    each(
+        db,
+        "SELECT subject, digest, envelope FROM provenance ORDER BY id",
+        |row| {
+            let envelope: Vec<u8> = row.get(2)?;
+            let artifact = v1::Artifact {
+                digest: digest(row, 1, "provenance")?,
+                size: envelope.len() as u64,
+            };
+            let of_subject = stored.provenance.entry(digest(row, 0, "provenance")?).or_default();
+            of_subject.push(StoredProvenance { artifact, envelope });
+            Ok(())
+        },
+    )?;
     each(db, "SELECT source, target, engine, digest, size FROM compiled", |row| {
         let key = CompileKey {
             source: digest(row, 0, "compiled")?,
@@ -318,7 +347,11 @@ fn load_artifacts(db: &Connection, stored: &mut Stored) -> Result<(), RowError> 
     })
 }
 
-pub(super) fn each(db: &Connection, sql: &str, mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>) -> Result<(), RowError> {
+pub(super) fn each(
+    db: &Connection,
+    sql: &str,
+    mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>,
+) -> Result<(), RowError> {
     let mut statement = db.prepare(sql)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {

@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x636e_6875;
 /// The schema and how it came to be.
 pub const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    migrations: &[V1, V2],
+    migrations: &[V1, V2, V3],
 };
 
 const V1: &str = "
@@ -136,5 +136,30 @@ CREATE TABLE enrolled_node (
     first_s INTEGER NOT NULL,
     last_s INTEGER NOT NULL,
     not_after_s INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE verdict (
+    node TEXT NOT NULL PRIMARY KEY,
+    status TEXT NOT NULL,
+    at_s INTEGER NOT NULL,
+    cbor BLOB NOT NULL
+) STRICT;
+CREATE TABLE ear (
+    node TEXT NOT NULL PRIMARY KEY,
+    bytes BLOB NOT NULL
+) STRICT;
+CREATE TABLE document (
+    name TEXT NOT NULL PRIMARY KEY,
+    cbor BLOB NOT NULL
+) STRICT;
+";
+
+/// Where artifacts are from. `id` keeps the order in which envelopes came.
+const V3: &str = "
+CREATE TABLE provenance (
+    id INTEGER PRIMARY KEY,
+    subject TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    envelope BLOB NOT NULL,
+    UNIQUE (subject, digest)
 ) STRICT;
 ";

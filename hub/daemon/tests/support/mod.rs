@@ -81,6 +81,8 @@ impl Plant {
                 not_after,
             }],
             authorities: vec![self.authority.clone().into()],
+            builders: Vec::new(),
+            attestation: None,
         };
         bundle::sign(&contents, &[&self.root]).unwrap()
     }

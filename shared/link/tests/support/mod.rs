@@ -84,6 +84,8 @@ impl Pki {
                 not_after: u64::from(u32::MAX),
             }],
             authorities: vec![self.authority.clone().into()],
+            builders: Vec::new(),
+            attestation: None,
         };
         bundle::sign(&bundle, &[&self.root]).unwrap()
     }

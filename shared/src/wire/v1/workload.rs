@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::attestation::AttestationPolicy;
 use super::conditions::{AcceleratorClaim, Dependency, Health, OnBadUpdate, PowerLevel, Schedule, is_default};
 use super::trust::TrustRequirement;
 use crate::ids::{Digest, Name, NodeId, WorkloadId};
@@ -190,4 +191,20 @@ pub struct Workload {
     /// What it asks of the node's trustworthiness.
     #[serde(rename = "tr", default, skip_serializing_if = "is_default")]
     pub trust: TrustRequirement,
+    /// Provenance of its artifacts: DSSE envelopes, fetched as artifacts are.
+    #[serde(rename = "prov", default, skip_serializing_if = "is_default")]
+    pub provenance: Vec<Artifact>,
+    /// What that provenance must show before anything is loaded.
+    #[serde(rename = "att", default, skip_serializing_if = "is_default")]
+    pub attestation: Option<AttestationPolicy>,
+}
+
+impl Workload {
+    /// Everything that must be on the node before it can be started.
+    pub fn artifacts(&self) -> impl Iterator<Item = &Artifact> {
+        std::iter::once(&self.artifact)
+            .chain(&self.parts)
+            .chain(self.files.iter().map(|f| &f.artifact))
+            .chain(&self.provenance)
+    }
 }
