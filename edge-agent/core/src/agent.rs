@@ -253,7 +253,11 @@ impl Agent {
             Event::Pressure(pressure) => self.scheduler.sample(pressure, now.mono_ms),
             Event::Power { level, why } => self.on_power(level, why, now),
             Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
-            Event::Installed { renew_s } => self.renewal.installed(Some(renew_s), now.mono_ms),
+            Event::Installed { renew_s } => {
+                self.renewal.installed(Some(renew_s), now.mono_ms);
+                // The hello carries the certificate.
+                self.parent.changed(now.mono_ms);
+            }
             Event::Tick => {}
         }
         self.settle(now);
