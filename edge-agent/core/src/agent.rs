@@ -282,7 +282,11 @@ impl Agent {
             Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
             Event::Counted(result) => self.on_counted(result, now),
             Event::Unmeasured(why) => self.on_unmeasured(why, now),
-            Event::Installed { renew_s } => self.renewal.installed(Some(renew_s), now.mono_ms),
+            Event::Installed { renew_s } => {
+                self.renewal.installed(Some(renew_s), now.mono_ms);
+                // The hello carries the certificate.
+                self.parent.changed(now.mono_ms);
+            }
             Event::Tick => {}
         }
         self.settle(now);

@@ -55,6 +55,12 @@ pub fn check(path: &Path) -> (String, bool) {
 }
 
 fn check_identity(config: &AgentConfig, findings: &mut Findings) {
+    if let Some(enrolment) = &config.enrolment
+        && !config.identity.certificate.exists()
+    {
+        let doors: Vec<String> = enrolment.endpoints.iter().map(ToString::to_string).collect();
+        return findings.warn(&format!("no certificate yet: it will be asked for at {}", doors.join(", ")));
+    }
     let identity = match config.identity.load() {
         Ok(identity) => identity,
         Err(error) => return findings.bad(&error.to_string()),
@@ -66,7 +72,7 @@ fn check_identity(config: &AgentConfig, findings: &mut Findings) {
     let clock = std::sync::Arc::new(FloorClock::of(&identity));
     let now_s = clock.now_s();
     let authorities = identity.trust().authorities();
-    match cnova_shared::certificate::verify(identity.chain(), &authorities, now_s) {
+    match cnova_shared::certificate::verify(&identity.chain(), &authorities, now_s) {
         Ok(_) => {
             let days = identity.not_after_s().saturating_sub(now_s) / 86_400;
             findings.good(&format!(

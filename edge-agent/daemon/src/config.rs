@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cnova_devices::{Capacity as Measured, Configured, DeviceConfig, Groups, Thresholds};
-use cnova_link::config::{ConfigError, IdentityConfig, ParentConfig, load_toml};
+use cnova_link::config::{ConfigError, EnrolmentConfig, IdentityConfig, ParentConfig, load_toml};
 use cnova_shared::ids::{NodeId, SitePath};
 use serde::{Deserialize, Deserializer};
 
@@ -30,6 +30,9 @@ pub struct AgentConfig {
     pub parent: ParentConfig,
     /// Certificate, key, trust.
     pub identity: IdentityConfig,
+    /// How it gets its certificate; by hand where nothing is said.
+    #[serde(default)]
+    pub enrolment: Option<EnrolmentConfig>,
     /// What placement may ask for.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

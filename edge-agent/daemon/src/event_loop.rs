@@ -39,6 +39,7 @@ const TICK_MIN: Duration = Duration::from_millis(1);
 pub(crate) struct Parts {
     pub(crate) config: Config,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) certificate: PathBuf,
     pub(crate) clock: Arc<FloorClock>,
     pub(crate) ledger: Ledger,
     pub(crate) ledger_path: PathBuf,
@@ -51,6 +52,8 @@ pub(crate) struct Parts {
 /// What it waits for.
 pub(crate) struct Inputs {
     pub(crate) uplink: mpsc::Receiver<UplinkEvent>,
+    /// Renewal times of certificates that an enrolment brought.
+    pub(crate) installed: mpsc::Receiver<u64>,
     pub(crate) said: mpsc::Receiver<Said>,
     pub(crate) sensed: mpsc::Receiver<Event>,
     pub(crate) questions: mpsc::Receiver<Question>,
@@ -83,6 +86,8 @@ impl Signals {
 enum Done {
     /// For the core.
     Event(Event),
+    /// The next certificate is on disk and in use.
+    Installed(u64),
     Reply(v1::Reply),
     /// Artifacts that are damaged, and were removed, or are missing.
     Damaged(Vec<Digest>),
@@ -229,6 +234,7 @@ impl EventLoop {
                     None
                 }
                 Input::Done(Done::Event(event)) => Some(event),
+                Input::Done(Done::Installed(renew_s)) => Some(self.on_installed(renew_s)),
                 Input::Done(Done::Reply(reply)) => {
                     self.send(&Message::Reply(reply), core.now_s(self.now()));
                     None
@@ -261,6 +267,10 @@ impl EventLoop {
                 Some(event) => Input::Event(self.on_uplink(event)),
                 None => Input::End(End::LinkGone),
             },
+            Some(renew_s) = inputs.installed.recv() => {
+                self.parts.uplink.try_now();
+                Input::Event(self.on_installed(renew_s))
+            }
             Some(said) = inputs.said.recv() => Input::Said(said),
             Some(event) = inputs.sensed.recv() => Input::Event(self.on_sensed(event)),
             Some(done) = self.done_receiver.recv() => Input::Done(done),
@@ -325,6 +335,7 @@ impl EventLoop {
                         .stop(InstanceId { workload: id, attempt }, grace_ms);
                 }
                 Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
+                Action::Install(issued) => self.install(*issued),
                 Action::KeepArtifacts(wanted) => self.keep(wanted).await,
                 Action::Stage(stage) => log_stage(&stage),
             }
@@ -364,6 +375,7 @@ impl EventLoop {
                 Kind::Report,
                 me.seal(Kind::Report, &self.hub, now_s, None, report, false),
             ),
+            Message::Enrol(enrol) => (Kind::Enrol, me.seal(Kind::Enrol, &self.hub, now_s, None, enrol, false)),
             Message::Reply(reply) => (Kind::Reply, me.seal(Kind::Reply, &self.hub, now_s, None, reply, false)),
             Message::ChunkRequest(request) => (
                 Kind::ChunkRequest,
@@ -414,6 +426,30 @@ impl EventLoop {
         tokio::spawn(async move {
             if let Ok(Some(result)) = spawn_blocking(work).await {
                 let _ = done.send(result).await;
+            }
+        });
+    }
+
+    /// Kept as well, for a core that is made anew.
+    fn on_installed(&mut self, renew_s: u64) -> Event {
+        self.parts.config.renew_s = Some(renew_s);
+        Event::Installed { renew_s }
+    }
+
+    /// The next certificate goes onto the disk before it is used. What fails is asked for again.
+    fn install(&self, issued: v1::EnrolIssued) {
+        let (identity, path) = (self.parts.identity.clone(), self.parts.certificate.clone());
+        self.beside(move || {
+            let stored = cnova_link::store_issued(&path, &issued).map_err(|e| e.to_string());
+            match stored.and_then(|()| identity.install(&issued).map_err(|e| e.to_string())) {
+                Ok(()) => {
+                    tracing::info!(until = identity.not_after_s(), "the certificate was renewed");
+                    Some(Done::Installed(issued.renew_s))
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), error, "the renewed certificate is not used");
+                    None
+                }
             }
         });
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
+use cnova_link::enrol::{Before, Identified, identify};
 use cnova_link::{FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::wire::v1::{Alarm, Capabilities};
@@ -153,7 +154,16 @@ pub fn run(config: AgentConfig) -> Result<(), StartError> {
 }
 
 async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
-    let identity = Arc::new(config.identity.load()?);
+    let Identified { identity, keeper } = identify(Before {
+        identity: &config.identity,
+        enrolment: config.enrolment.as_ref(),
+        parent: &config.parent.node,
+        node: config.node.as_ref(),
+        site: config.site.as_ref(),
+        works_uncertified: true,
+    })
+    .await?;
+    let identity = Arc::new(identity);
     for warning in identity.warnings() {
         tracing::warn!("{warning}");
     }
@@ -187,6 +197,8 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         trust: identity.trust().clone(),
         power: sensors.power(),
         alarms,
+        key: identity.signer().public_key().clone(),
+        renew_s: identity.renew_s(),
     };
     let tls = client_tls(&identity, &config.parent.node, clock.clone())?;
     let signals = Signals::new().map_err(|source| StartError::System {
@@ -211,7 +223,12 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         path: config.state_dir.clone(),
         source,
     })?;
+    let (installed_sender, installed) = mpsc::channel(1);
+    if let Some(keeper) = keeper {
+        tokio::spawn(keeper.run(identity.clone(), clock.clone(), installed_sender));
+    }
     let inputs = Inputs {
+        installed,
         uplink: uplink_events,
         said,
         sensed: sensors.start(Duration::from_secs(config.sensors.seconds.max(1))),
@@ -221,6 +238,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let parts = Parts {
         config: core_config,
         identity,
+        certificate: config.identity.certificate.clone(),
         clock,
         ledger,
         ledger_path: config.ledger_path(),

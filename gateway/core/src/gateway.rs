@@ -161,7 +161,10 @@ impl Gateway {
             }
             Event::Newcomer { door, step } => self.on_newcomer(door, step, now),
             Event::NewcomerGone(door) => self.newcomers.gone(door),
-            Event::Installed { renew_s } => self.renewal.installed(Some(renew_s), now.mono_ms),
+            Event::Installed { renew_s } => {
+                self.renewal.installed(Some(renew_s), now.mono_ms);
+                self.parent.changed(now.mono_ms);
+            }
             Event::Trouble(alarm) => self.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now),
             Event::Tick => {}
         }

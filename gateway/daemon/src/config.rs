@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use cnova_link::config::{self, IdentityConfig, ParentConfig};
+use cnova_link::config::{self, EnrolmentConfig, IdentityConfig, ParentConfig};
 use cnova_shared::ids::{NodeId, SitePath};
 use serde::Deserialize;
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub parent: ParentConfig,
     /// Its keys and whom it trusts.
     pub identity: IdentityConfig,
+    /// How it gets its certificate, and where its own door for newcomers is.
+    pub enrolment: Option<EnrolmentConfig>,
     /// Labels for its hello.
     pub labels: BTreeMap<String, String>,
     /// How children reach it.
@@ -115,6 +117,7 @@ struct File {
     state_dir: PathBuf,
     parent: ParentConfig,
     identity: IdentityConfig,
+    enrolment: Option<EnrolmentConfig>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     listen: Option<Listen>,
@@ -195,6 +198,7 @@ fn check(file: File) -> Result<Config, Vec<String>> {
             state_dir: file.state_dir,
             parent: file.parent,
             identity: file.identity,
+            enrolment: file.enrolment,
             labels: file.labels,
             children,
             limits: file.limits,

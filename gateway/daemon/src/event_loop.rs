@@ -1,6 +1,7 @@
 //! The one place that sees both sides: what happened goes into the core, what the core decided is performed in order.
 
 use std::future::{Future, pending};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use cnova_broker::{EndpointEvent, Publisher};
 use cnova_gateway_core::{Action, Config, Event, Gateway, Stored};
-use cnova_link::{FloorClock, UplinkEvent};
+use cnova_link::enrol::Asked;
+use cnova_link::{FloorClock, Identity, UplinkEvent};
 use cnova_shared::ids::NodeId;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
-use cnova_shared::wire::v1::Alarm;
+use cnova_shared::wire::v1::{Alarm, EnrolIssued};
 use cnova_store::CallError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -20,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::batch::{Batch, EVENTS_MAX};
 use crate::cache::{Cache, Piece, send_chunk};
 use crate::clock::Clock;
+use crate::doorway::Doorway;
 use crate::downstream::{Roll, Stalled};
 use crate::notes::Notes;
 use crate::seal::Sealer;
@@ -36,6 +39,12 @@ const RECOVERED: Duration = Duration::from_secs(60);
 pub struct Parts {
     /// What the core is told about itself.
     pub config: Config,
+    /// Who the gateway is.
+    pub identity: Arc<Identity>,
+    /// Where its certificate lies.
+    pub certificate: PathBuf,
+    /// The door for newcomers.
+    pub doorway: Doorway,
     /// The gateway's voice.
     pub sealer: Sealer,
     /// The clock that TLS believes.
@@ -54,6 +63,10 @@ pub struct Parts {
 pub struct Sources {
     /// The parent.
     pub up: mpsc::Receiver<UplinkEvent>,
+    /// Renewal times of certificates that an enrolment brought.
+    pub installed: mpsc::Receiver<u64>,
+    /// Newcomers.
+    pub asked: mpsc::Receiver<Asked>,
     /// The children.
     pub down: mpsc::Receiver<EndpointEvent>,
     /// The artifact cache.
@@ -75,6 +88,8 @@ enum Input {
     Up(UplinkEvent),
     Down(EndpointEvent),
     Core(Event),
+    Newcomer(Asked),
+    Installed(u64),
 }
 
 /// What the store did to the core.
@@ -91,6 +106,8 @@ pub struct EventLoop {
     core: Option<Gateway>,
     batch: Batch,
     roll: Roll,
+    /// Renewal times of certificates that are on disk and in use.
+    renewed: (mpsc::Sender<u64>, mpsc::Receiver<u64>),
     notes: Notes,
     retry_at: Instant,
     retry_pause: Duration,
@@ -108,6 +125,7 @@ impl EventLoop {
             core: None,
             batch: Batch::default(),
             roll: Roll::default(),
+            renewed: mpsc::channel(1),
             notes: Notes::default(),
             retry_at: Instant::now(),
             retry_pause: RETRY_FIRST,
@@ -131,6 +149,9 @@ impl EventLoop {
                 Some(event) = sources.up.recv() => Input::Up(event),
                 Some(event) = sources.down.recv() => Input::Down(event),
                 Some(event) = sources.cache.recv() => Input::Core(event),
+                Some(asked) = sources.asked.recv() => Input::Newcomer(asked),
+                Some(renew_s) = sources.installed.recv() => Input::Installed(renew_s),
+                Some(renew_s) = self.renewed.1.recv() => Input::Core(self.on_installed(renew_s)),
                 () = wait_until(timer) => Input::Core(Event::Tick),
             };
             if let Err(Stalled { reason }) = self.take_queued(first, &mut sources) {
@@ -182,17 +203,49 @@ impl EventLoop {
     }
 
     fn take(&mut self, input: Input) -> Result<(), Stalled> {
-        let event = match input {
-            Input::Up(event) => Some(self.parts.upstream.take(event)),
-            Input::Down(event) => self.roll.take(event)?,
-            Input::Core(event) => Some(event),
+        let events = match input {
+            Input::Up(event) => vec![self.parts.upstream.take(event)],
+            Input::Down(event) => self.roll.take(event)?.into_iter().collect(),
+            Input::Core(event) => vec![event],
+            Input::Newcomer(asked) => self.parts.doorway.take(asked),
+            Input::Installed(renew_s) => {
+                self.parts.upstream.try_now();
+                vec![self.on_installed(renew_s)]
+            }
         };
         // Without a core, what is said is lost as on a bad line: whoever said it says it again.
-        if let (Some(event), Some(core)) = (event, &mut self.core) {
-            core.handle(event, self.clock.now());
-            self.batch.take(core);
+        if let Some(core) = &mut self.core {
+            for event in events {
+                core.handle(event, self.clock.now());
+                self.batch.take(core);
+            }
         }
         Ok(())
+    }
+
+    /// Kept as well, for a core that is made anew.
+    fn on_installed(&mut self, renew_s: u64) -> Event {
+        self.parts.config.renew_s = Some(renew_s);
+        Event::Installed { renew_s }
+    }
+
+    /// The next certificate goes onto the disk before it is used. What fails is asked for again.
+    fn install(&self, issued: EnrolIssued) {
+        let (identity, path) = (self.parts.identity.clone(), self.parts.certificate.clone());
+        let renewed = self.renewed.0.clone();
+        tokio::task::spawn_blocking(move || {
+            let stored = cnova_link::store_issued(&path, &issued).map_err(|e| e.to_string());
+            match stored.and_then(|()| identity.install(&issued).map_err(|e| e.to_string())) {
+                Ok(()) => {
+                    tracing::info!(until = identity.not_after_s(), "the certificate was renewed");
+                    // The loop may have ended.
+                    let _ = renewed.blocking_send(issued.renew_s);
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), error, "the renewed certificate is not used");
+                }
+            }
+        });
     }
 
     async fn perform_all(&mut self) -> Result<(), Failure> {
@@ -244,6 +297,9 @@ impl EventLoop {
             } => {
                 self.parts.cache.append(digest, offset, data, complete).await;
             }
+            Action::CarryUp { kind, bytes } => self.parts.upstream.carry(kind, bytes),
+            Action::AnswerNewcomer { door, answer } => self.parts.doorway.answer(door, answer),
+            Action::Install(issued) => self.install(*issued),
             Action::Note(text) => self.notes.log(&text),
         }
         Ok(())

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod cache;
 pub mod clock;
 pub mod config;
+pub mod doorway;
 pub mod downstream;
 pub mod event_loop;
 pub mod notes;

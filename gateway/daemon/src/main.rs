@@ -121,18 +121,15 @@ fn read(path: &Path) -> Result<(Config, Who), Failure> {
 }
 
 fn run(path: &Path) -> Result<(), Failure> {
-    let (config, who) = read(path)?;
+    let config = Config::load(path)?;
     log_to_stderr(config.log);
-    for warning in who.identity.warnings() {
-        tracing::warn!("{warning}");
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(BLOCKING_KEEP)
         .build()
         .map_err(system("no runtime"))?;
-    let end = serve(&runtime, &config, who);
+    let end = serve(&runtime, &config);
     runtime.shutdown_timeout(LAST_READS);
     match end? {
         End::Asked => Ok(()),
@@ -140,12 +137,21 @@ fn run(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn serve(runtime: &Runtime, config: &Config, who: Who) -> Result<End, Failure> {
+fn serve(runtime: &Runtime, config: &Config) -> Result<End, Failure> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(system("no signal handler"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("no signal handler"))?;
+        let identified = tokio::select! {
+            identified = start::identify(config) => identified,
+            _ = terminate.recv() => return Ok(End::Asked),
+            _ = interrupt.recv() => return Ok(End::Asked),
+        };
+        let (who, keeper) = identified?;
+        for warning in who.identity.warnings() {
+            tracing::warn!("{warning}");
+        }
         let (node, site) = (who.identity.node().clone(), who.site.clone());
-        let mut started = start::start(config, who).await?;
+        let mut started = start::start(config, who, keeper).await?;
         let children = match started.endpoint.local_addr() {
             Some(address) => format!("listening at {address}"),
             None => "over an external broker".into(),

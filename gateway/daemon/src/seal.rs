@@ -45,6 +45,10 @@ impl Sealer {
                 self.identity
                     .seal(Kind::Report, &self.hub, now_s, None, report, false)?,
             ),
+            UpMessage::Enrol(enrol) => (
+                Kind::Enrol,
+                self.identity.seal(Kind::Enrol, &self.hub, now_s, None, enrol, false)?,
+            ),
             UpMessage::Relay(relay) => (
                 Kind::Relay,
                 self.identity

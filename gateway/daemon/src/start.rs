@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use cnova_broker::{AnyEndpoint, EndpointError};
 use cnova_gateway_core as core;
+use cnova_link::enrol::{self, Before, Door, DoorLimits, Identified, Keeper};
 use cnova_link::{FloorClock, Identity, IdentityError, TlsError};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_store::ArtifactError;
+use tokio::sync::mpsc;
 
 use crate::cache::{Cache, CacheError};
 use crate::clock::wall_ms;
 use crate::config::Config;
+use crate::doorway::Doorway;
 use crate::downstream;
 use crate::event_loop::{EventLoop, Parts, Sources};
 use crate::seal::Sealer;
@@ -97,6 +100,9 @@ pub enum StartError {
     /// The parent cannot be spoken to.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Newcomers cannot be served.
+    #[error(transparent)]
+    Door(#[from] enrol::DoorError),
     /// A name that is fixed in the program is not valid: a defect.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -107,7 +113,28 @@ pub enum StartError {
 /// # Errors
 /// [`WhoError`], which says what to correct.
 pub fn who(config: &Config) -> Result<Who, WhoError> {
-    let identity = config.identity.load()?;
+    agreed(config, config.identity.load()?)
+}
+
+/// As [`who`], for a gateway that starts: it enrols, and waits for its certificate, where it has none yet.
+///
+/// # Errors
+/// [`WhoError`], which says what to correct.
+pub async fn identify(config: &Config) -> Result<(Who, Option<Keeper>), WhoError> {
+    let Identified { identity, keeper } = enrol::identify(Before {
+        identity: &config.identity,
+        enrolment: config.enrolment.as_ref(),
+        parent: &config.parent.node,
+        node: config.node.as_ref(),
+        site: config.site.as_ref(),
+        // Its children check its certificate.
+        works_uncertified: false,
+    })
+    .await?;
+    Ok((agreed(config, identity)?, keeper))
+}
+
+fn agreed(config: &Config, identity: Identity) -> Result<Who, WhoError> {
     let certified = identity.node().clone();
     if let Some(configured) = config.node.clone().filter(|n| *n != certified) {
         return Err(WhoError::Node { configured, certified });
@@ -144,7 +171,7 @@ pub struct Started {
 ///
 /// # Errors
 /// [`StartError`], which says what to do.
-pub async fn start(config: &Config, who: Who) -> Result<Started, StartError> {
+pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<Started, StartError> {
     let Who { identity, site } = who;
     let lock = prepare(&config.state_dir)?;
     let floor = Arc::new(FloorClock::of(&identity));
@@ -165,10 +192,20 @@ pub async fn start(config: &Config, who: Who) -> Result<Started, StartError> {
         boot: boot_id(),
         trust: identity.trust().clone(),
         alarms: alarm.into_iter().collect(),
+        key: identity.signer().public_key().clone(),
+        renew_s: identity.renew_s(),
     };
+    let (installed_sender, installed) = mpsc::channel(1);
+    if let Some(keeper) = keeper {
+        tokio::spawn(keeper.run(identity.clone(), floor.clone(), installed_sender));
+    }
+    let (doorway, asked) = open_door(config, &identity).await?;
     let publisher = endpoint.publisher();
     let parts = Parts {
         config: core_config,
+        identity,
+        certificate: config.identity.certificate.clone(),
+        doorway,
         sealer,
         floor,
         store,
@@ -181,12 +218,27 @@ pub async fn start(config: &Config, who: Who) -> Result<Started, StartError> {
         event_loop,
         sources: Sources {
             up,
+            installed,
+            asked,
             down,
             cache: cache_events,
         },
         endpoint,
         lock,
     })
+}
+
+/// The door for newcomers, where the configuration names one.
+async fn open_door(
+    config: &Config,
+    identity: &Arc<Identity>,
+) -> Result<(Doorway, mpsc::Receiver<enrol::Asked>), StartError> {
+    let Some(listen) = config.enrolment.as_ref().and_then(|e| e.listen) else {
+        return Ok((Doorway::default(), mpsc::channel(1).1));
+    };
+    let (door, asked) = Door::open(listen, identity.certified(), DoorLimits::default()).await?;
+    tracing::info!(address = %door.address(), "newcomers can enrol");
+    Ok((Doorway::new(door), asked))
 }
 
 /// Makes the state folder and takes its lock.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cnova_gateway_core::{Event, UpMessage};
 use cnova_link::config::ParentConfig;
 use cnova_link::{FloorClock, Identity, TlsError, Uplink, UplinkConfig, UplinkEvent, client_tls};
+use cnova_shared::topics::Kind;
 use tokio::sync::mpsc;
 
 use crate::seal::Sealer;
@@ -81,6 +82,18 @@ impl Upstream {
         match self.uplink.send(kind, bytes) {
             Ok(()) => tracing::debug!(kind = kind.as_str(), bytes = size, "to the parent"),
             Err(error) => tracing::debug!(kind = kind.as_str(), bytes = size, %error, "not sent to the parent"),
+        }
+    }
+
+    /// Tries to connect at once, such as with a new certificate.
+    pub fn try_now(&self) {
+        self.uplink.try_now();
+    }
+
+    /// Sends a descendant's signed bytes unchanged; what cannot go, the descendant says again.
+    pub fn carry(&self, kind: Kind, bytes: Vec<u8>) {
+        if let Err(error) = self.uplink.send(kind, bytes) {
+            tracing::debug!(kind = kind.as_str(), %error, "not carried to the parent");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use cnova_link::config::{self, IdentityConfig};
+use cnova_link::config::{self, IdentityConfig, RootKind};
 use cnova_shared::ids::NodeId;
 use cnova_shared::time::seconds_of;
 use serde::Deserialize;
@@ -261,6 +261,9 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             None
         }
     };
+    if file.identity.root != RootKind::Soft || file.identity.key.as_os_str().is_empty() {
+        problems.push("identity: the hub's own key is a file; name it with key, and no root".into());
+    }
     let enrolment = file.enrolment.map(|e| {
         let lifetime_s = seconds_of(&e.lifetime).unwrap_or_else(|| {
             let given = &e.lifetime;
@@ -285,6 +288,7 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
         certificate,
         key,
         trust_bundle,
+        ..
     } = file.identity;
     Ok(Config {
         path: path.to_owned(),
@@ -296,6 +300,8 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             certificate: at(certificate),
             key: at(key),
             trust_bundle: at(trust_bundle),
+            root: RootKind::Soft,
+            tcti: None,
         },
         signing_key: at(file.signing.key),
         tokens: at(file.tokens),

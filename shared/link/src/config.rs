@@ -1,9 +1,12 @@
 //! Pieces of configuration that daemons share, and reading it: one file, then the drop-ins beside it.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
+use cnova_root_of_trust::{RootOfTrust, Soft};
 use cnova_shared::ids::NodeId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::address::Address;
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{Identity, IdentityError, NodeKey, read_trust};
 
 /// Longest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -25,11 +28,47 @@ const DROP_INS_MAX: usize = 64;
 pub struct IdentityConfig {
     /// Certificates, PEM, the node's own first.
     pub certificate: PathBuf,
-    /// Its key, PEM, PKCS #8.
+    /// Its key, PEM, PKCS #8; not needed with a TPM.
+    #[serde(default)]
     pub key: PathBuf,
     /// The signed trust bundle.
     pub trust_bundle: PathBuf,
+    /// What holds the key.
+    #[serde(default)]
+    pub root: RootKind,
+    /// How a TPM is reached, as libtss2 names it; `device:/dev/tpmrm0` unless it is said.
+    #[serde(default)]
+    pub tcti: Option<String>,
 }
+
+/// What holds a node's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootKind {
+    /// A file.
+    #[default]
+    Soft,
+    /// A TPM 2.0.
+    Tpm,
+}
+
+/// `[enrolment]` of an agent or a gateway: how it gets its certificate, and where a gateway lets others do so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EnrolmentConfig {
+    /// Where it asks: the enrolment doors of its parent. None: it was certified by hand.
+    pub endpoints: Vec<Address>,
+    /// The node whose certificate it expects there; its parent unless it is said.
+    pub server: Option<NodeId>,
+    /// Where its token lies, if it has one.
+    pub token_file: Option<PathBuf>,
+    /// Where a gateway's own door for newcomers is.
+    pub listen: Option<SocketAddr>,
+}
+
+/// The kernel's resource manager for the first TPM.
+#[cfg(feature = "tpm")]
+const TCTI: &str = "device:/dev/tpmrm0";
 
 impl IdentityConfig {
     /// Reads the three files.
@@ -37,7 +76,58 @@ impl IdentityConfig {
     /// # Errors
     /// [`IdentityError`] with the file and what to do.
     pub fn load(&self) -> Result<Identity, IdentityError> {
-        Identity::load(&self.certificate, &self.key, &self.trust_bundle)
+        match self.root {
+            RootKind::Soft => Identity::load(&self.certificate, self.key_file()?, &self.trust_bundle),
+            RootKind::Tpm => self.load_with(&self.open_root(false)?),
+        }
+    }
+
+    /// Reads certificates and trust for the key that `root` holds.
+    ///
+    /// # Errors
+    /// [`IdentityError`] with the file and what to do.
+    pub fn load_with(&self, root: &Arc<dyn RootOfTrust>) -> Result<Identity, IdentityError> {
+        let trust = read_trust(&self.trust_bundle)?;
+        let key_name = match self.root {
+            RootKind::Soft => self.key.as_path(),
+            RootKind::Tpm => Path::new("the device key in the TPM"),
+        };
+        Identity::with_key(&self.certificate, NodeKey::of(root), key_name, trust)
+    }
+
+    /// Opens what holds the key; a TPM makes its keys where they are missing, a file is made where `make_key` says so.
+    /// Blocks for as long as a TPM takes. Nothing ever falls back from one to the other.
+    ///
+    /// # Errors
+    /// [`IdentityError`] with what to do.
+    pub fn open_root(&self, make_key: bool) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+        match self.root {
+            RootKind::Soft => {
+                let path = self.key_file()?;
+                let soft = if make_key { Soft::open_or_create(path) } else { Soft::open(path) };
+                Ok(Arc::new(soft?))
+            }
+            RootKind::Tpm => self.open_tpm(),
+        }
+    }
+
+    #[cfg(feature = "tpm")]
+    fn open_tpm(&self) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+        let tcti = self.tcti.as_deref().unwrap_or(TCTI);
+        let config = cnova_root_of_trust::TpmConfig::new(tcti);
+        Ok(Arc::new(cnova_root_of_trust::Tpm::open(config)?))
+    }
+
+    #[cfg(not(feature = "tpm"))]
+    fn open_tpm(&self) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+        Err(IdentityError::NoTpmSupport)
+    }
+
+    fn key_file(&self) -> Result<&Path, IdentityError> {
+        if self.key.as_os_str().is_empty() {
+            return Err(IdentityError::NoKeyFile);
+        }
+        Ok(&self.key)
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cnova_root_of_trust::{RootError, RootOfTrust};
 use cnova_shared::bundle::{BundleError, TrustBundle};
 use cnova_shared::certificate::{self, CertificateError};
 use cnova_shared::envelope::{self, Claims, SealError};
@@ -73,6 +74,15 @@ pub enum IdentityError {
         /// The node in the certificate.
         node: NodeId,
     },
+    /// What holds the key does not do its part.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// The configuration wants a TPM, and the program was built without.
+    #[error("[identity] root = \"tpm\": this program was built without support for TPMs (feature `tpm`)")]
+    NoTpmSupport,
+    /// The configuration names no key file.
+    #[error("[identity] names no key: write key = \"/etc/cnova/node.key\", or root = \"tpm\"")]
+    NoKeyFile,
     /// The trust bundle does not hold.
     #[error("the trust bundle {path} is not accepted: {source}; flash the one that the hub's root keys signed")]
     Trust {
@@ -90,6 +100,18 @@ pub struct NodeKey {
     pub signer: Arc<dyn Signer>,
     /// Signs TLS handshakes; the same key.
     pub tls: Arc<dyn SigningKey>,
+}
+
+impl NodeKey {
+    /// The device key of a root of trust.
+    #[must_use]
+    pub fn of(root: &Arc<dyn RootOfTrust>) -> Self {
+        let signer = root.device_key();
+        Self {
+            tls: cnova_root_of_trust::tls_signing_key(signer.clone()),
+            signer,
+        }
+    }
 }
 
 impl fmt::Debug for NodeKey {

@@ -13,7 +13,7 @@ use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use rustls::ClientConfig;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -123,6 +123,7 @@ pub struct Uplink {
     node: NodeId,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
+    again: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -165,7 +166,9 @@ impl Uplink {
         });
         let (events, receiver) = mpsc::channel(config.event_queue);
         let (stop, stopped) = watch::channel(false);
+        let again = Arc::new(Notify::new());
         let link = Link {
+            again: again.clone(),
             shared: shared.clone(),
             events,
             address: config.address,
@@ -182,6 +185,7 @@ impl Uplink {
                 node: config.node,
                 shared,
                 stop,
+                again,
                 task,
             },
             receiver,
@@ -213,6 +217,11 @@ impl Uplink {
         queue.sizes.push_back(size);
         queue.bytes += size;
         Ok(())
+    }
+
+    /// Tries at once when the link is down, such as with a new certificate.
+    pub fn try_now(&self) {
+        self.again.notify_one();
     }
 
     /// Whether the link is up.
@@ -251,6 +260,7 @@ impl Shared {
 
 /// The task that drives rumqttc.
 struct Link {
+    again: Arc<Notify>,
     shared: Arc<Shared>,
     events: mpsc::Sender<UplinkEvent>,
     address: Address,
@@ -278,9 +288,11 @@ impl Link {
             let Some(reason) = fault else { continue };
             event_loop.clean();
             self.down(reason).await;
+            let pause = self.next_pause();
             tokio::select! {
                 () = stopped(&mut stop) => break,
-                () = sleep(self.next_pause()) => {}
+                () = self.again.notified() => {}
+                () = sleep(pause) => {}
             }
         }
         self.say_goodbye(event_loop).await;

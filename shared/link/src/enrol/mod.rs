@@ -10,7 +10,9 @@
 mod client;
 mod door;
 mod frame;
+mod keeper;
 
 pub use client::{EnrolError, Newcomer};
 pub use door::{Asked, Door, DoorError, DoorLimits};
 pub use frame::FrameError;
+pub use keeper::{Before, Identified, Keeper, identify};
