@@ -1,9 +1,9 @@
 //! The agent: intake, ledger, schedule, workloads and report, put together.
 
+mod attest;
 mod messages;
 mod plan;
 mod proof;
-mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
