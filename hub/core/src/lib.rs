@@ -2,6 +2,7 @@
 //! Events in, actions out, time passed in.
 
 pub mod api;
+pub mod attestation_views;
 pub mod cndl;
 pub mod enrol;
 pub mod explain;
@@ -14,7 +15,7 @@ pub mod timeline;
 pub mod views;
 
 pub use api::{
-    Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry,
-    StoredProvenance,
+    Action, Appraisal, AttestChange, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored,
+    StoredApp, StoredEntry, StoredProvenance,
 };
 pub use hub::{Hub, ProvenanceFact, ProvenanceFacts};

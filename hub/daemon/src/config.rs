@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use cnova_attestation::appraiser::Rhythm;
+use cnova_hub_core::Appraisal;
 use cnova_link::config::{self, IdentityConfig, RootKind};
 use cnova_shared::ids::NodeId;
 use cnova_shared::time::seconds_of;
@@ -43,10 +45,59 @@ pub struct Config {
     pub aot_worker: PathBuf,
     /// How nodes become nodes; nobody is enrolled where nothing is said.
     pub enrolment: Option<Enrolment>,
+    /// How nodes are attested.
+    pub attestation: Attestation,
     /// How much it may keep.
     pub limits: Limits,
     /// How it logs.
     pub log: LogFormat,
+}
+
+/// `[attestation]`. docs/ATTESTATION.md says what it means.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Attestation {
+    /// Seconds between two attestations of a node.
+    pub period_seconds: u64,
+    /// Hours for which a result may be relied on.
+    pub valid_hours: u64,
+    /// Seconds for which a node that was started anew keeps what it had, until it has attested.
+    pub grace_seconds: u64,
+    /// The register of the launch log; the nodes' configuration must say the same.
+    pub launch_pcr: u8,
+    /// Whether a node whose disk was rolled back is let out of quarantine as soon as it was told what is newest. Else an
+    /// operator does it (`cnova node release`).
+    pub release: bool,
+}
+
+impl Default for Attestation {
+    fn default() -> Self {
+        let rhythm = Rhythm::default();
+        Self {
+            period_seconds: rhythm.period_ms / 1000,
+            valid_hours: rhythm.valid_s / 3600,
+            grace_seconds: rhythm.grace_s,
+            launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
+            release: true,
+        }
+    }
+}
+
+impl Attestation {
+    /// For the core; `seed` is random.
+    #[must_use]
+    pub fn to_core(&self, seed: [u8; 32]) -> Appraisal {
+        Appraisal {
+            rhythm: Rhythm {
+                period_ms: self.period_seconds.saturating_mul(1000),
+                valid_s: self.valid_hours.saturating_mul(3600),
+                grace_s: self.grace_seconds,
+            },
+            launch_pcr: self.launch_pcr,
+            releases: self.release,
+            seed,
+        }
+    }
 }
 
 /// `[enrolment]`, checked. docs/ENROLMENT.md says how to set it up.
@@ -151,6 +202,8 @@ struct File {
     mqtt: Option<Mqtt>,
     external_broker: Option<ExternalBroker>,
     enrolment: Option<EnrolmentFile>,
+    #[serde(default)]
+    attestation: Attestation,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -281,6 +334,17 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             lifetime_s,
         }
     });
+    let a = &file.attestation;
+    if a.period_seconds == 0 || a.valid_hours == 0 || a.valid_hours.saturating_mul(3600) <= a.period_seconds {
+        problems.push("attestation: a result must be valid for longer than the period, and both more than 0".into());
+    }
+    if !(8..=15).contains(&a.launch_pcr) {
+        // 0 to 7 are the firmware's; 16 and above can be reset or are the system's.
+        problems.push(format!(
+            "attestation.launch_pcr: {} is not one of 8 to 15",
+            a.launch_pcr
+        ));
+    }
     let Some(children) = children.filter(|_| problems.is_empty()) else {
         return Err(problems);
     };
@@ -308,6 +372,7 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
         policy_dir: file.policy_dir.map(at),
         aot_worker: file.aot_worker.map_or_else(beside_this_program, at),
         enrolment,
+        attestation: file.attestation,
         limits: file.limits,
         log: file.log.format,
     })

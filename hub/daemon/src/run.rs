@@ -13,6 +13,7 @@ use cnova_hub_core::policy::{PolicyError, PolicySet, PolicySource};
 use cnova_link::{Identity, IdentityError};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_store::OnCorrupt;
+use ring::rand::{SecureRandom, SystemRandom};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -77,6 +78,9 @@ pub enum RunError {
     Loop(#[from] LoopError),
     #[error("cannot wait for signals: {0}")]
     Signals(io::Error),
+    /// The system gave no random bytes.
+    #[error("the system gives no random bytes, without which no node can be challenged")]
+    Random,
 }
 
 /// What the configuration names, read and checked; nothing of it is changed.
@@ -221,6 +225,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         config: cnova_hub_core::Config {
             node: identity.node().clone(),
             trust: identity.trust().clone(),
+            appraisal: config.attestation.to_core(random_seed()?),
             enrolment: rules,
         },
         store: store.clone(),
@@ -350,4 +355,11 @@ async fn back_up_daily(store: Store, clock: Clock) {
         }
         tokio::time::sleep(BACKUP_EVERY).await;
     }
+}
+
+/// What nonces are made of, until the hub is started again.
+fn random_seed() -> Result<[u8; 32], RunError> {
+    let mut seed = [0; 32];
+    SystemRandom::new().fill(&mut seed).map_err(|_| RunError::Random)?;
+    Ok(seed)
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use cnova_attestation::ear::Ear;
 use cnova_shared::bundle::{Role, TrustBundle};
 use cnova_shared::envelope::{self, Claims, SealError};
 use cnova_shared::ids::NodeId;
@@ -165,6 +166,22 @@ impl Signer {
     /// [`SealError`].
     pub fn command(&self, node: &NodeId, command: &v1::Command, now_s: u64) -> Result<Vec<u8>, SealError> {
         self.seal(Kind::Command, node, now_s, Some(now_s + COMMAND_SECONDS), command)
+    }
+
+    /// Signs a challenge, which nodes answer for [`COMMAND_SECONDS`].
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn challenge(&self, node: &NodeId, challenge: &v1::Challenge, now_s: u64) -> Result<Vec<u8>, SealError> {
+        self.seal(Kind::Challenge, node, now_s, Some(now_s + COMMAND_SECONDS), challenge)
+    }
+
+    /// Signs an attestation result for its subject, who shows it to others.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn ear(&self, ear: &Ear) -> Result<Vec<u8>, SealError> {
+        self.seal(Kind::Ear, &ear.subject, ear.iat, Some(ear.exp), ear)
     }
 
     /// Signs what only a direct child hears: an acknowledgement or a chunk.

@@ -2,6 +2,7 @@
 
 mod applications;
 mod artifacts;
+mod attestation;
 pub mod error;
 mod fleet;
 mod guard;
@@ -24,7 +25,7 @@ use axum::extract::{Query, Request};
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, head, post};
+use axum::routing::{MethodRouter, delete, get, head, post, put};
 use cnova_hub_core::policy::PolicySet;
 use cnova_shared::ids::NodeId;
 use futures_util::StreamExt;
@@ -114,6 +115,12 @@ fn route(id: Id) -> MethodRouter<App> {
         Id::ListWorkloads => get(fleet::workloads),
         Id::GetLogs => get(fleet::logs),
         Id::GetMetrics => get(fleet::metrics),
+        Id::GetAttestation => get(attestation::show),
+        Id::Attest => post(attestation::demand),
+        Id::Release => post(attestation::release),
+        Id::ListReferences => get(attestation::references),
+        Id::PutReference => put(attestation::put_set),
+        Id::DeleteReference => delete(attestation::drop_set),
         Id::GetAudit => get(fleet::audit),
         Id::Health => get(fleet::health),
         Id::Metrics => get(metrics::metrics),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use cnova_hub_core::enrol::EnrolChange;
 use cnova_hub_core::policy::AdmittedManifest;
-use cnova_hub_core::{Hub, Outcome};
+use cnova_hub_core::{AttestChange, Hub, Outcome};
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::wire::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +23,8 @@ pub enum Change {
     Delete(Name),
     /// Change who may enrol.
     Enrolment(EnrolChange),
+    /// Something of attestation.
+    Attest(AttestChange),
     /// Ask a node.
     Ask {
         /// Which.

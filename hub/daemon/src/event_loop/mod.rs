@@ -14,6 +14,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cnova_attestation::ear::Ear;
 use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
 use cnova_hub_core::{Action, CompileKey, Event, Hub, InspectKey, Inspection, Op};
 use cnova_shared::ids::NodeId;
@@ -385,6 +386,7 @@ impl EventLoop {
                     Change::Apply(manifest) => Event::Apply { request, manifest },
                     Change::Delete(name) => Event::Delete { request, name },
                     Change::Ask { node, op } => Event::Ask { request, node, op },
+                    Change::Attest(change) => Event::Attest { request, change },
                     Change::Enrolment(change) => Event::EnrolChange { request, change },
                 });
             }
@@ -434,6 +436,7 @@ impl EventLoop {
             match action {
                 Action::Persist(ops) => self.batch.ops.extend(ops),
                 Action::SignTwin(twin) => self.sign(&twin),
+                Action::SignEar(ear) => self.sign_ear(&ear),
                 Action::Enrol { author, ticket, step } => self.draw(author, ticket, step),
                 Action::Certify(certify) => self.certify(certify),
                 Action::Audit {
@@ -459,6 +462,17 @@ impl EventLoop {
                 self.hub.handle(Event::TwinSigned(bytes), now);
             }
             Err(error) => tracing::error!(node = %twin.node, %error, "its twin was not signed: the last one stays"),
+        }
+    }
+
+    fn sign_ear(&mut self, ear: &Ear) {
+        let now = self.parts.clock.now();
+        match self.parts.signer.ear(ear) {
+            Ok(bytes) => {
+                let node = ear.subject.clone();
+                self.hub.handle(Event::EarSigned { node, bytes }, now);
+            }
+            Err(error) => tracing::error!(node = %ear.subject, %error, "its attestation result was not signed"),
         }
     }
 
@@ -506,6 +520,9 @@ impl EventLoop {
             Action::Command { child, node, command } => {
                 self.say(&child, Kind::Command, signer.command(&node, &command, now_s));
             }
+            Action::Challenge { child, node, challenge } => {
+                self.say(&child, Kind::Challenge, signer.challenge(&node, &challenge, now_s));
+            }
             Action::Enrolled {
                 child,
                 author,
@@ -538,6 +555,7 @@ impl EventLoop {
             // Gathered, never queued.
             Action::Persist(_)
             | Action::SignTwin(_)
+            | Action::SignEar(_)
             | Action::Enrol { .. }
             | Action::Certify(_)
             | Action::Audit { .. } => {}

@@ -61,6 +61,7 @@ impl Pending {
             Outcome::Mistakes(errors) => ("refused", errors.to_string()),
             Outcome::NotFound { what } => ("refused", format!("there is no {what}")),
             Outcome::Replied { .. } => ("done", String::new()),
+            Outcome::Attested { text } => ("done", text.clone()),
         };
         draft.outcome = word;
         draft.detail = limits::clip(&detail);

@@ -1,5 +1,6 @@
 //! The hub's truth: one SQLite database, written by one thread, copied every day.
 
+mod attestation;
 pub mod audit;
 mod backup;
 mod enrolment;

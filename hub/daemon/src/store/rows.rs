@@ -7,7 +7,7 @@ use cnova_shared::tree::TreeOp;
 use cnova_shared::wire::{self, v1};
 use rusqlite::{Connection, Row, params};
 
-use super::{enrolment, history};
+use super::{attestation, enrolment, history};
 
 const EPOCH: &str = "epoch";
 
@@ -91,6 +91,9 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
             )?;
         }
         Op::Enrol(op) => enrolment::apply(db, op)?,
+        Op::PutVerdict { node, verdict } => attestation::put_verdict(db, node, verdict)?,
+        Op::PutEar { node, bytes } => attestation::put_ear(db, node, bytes)?,
+        Op::PutReferences(references) => attestation::put_references(db, references)?,
         Op::PutProvenance { subject, stored } => run(
             db,
             "INSERT OR IGNORE INTO provenance (subject, digest, envelope) VALUES (?1, ?2, ?3)",
@@ -226,6 +229,7 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
     load_tree(db, &mut stored)?;
     load_artifacts(db, &mut stored)?;
     stored.enrolment = enrolment::load(db)?;
+    attestation::load(db, &mut stored)?;
     each(db, "SELECT value FROM number WHERE name = 'epoch'", |row| {
         stored.epoch = unsigned(row, 0)?;
         Ok(())
