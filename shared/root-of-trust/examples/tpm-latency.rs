@@ -26,6 +26,7 @@ fn main() {
             (Some(swtpm), config)
         }
     };
+    memory("before opening");
     let begun = Instant::now();
     let tpm = Tpm::open(config.clone()).unwrap();
     println!("open                 {:>9.2?}", begun.elapsed());
@@ -58,12 +59,23 @@ fn main() {
     });
     measure("enrolment", || drop(tpm.enrolment(b"q").unwrap()));
 
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    status
-        .lines()
-        .filter(|l| l.starts_with("VmHWM") || l.starts_with("VmRSS"))
-        .for_each(|l| println!("{l}"));
+    memory("at the end");
     drop(swtpm);
+}
+
+/// What the process holds of its own (not shared with other programs), and the most it ever had resident.
+fn memory(when: &str) {
+    let read = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(file).unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix(name).map(str::trim));
+        line.unwrap_or("?").to_owned()
+    };
+    println!(
+        "memory {when}: {} PSS, {} private, {} resident at most",
+        read("/proc/self/smaps_rollup", "Pss:"),
+        read("/proc/self/smaps_rollup", "Private_Dirty:"),
+        read("/proc/self/status", "VmHWM:")
+    );
 }
 
 fn measure(what: &str, mut operation: impl FnMut()) {

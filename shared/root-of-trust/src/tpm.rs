@@ -136,7 +136,7 @@ impl RootOfTrust for Tpm {
     }
 
     fn quote(&self, qualifying: &Digest, pcrs: &[u8]) -> Result<Quote, RootError> {
-        let pcrs = registers::checked(pcrs)?;
+        let pcrs = registers::checked("TPM2_Quote", pcrs)?;
         let qualifying = *qualifying;
         self.call("TPM2_Quote", move |tpm| {
             let (context, keys) = tpm.keyed()?;
@@ -152,12 +152,12 @@ impl RootOfTrust for Tpm {
     }
 
     fn read_pcrs(&self, pcrs: &[u8]) -> Result<BTreeMap<u8, Pcr>, RootError> {
-        let pcrs = registers::checked(pcrs)?;
+        let pcrs = registers::checked("TPM2_PCR_Read", pcrs)?;
         self.call("TPM2_PCR_Read", move |tpm| registers::read(&mut tpm.context, &pcrs))
     }
 
     fn extend(&self, pcr: u8, digest: &Digest) -> Result<(), RootError> {
-        registers::checked(&[pcr])?;
+        registers::checked("TPM2_PCR_Extend", &[pcr])?;
         let digest = *digest;
         self.call("TPM2_PCR_Extend", move |tpm| {
             registers::extend(&mut tpm.context, pcr, &digest)

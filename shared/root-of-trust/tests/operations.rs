@@ -56,9 +56,9 @@ fn registers_are_read_and_extended() {
     assert_eq!(after[&14], Digest::of(&[[0; 32], event.0].concat()));
     assert_eq!(after.len(), 2);
     for bad in [&[][..], &[24], &[0, 255]] {
-        assert!(matches!(tpm.read_pcrs(bad), Err(RootError::Config(_))), "{bad:?}");
+        assert!(matches!(tpm.read_pcrs(bad), Err(RootError::Refused { .. })), "{bad:?}");
     }
-    assert!(matches!(tpm.extend(24, &event), Err(RootError::Config(_))));
+    assert!(matches!(tpm.extend(24, &event), Err(RootError::Refused { .. })));
 }
 
 #[test]
@@ -97,6 +97,10 @@ fn a_secret_opens_only_under_an_approved_boot() {
     let mut bent = renewed.clone();
     bent.policy = approval.policy;
     assert!(matches!(open(&bent), Err(RootError::Refused { .. })));
+    let mut bent = renewed.clone();
+    bent.pcrs = vec![0, 7, 11, 200];
+    let text = open(&bent).unwrap_err().to_string();
+    assert!(text.contains("200"), "{text}");
     assert!(matches!(open(&BootApproval::none()), Err(RootError::Refused { .. })));
 
     // After a reboot the registers begin anew, and the first approval is the right one again.

@@ -287,7 +287,7 @@ fn a_tpm_that_hangs_stops_nobody_and_is_used_again() {
         return;
     };
     let config = TpmConfig {
-        answer_limit: Duration::from_millis(500),
+        answer_limit: Duration::from_millis(1500),
         ..swtpm.config()
     };
     let tpm = Arc::new(Tpm::open(config).unwrap());
@@ -295,7 +295,7 @@ fn a_tpm_that_hangs_stops_nobody_and_is_used_again() {
     swtpm.stop_answering();
     let begun = tpm.read_pcrs(&[14]).unwrap_err().to_string();
     assert!(
-        begun.contains("500 ms") && begun.contains("may still take effect"),
+        begun.contains("1500 ms") && begun.contains("may still take effect"),
         "{begun}"
     );
     // Behind it, others wait no longer either, and what they asked for is taken back.
@@ -310,7 +310,7 @@ fn a_tpm_that_hangs_stops_nobody_and_is_used_again() {
         assert!(matches!(error, RootError::NoAnswer { .. }), "{error:?}");
         assert!(error.to_string().contains("was not begun"), "{error}");
     }
-    assert!(tpm.device_key().sign(b"m").unwrap_err().reason.contains("500 ms"));
+    assert!(tpm.device_key().sign(b"m").unwrap_err().reason.contains("1500 ms"));
     swtpm.resume();
     assert_eq!(tpm.read_pcrs(&[14]).unwrap()[&14], before);
     tpm.device_key().sign(b"m").unwrap();
@@ -322,7 +322,7 @@ fn a_tpm_that_hangs_and_is_then_replaced_is_used_again() {
         return;
     };
     let config = TpmConfig {
-        answer_limit: Duration::from_millis(500),
+        answer_limit: Duration::from_millis(1500),
         ..swtpm.config()
     };
     let tpm = Tpm::open(config).unwrap();

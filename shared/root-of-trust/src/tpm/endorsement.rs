@@ -50,8 +50,9 @@ const POLICY_C_SHA384: [u8; 48] = [
     0x30, 0x05, 0xee, 0xd2, 0xdc, 0x2b, 0x35, 0x93, 0xd1, 0x65,
 ];
 
-/// Which of a TPM's endorsement keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which of a TPM's endorsement keys; in a configuration `p384`, `p256-high`, `p256`, `rsa2048-high`, `rsa2048`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EkKind {
     /// P-384 by template H-3, certificate at 0x01C00016.
     P384,

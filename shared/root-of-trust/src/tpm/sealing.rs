@@ -95,7 +95,7 @@ impl Unseal {
         Ok(Self {
             approver: halves,
             approval: approval.clone(),
-            pcrs: registers::checked(&approval.pcrs)?,
+            pcrs: registers::checked("TPM2_PolicyPCR", &approval.pcrs)?,
             public: Public::unmarshall(&object.public).map_err(|e| bad(e.to_string()))?,
             private: Private::try_from(object.private.into_vec()).map_err(|e| bad(e.to_string()))?,
         })
