@@ -12,11 +12,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tss_esapi::Context;
 use tss_esapi::constants::StartupType;
+use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::tcti_ldr::TctiNameConf;
 
 use crate::tpm::{EkKind, TpmConfig};
 
 mod certificates;
+mod interposer;
+
+pub use interposer::{Cut, Interposer};
 
 /// Below the ports that Linux gives to outgoing connections, so that none takes the port of a TPM that is being restarted.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -145,6 +149,16 @@ impl Swtpm {
         let mut command = Command::new(name);
         command.env("TPM2TOOLS_TCTI", self.tcti()).env("TSS2_LOG", "all+NONE");
         command
+    }
+
+    /// Writes bytes to a new NV index with the platform's rights, as the maker of a TPM does.
+    ///
+    /// # Panics
+    /// When the TPM does not take them.
+    pub fn write_nv(&self, index: u32, bytes: &[u8]) {
+        let mut context = self.context();
+        context.set_sessions((Some(AuthSession::Password), None, None));
+        certificates::define(&mut context, index, bytes);
     }
 
     /// Another client's context, as another program on the machine would have one.

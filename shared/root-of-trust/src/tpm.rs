@@ -31,7 +31,7 @@ pub(crate) use endorsement::template as ek_template;
 
 use crate::{BootApproval, RootError, RootOfTrust};
 use fault::At;
-use link::{Link, Retry};
+use link::{Conversation, Link, Retry};
 
 /// Longest qualifying data of a certification, in bytes (TPM2B_DATA of a TPM with SHA-256).
 pub const QUALIFYING_BYTES_MAX: usize = 32;
@@ -65,7 +65,9 @@ impl Tpm {
         config.check()?;
         let config = Arc::new(config);
         let link = Arc::new(Link::start(&config)?);
-        let device_key = link.call("open", config.key_limit, Retry::WhenFull, |_, keys| keys.device_key())?;
+        let device_key = link.call("open", config.key_limit, Retry::WhenFull, |tpm| {
+            tpm.keyed()?.1.device_key()
+        })?;
         Ok(Self {
             link,
             config,
@@ -76,7 +78,7 @@ impl Tpm {
     fn call<T: Send + 'static>(
         &self,
         command: &'static str,
-        job: impl FnMut(&mut tss_esapi::Context, &provision::Keys) -> Result<T, fault::Fault> + Send + 'static,
+        job: impl FnMut(&mut Conversation) -> Result<T, fault::Fault> + Send + 'static,
     ) -> Result<T, RootError> {
         self.link.call(command, self.config.answer_limit, Retry::WhenFull, job)
     }
@@ -116,40 +118,50 @@ impl RootOfTrust for Tpm {
             return Err(RootError::Refused { command, reason });
         }
         let (config, qualifying) = (Arc::clone(&self.config), qualifying.to_vec());
-        let job = move |ctx: &mut _, keys: &_| endorsement::enrolment(ctx, keys, &config, &qualifying);
+        let job = move |tpm: &mut Conversation| {
+            let (context, keys) = tpm.keyed()?;
+            endorsement::enrolment(context, keys, &config, &qualifying)
+        };
         self.link.call("enrolment", self.config.key_limit, Retry::WhenFull, job)
     }
 
     fn activate(&self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, RootError> {
         let (config, credential) = (Arc::clone(&self.config), credential.clone());
-        let job = move |ctx: &mut _, keys: &_| endorsement::activate(ctx, keys, &config, &credential);
+        let job = move |tpm: &mut Conversation| {
+            let (context, keys) = tpm.keyed()?;
+            endorsement::activate(context, keys, &config, &credential)
+        };
         self.link
             .call("TPM2_ActivateCredential", self.config.key_limit, Retry::WhenFull, job)
     }
 
     fn quote(&self, qualifying: &Digest, pcrs: &[u8]) -> Result<Quote, RootError> {
-        let pcrs = registers::checked(pcrs)?;
+        let pcrs = registers::checked("TPM2_Quote", pcrs)?;
         let qualifying = *qualifying;
-        self.call("TPM2_Quote", move |ctx, keys| {
-            registers::quote(ctx, keys, &qualifying, &pcrs)
+        self.call("TPM2_Quote", move |tpm| {
+            let (context, keys) = tpm.keyed()?;
+            registers::quote(context, keys, &qualifying, &pcrs)
         })
     }
 
     fn attestation_key(&self) -> Result<Vec<u8>, RootError> {
-        self.call("TPM2_ReadPublic", |_, keys| {
+        self.call("TPM2_ReadPublic", |tpm| {
+            let (_, keys) = tpm.keyed()?;
             keys.ak_public.marshall().at("TPM2_ReadPublic")
         })
     }
 
     fn read_pcrs(&self, pcrs: &[u8]) -> Result<BTreeMap<u8, Pcr>, RootError> {
-        let pcrs = registers::checked(pcrs)?;
-        self.call("TPM2_PCR_Read", move |ctx, _| registers::read(ctx, &pcrs))
+        let pcrs = registers::checked("TPM2_PCR_Read", pcrs)?;
+        self.call("TPM2_PCR_Read", move |tpm| registers::read(&mut tpm.context, &pcrs))
     }
 
     fn extend(&self, pcr: u8, digest: &Digest) -> Result<(), RootError> {
-        registers::checked(&[pcr])?;
+        registers::checked("TPM2_PCR_Extend", &[pcr])?;
         let digest = *digest;
-        self.call("TPM2_PCR_Extend", move |ctx, _| registers::extend(ctx, pcr, &digest))
+        self.call("TPM2_PCR_Extend", move |tpm| {
+            registers::extend(&mut tpm.context, pcr, &digest)
+        })
     }
 
     fn seal(&self, secret: &[u8], approver: &PublicKey) -> Result<Vec<u8>, RootError> {
@@ -158,7 +170,10 @@ impl RootOfTrust for Tpm {
             return Err(crate::soft::too_long(secret.len()));
         }
         let secret = Zeroizing::new(secret.to_vec());
-        self.call("seal", move |ctx, keys| sealing::seal(ctx, keys, &secret, &approver))
+        self.call("seal", move |tpm| {
+            let (context, keys) = tpm.keyed()?;
+            sealing::seal(context, keys, &secret, &approver)
+        })
     }
 
     fn unseal(
@@ -168,17 +183,20 @@ impl RootOfTrust for Tpm {
         approval: &BootApproval,
     ) -> Result<Zeroizing<Vec<u8>>, RootError> {
         let request = sealing::Unseal::new(sealed, approver, approval)?;
-        self.call("TPM2_Unseal", move |ctx, keys| sealing::unseal(ctx, keys, &request))
+        self.call("TPM2_Unseal", move |tpm| {
+            let (context, keys) = tpm.keyed()?;
+            sealing::unseal(context, keys, &request)
+        })
     }
 
     fn counter(&self) -> Result<Option<u64>, RootError> {
         let index = self.config.counter_index;
-        self.call("TPM2_NV_Read", move |ctx, _| counter::read(ctx, index))
+        self.call("TPM2_NV_Read", move |tpm| counter::read(&mut tpm.context, index))
     }
 
     fn count_up(&self) -> Result<u64, RootError> {
         let index = self.config.counter_index;
-        let job = move |ctx: &mut _, _: &_| counter::count_up(ctx, index);
+        let job = move |tpm: &mut Conversation| counter::count_up(&mut tpm.context, index);
         // Never twice for one call: whoever ties the counter to a generation would find it one too far.
         self.link
             .call("TPM2_NV_Increment", self.config.answer_limit, Retry::Never, job)
@@ -199,7 +217,10 @@ impl Signer for DeviceKey {
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
         let digest = Digest::of(message);
-        let job = move |ctx: &mut _, keys: &_| objects::sign(ctx, keys, &digest);
+        let job = move |tpm: &mut Conversation| {
+            let (context, keys) = tpm.keyed()?;
+            objects::sign(context, keys, &digest)
+        };
         let signature = self.link.call("TPM2_Sign", self.limit, Retry::WhenFull, job);
         signature.map_err(|e| SignError {
             key: self.public.id(),

@@ -1,7 +1,10 @@
 //! Every operation of the root of trust against swtpm.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cnova_root_of_trust::testing::Swtpm;
 use cnova_root_of_trust::tpm::EkKind;
@@ -10,11 +13,16 @@ use cnova_shared::certificate::Tier;
 use cnova_shared::ids::Digest;
 use cnova_shared::keys::{Algorithm, Signer};
 
+use tss_esapi::handles::PcrHandle;
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{Digest as TpmDigest, DigestValues};
+
 mod support;
-use support::es256;
+use support::{es256, start};
 
 fn opened() -> Option<(Swtpm, Tpm)> {
-    let swtpm = Swtpm::start(EkKind::P384)?;
+    let swtpm = start(EkKind::P384)?;
     let tpm = Tpm::open(swtpm.config()).unwrap();
     Some((swtpm, tpm))
 }
@@ -48,9 +56,9 @@ fn registers_are_read_and_extended() {
     assert_eq!(after[&14], Digest::of(&[[0; 32], event.0].concat()));
     assert_eq!(after.len(), 2);
     for bad in [&[][..], &[24], &[0, 255]] {
-        assert!(matches!(tpm.read_pcrs(bad), Err(RootError::Config(_))), "{bad:?}");
+        assert!(matches!(tpm.read_pcrs(bad), Err(RootError::Refused { .. })), "{bad:?}");
     }
-    assert!(matches!(tpm.extend(24, &event), Err(RootError::Config(_))));
+    assert!(matches!(tpm.extend(24, &event), Err(RootError::Refused { .. })));
 }
 
 #[test]
@@ -89,6 +97,10 @@ fn a_secret_opens_only_under_an_approved_boot() {
     let mut bent = renewed.clone();
     bent.policy = approval.policy;
     assert!(matches!(open(&bent), Err(RootError::Refused { .. })));
+    let mut bent = renewed.clone();
+    bent.pcrs = vec![0, 7, 11, 200];
+    let text = open(&bent).unwrap_err().to_string();
+    assert!(text.contains("200"), "{text}");
     assert!(matches!(open(&BootApproval::none()), Err(RootError::Refused { .. })));
 
     // After a reboot the registers begin anew, and the first approval is the right one again.
@@ -200,4 +212,37 @@ fn many_threads_use_it_at_once() {
     seen.sort_unstable();
     let expected: Vec<u64> = (first + 1..=first + 16).collect();
     assert_eq!(seen, expected, "each count is given out once");
+}
+
+#[test]
+fn a_secret_opens_while_others_extend_registers_that_it_is_not_about() {
+    // IMA extends PCR 10 whenever a file is opened, and a TPM then takes back every policy that looked at registers.
+    let Some((swtpm, tpm)) = opened() else { return };
+    let approver = es256();
+    let sealed = tpm.seal(b"secret", approver.public_key()).unwrap();
+    let approval = BootApproval::sign(&tpm.read_pcrs(&[0, 7]).unwrap(), &approver).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let ima = {
+        let (mut context, over) = (swtpm.context(), Arc::clone(&over));
+        std::thread::spawn(move || {
+            context.set_sessions((Some(AuthSession::Password), None, None));
+            while !over.load(Ordering::Relaxed) {
+                let mut values = DigestValues::new();
+                values.set(
+                    HashingAlgorithm::Sha256,
+                    TpmDigest::try_from([7; 32].as_slice()).unwrap(),
+                );
+                context.pcr_extend(PcrHandle::Pcr10, values).unwrap();
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        })
+    };
+    let opened: Vec<_> = (0..50)
+        .map(|_| tpm.unseal(&sealed, approver.public_key(), &approval))
+        .collect();
+    over.store(true, Ordering::Relaxed);
+    ima.join().unwrap();
+    for result in opened {
+        assert_eq!(result.unwrap().as_slice(), b"secret");
+    }
 }

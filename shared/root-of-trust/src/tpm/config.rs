@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use tss_esapi::tcti_ldr::TctiNameConf;
+use tss_esapi::WrapperErrorKind;
+use tss_esapi::tcti_ldr::{DeviceConfig, NetworkTPMConfig, TabrmdConfig, TctiNameConf};
 use zeroize::Zeroizing;
 
 use super::EkKind;
@@ -100,8 +101,17 @@ impl TpmConfig {
         Ok(())
     }
 
+    /// Not by `TctiNameConf`'s own reader, which compiles a regular expression for each kind it tries.
     pub(super) fn name_conf(&self) -> Result<TctiNameConf, RootError> {
-        TctiNameConf::from_str(&self.tcti).map_err(|e| {
+        let (kind, rest) = self.tcti.split_once(':').unwrap_or((&self.tcti, ""));
+        let parsed = match kind {
+            "device" => DeviceConfig::from_str(rest).map(TctiNameConf::Device),
+            "swtpm" => NetworkTPMConfig::from_str(rest).map(TctiNameConf::Swtpm),
+            "mssim" => NetworkTPMConfig::from_str(rest).map(TctiNameConf::Mssim),
+            "tabrmd" => TabrmdConfig::from_str(rest).map(TctiNameConf::Tabrmd),
+            _ => Err(tss_esapi::Error::WrapperError(WrapperErrorKind::InvalidParam)),
+        };
+        parsed.map_err(|e| {
             RootError::Config(format!(
                 "{:?} does not say where a TPM is ({e}); say for example device:/dev/tpmrm0",
                 self.tcti
@@ -156,7 +166,12 @@ mod tests {
             ..good.clone()
         };
         assert!(refused(bad).contains("0x01c00002"));
-        assert!(refused(TpmConfig::new("usb")).contains("\"usb\""));
+        for bad in ["usb", "", "swtpm:port=high", "device2:/dev/tpm0"] {
+            assert!(refused(TpmConfig::new(bad)).contains(&format!("{bad:?}")), "{bad}");
+        }
+        for good in ["device", "tabrmd", "mssim:host=localhost,port=2321", "swtpm"] {
+            assert_eq!(TpmConfig::new(good).check(), Ok(()), "{good}");
+        }
     }
 
     #[test]

@@ -7,13 +7,14 @@ use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, KeyCustomization, ek,
 use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::constants::SessionType;
 use tss_esapi::handles::{AuthHandle, KeyHandle, NvIndexHandle, NvIndexTpmHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::resource_handles::NvAuth;
-use tss_esapi::interface_types::session_handles::PolicySession;
+use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{
-    Data, Digest as TpmDigest, EccPoint, EncryptedSecret, IdObject, Nonce, Public, PublicBuilder, PublicKeyRsa,
-    SignatureScheme,
+    Data, Digest as TpmDigest, DigestList, EccPoint, EncryptedSecret, IdObject, Nonce, Public, PublicBuilder,
+    PublicKeyRsa, SignatureScheme,
 };
 use tss_esapi::traits::Marshall;
 use zeroize::Zeroizing;
@@ -38,8 +39,20 @@ const POLICY_B_SHA256: [u8; 32] = [
     0x4c, 0xd1, 0xfd, 0x45, 0x90, 0x89, 0xd1, 0x9b, 0x50, 0x71, 0xc0, 0xb7, 0xa0,
 ];
 
-/// Which of a TPM's endorsement keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// PolicyC: TPM2_PolicyAuthorizeNV of an index that the platform's owner may make (annex B.6.4).
+const POLICY_C_SHA256: [u8; 32] = [
+    0x37, 0x67, 0xe2, 0xed, 0xd4, 0x3f, 0xf4, 0x5a, 0x3a, 0x7e, 0x1e, 0xae, 0xfc, 0xef, 0x78, 0x64, 0x3d, 0xca, 0x96,
+    0x46, 0x32, 0xe7, 0xaa, 0xd8, 0x2c, 0x67, 0x3a, 0x30, 0xd8, 0x63, 0x3f, 0xde,
+];
+const POLICY_C_SHA384: [u8; 48] = [
+    0xd6, 0x03, 0x2c, 0xe6, 0x1f, 0x2f, 0xb3, 0xc2, 0x40, 0xeb, 0x3c, 0xf6, 0xa3, 0x32, 0x37, 0xef, 0x2b, 0x6a, 0x16,
+    0xf4, 0x29, 0x3c, 0x22, 0xb4, 0x55, 0xe2, 0x61, 0xcf, 0xfd, 0x21, 0x7a, 0xd5, 0xb4, 0x94, 0x7c, 0x2d, 0x73, 0xe6,
+    0x30, 0x05, 0xee, 0xd2, 0xdc, 0x2b, 0x35, 0x93, 0xd1, 0x65,
+];
+
+/// Which of a TPM's endorsement keys; in a configuration `p384`, `p256-high`, `p256`, `rsa2048-high`, `rsa2048`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EkKind {
     /// P-384 by template H-3, certificate at 0x01C00016.
     P384,
@@ -173,26 +186,42 @@ pub(super) fn activate(
     let secret = secret.ok_or_else(|| odd("secret (TPM2B_ENCRYPTED_SECRET)"))?;
     let (kind, certificates) = certificate(context, config)?;
     with_ek(context, kind, certificates.first(), |ctx, ek, public| {
-        let opened = if public.object_attributes().user_with_auth() {
-            ctx.execute_with_sessions((PASSWORD, PASSWORD, None), |ctx| {
+        let hash = public.name_hashing_algorithm();
+        objects::with_session(ctx, SessionType::Policy, hash, None, |ctx, session| {
+            satisfy(ctx, session, public)?;
+            let opened = ctx.execute_with_sessions((PASSWORD, Some(session), None), |ctx| {
                 ctx.activate_credential(keys.ak, ek, blob, secret)
-            })
-            .at(command)?
-        } else {
-            objects::with_session(ctx, SessionType::Policy, None, |ctx, session| {
-                let policy = PolicySession::try_from(session).at("TPM2_PolicySecret")?;
-                ctx.execute_with_session(PASSWORD, |ctx| {
-                    let (nonce, digest) = (Nonce::default(), TpmDigest::default());
-                    ctx.policy_secret(policy, AuthHandle::Endorsement, nonce, digest, Nonce::default(), None)
-                })
-                .at("TPM2_PolicySecret")?;
-                ctx.execute_with_sessions((PASSWORD, Some(session), None), |ctx| {
-                    ctx.activate_credential(keys.ak, ek, blob, secret)
-                })
-                .at(command)
-            })?
-        };
-        Ok(Zeroizing::new(opened.to_vec()))
+            });
+            Ok(Zeroizing::new(opened.at(command)?.to_vec()))
+        })
+    })
+}
+
+/// The policy of an endorsement key: PolicyA in the low range, PolicyA or PolicyC in the high one (annex B.6). Those of the
+/// high range would take their empty password too, but not from a TPM in lockout, and a TPM whose power failed some times
+/// is in lockout.
+fn satisfy(context: &mut Context, session: AuthSession, public: &Public) -> Result<(), Fault> {
+    let command = "TPM2_PolicySecret";
+    let policy = PolicySession::try_from(session).at(command)?;
+    context
+        .execute_with_session(PASSWORD, |ctx| {
+            let (nonce, digest) = (Nonce::default(), TpmDigest::default());
+            ctx.policy_secret(policy, AuthHandle::Endorsement, nonce, digest, Nonce::default(), None)
+        })
+        .at(command)?;
+    if !public.object_attributes().user_with_auth() {
+        return Ok(());
+    }
+    let command = "TPM2_PolicyOR";
+    let policy_c: &[u8] = match public.name_hashing_algorithm() {
+        HashingAlgorithm::Sha384 => &POLICY_C_SHA384,
+        _ => &POLICY_C_SHA256,
+    };
+    context.execute_without_session(|ctx| {
+        let mut either = DigestList::new();
+        either.add(ctx.policy_get_digest(policy).at(command)?).at(command)?;
+        either.add(TpmDigest::try_from(policy_c).at(command)?).at(command)?;
+        ctx.policy_or(policy, either).at(command)
     })
 }
 
@@ -338,23 +367,25 @@ fn read_nv(context: &mut Context, index: u32) -> Result<Option<Vec<u8>>, Fault> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cnova_shared::ids::Digest;
 
     #[test]
-    fn policy_b_is_the_or_of_the_profiles_policies() {
-        // PolicyA: TPM2_PolicySecret(TPM_RH_ENDORSEMENT). PolicyC: TPM2_PolicyAuthorizeNV(0x01C07F01). Annex B.6.
-        let secret = [
-            &[0_u8; 32][..],
-            &0x151_u32.to_be_bytes(),
-            &0x4000_000B_u32.to_be_bytes(),
-        ]
-        .concat();
-        let a = Digest::of(&Digest::of(&secret).0);
-        let c: Digest = "3767e2edd43ff45a3a7e1eaefcef78643dca964632e7aad82c673a30d8633fde"
-            .parse()
-            .unwrap();
-        let or = [&[0_u8; 32][..], &0x171_u32.to_be_bytes(), &a.0, &c.0].concat();
-        assert_eq!(Digest::of(&or).0, POLICY_B_SHA256);
+    fn the_high_ranges_policy_is_the_or_of_a_and_c() {
+        let or_of = |kind: EkKind, hash: &'static ring::digest::Algorithm, c: &[u8]| {
+            let digest = |parts: &[&[u8]]| ring::digest::digest(hash, &parts.concat()).as_ref().to_vec();
+            let zero = vec![0; hash.output_len()];
+            // PolicyA: TPM2_PolicySecret of the endorsement hierarchy, without a reference.
+            let secret = digest(&[&zero, &0x151_u32.to_be_bytes(), &0x4000_000B_u32.to_be_bytes()]);
+            let a = digest(&[&secret]);
+            let b = digest(&[&zero, &0x171_u32.to_be_bytes(), &a, c]);
+            let template = template(kind).unwrap();
+            let (Public::Ecc { auth_policy, .. } | Public::Rsa { auth_policy, .. }) = template else {
+                panic!("asymmetric")
+            };
+            assert_eq!(auth_policy.to_vec(), b, "{kind:?}");
+        };
+        or_of(EkKind::P256High, &ring::digest::SHA256, &POLICY_C_SHA256);
+        or_of(EkKind::Rsa2048High, &ring::digest::SHA256, &POLICY_C_SHA256);
+        or_of(EkKind::P384, &ring::digest::SHA384, &POLICY_C_SHA384);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Link {
         command: &'static str,
         limit: Duration,
         retry: Retry,
-        job: impl FnMut(&mut Context, &Keys) -> Result<T, Fault> + Send + 'static,
+        job: impl FnMut(&mut Conversation) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, RootError> {
         let no_answer = |reason: String| Err(RootError::NoAnswer { command, reason });
         let (reply, answer) = sync_channel(1);
@@ -107,18 +107,38 @@ impl Link {
 }
 
 /// What the thread owns.
-pub(super) struct Chip {
+struct Chip {
     config: Arc<TpmConfig>,
-    open: Option<(Context, Keys)>,
+    open: Option<Conversation>,
     /// The keys that were found or made first; another TPM, or a cleared one, is not silently taken for this one.
     known: Option<Keys>,
+}
+
+/// A context of libtss2, and our keys in it once somebody needed them. A TPM that is full cannot even show a key, and is
+/// still good for its registers and its counter.
+pub(super) struct Conversation {
+    pub(super) context: Context,
+    keys: Option<Keys>,
+    known: Keys,
+    config: Arc<TpmConfig>,
+}
+
+impl Conversation {
+    /// The context and the keys.
+    pub(super) fn keyed(&mut self) -> Result<(&mut Context, &Keys), Fault> {
+        let keys = match &mut self.keys {
+            Some(keys) => keys,
+            none => none.insert(provision::find(&mut self.context, &self.config, &self.known)?),
+        };
+        Ok((&mut self.context, keys))
+    }
 }
 
 impl Chip {
     fn perform<T>(
         &mut self,
         retry: Retry,
-        mut job: impl FnMut(&mut Context, &Keys) -> Result<T, Fault>,
+        mut job: impl FnMut(&mut Conversation) -> Result<T, Fault>,
     ) -> Result<T, RootError> {
         let mut result = self.attempt(&mut job);
         if let Err(fault) = &result
@@ -136,26 +156,33 @@ impl Chip {
         result.map_err(RootError::from)
     }
 
-    fn attempt<T>(&mut self, job: &mut impl FnMut(&mut Context, &Keys) -> Result<T, Fault>) -> Result<T, Fault> {
-        let (context, keys) = match &mut self.open {
+    fn attempt<T>(&mut self, job: &mut impl FnMut(&mut Conversation) -> Result<T, Fault>) -> Result<T, Fault> {
+        let open = match &mut self.open {
             Some(open) => open,
             closed => closed.insert(connect(&self.config, &mut self.known)?),
         };
-        job(context, keys)
+        job(open)
     }
 }
 
-fn connect(config: &TpmConfig, known: &mut Option<Keys>) -> Result<(Context, Keys), Fault> {
+fn connect(config: &Arc<TpmConfig>, known: &mut Option<Keys>) -> Result<Conversation, Fault> {
     let mut context = Context::new(config.name_conf()?).at("open")?;
     objects::set_passwords(&mut context, config)?;
-    if let Some(known) = known {
-        let keys = provision::find(&mut context, config, known)?;
-        return Ok((context, keys));
-    }
-    if !config.has_resource_manager() {
-        objects::flush_leftovers(&mut context)?;
-    }
-    let keys = provision::provision(&mut context, config)?;
-    *known = Some(keys.clone());
-    Ok((context, keys))
+    let (keys, known) = match known {
+        Some(known) => (None, known.clone()),
+        None => {
+            if !config.has_resource_manager() {
+                objects::flush_leftovers(&mut context)?;
+            }
+            let keys = known.insert(provision::provision(&mut context, config)?);
+            (Some(keys.clone()), keys.clone())
+        }
+    };
+    let config = Arc::clone(config);
+    Ok(Conversation {
+        context,
+        keys,
+        known,
+        config,
+    })
 }

@@ -96,11 +96,12 @@ pub(super) fn with_object<T>(
 pub(super) fn with_session<T>(
     context: &mut Context,
     kind: SessionType,
+    hash: HashingAlgorithm,
     salt: Option<KeyHandle>,
     job: impl FnOnce(&mut Context, AuthSession) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let command = "TPM2_StartAuthSession";
-    let (cipher, hash) = (SymmetricDefinition::AES_128_CFB, HashingAlgorithm::Sha256);
+    let cipher = SymmetricDefinition::AES_128_CFB;
     let session = context
         .execute_without_session(|ctx| ctx.start_auth_session(salt, None, None, kind, cipher, hash))
         .at(command)?

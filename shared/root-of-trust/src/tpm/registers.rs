@@ -25,16 +25,17 @@ const PCRS_PER_READ: usize = 8;
 const QUOTE_TRIES: usize = 5;
 
 /// Sorted, each once, all of them possible; at least one.
-pub(super) fn checked(pcrs: &[u8]) -> Result<Vec<u8>, RootError> {
+pub(super) fn checked(command: &'static str, pcrs: &[u8]) -> Result<Vec<u8>, RootError> {
     let mut sorted = pcrs.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
     let bad = sorted.last().is_none_or(|last| *last >= PCR_COUNT);
     if bad {
-        return Err(RootError::Config(format!(
-            "1 to {PCR_COUNT} registers from 0 to {} can be used, not {pcrs:?}",
+        let reason = format!(
+            "it takes 1 to {PCR_COUNT} registers from 0 to {}, not {pcrs:?}",
             PCR_COUNT - 1
-        )));
+        );
+        return Err(RootError::Refused { command, reason });
     }
     Ok(sorted)
 }

@@ -20,6 +20,7 @@ use tss_esapi::structures::{
     PublicKeyedHashParameters, SensitiveData, Signature, VerifiedTicket,
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
+use tss_esapi::tss2_esys::TPMT_TK_VERIFIED;
 use zeroize::Zeroizing;
 
 use super::fault::{At, Fault, refused};
@@ -28,6 +29,12 @@ use super::provision::Keys;
 use super::registers;
 use crate::boot_policy::{self, BootApproval};
 use crate::{RootError, SEALED_BYTES_MAX};
+
+/// How often a policy is satisfied anew when somebody extends any register between looking at ours and opening. IMA does
+/// so all the time.
+const UNSEAL_TRIES: usize = 20;
+/// TPM_RC_PCR_CHANGED.
+const PCR_CHANGED: u32 = 0x128;
 
 /// What lies on disk: an object that only this TPM's storage key can load.
 #[derive(Serialize, Deserialize)]
@@ -88,7 +95,7 @@ impl Unseal {
         Ok(Self {
             approver: halves,
             approval: approval.clone(),
-            pcrs: registers::checked(&approval.pcrs)?,
+            pcrs: registers::checked("TPM2_PolicyPCR", &approval.pcrs)?,
             public: Public::unmarshall(&object.public).map_err(|e| bad(e.to_string()))?,
             private: Private::try_from(object.private.into_vec()).map_err(|e| bad(e.to_string()))?,
         })
@@ -117,12 +124,18 @@ pub(super) fn seal(context: &mut Context, keys: &Keys, secret: &[u8], approver: 
         .at(command)?;
     let secret = SensitiveData::try_from(secret).at(command)?;
     // A session of its own encrypts the secret on its way to the chip.
-    let made = objects::with_session(context, SessionType::Hmac, Some(keys.srk), |ctx, session| {
-        ctx.execute_with_session(Some(session), |ctx| {
-            ctx.create(keys.srk, public, None, Some(secret), None, None)
-        })
-        .at(command)
-    })?;
+    let made = objects::with_session(
+        context,
+        SessionType::Hmac,
+        HashingAlgorithm::Sha256,
+        Some(keys.srk),
+        |ctx, session| {
+            ctx.execute_with_session(Some(session), |ctx| {
+                ctx.create(keys.srk, public, None, Some(secret), None, None)
+            })
+            .at(command)
+        },
+    )?;
     let sealed = Sealed {
         public: ByteBuf::from(made.out_public.marshall().at(command)?),
         private: ByteBuf::from(made.out_private.to_vec()),
@@ -135,17 +148,26 @@ pub(super) fn unseal(context: &mut Context, keys: &Keys, request: &Unseal) -> Re
     let (name, ticket) = with_approver(context, &request.approver, |ctx, key, name| {
         Ok((name.clone(), verified(ctx, key, &request.approval)?))
     })?;
-    objects::with_session(context, SessionType::Policy, Some(keys.srk), |ctx, session| {
-        satisfy(ctx, session, request, &name, ticket)?;
-        let (private, public) = (request.private.clone(), request.public.clone());
-        let object = ctx
-            .execute_with_session(objects::PASSWORD, |ctx| ctx.load(keys.srk, private, public))
-            .at("TPM2_Load")?;
-        let opened = objects::with_object(ctx, object, |ctx| {
-            ctx.execute_with_session(Some(session), |ctx| ctx.unseal(object.into()))
-                .at("TPM2_Unseal")
-        })?;
-        Ok(Zeroizing::new(opened.to_vec()))
+    let (private, public) = (request.private.clone(), request.public.clone());
+    let object = context
+        .execute_with_session(objects::PASSWORD, |ctx| ctx.load(keys.srk, private, public))
+        .at("TPM2_Load")?;
+    let (kind, hash) = (SessionType::Policy, HashingAlgorithm::Sha256);
+    objects::with_object(context, object, |ctx| {
+        objects::with_session(ctx, kind, hash, Some(keys.srk), |ctx, session| {
+            for _ in 0..UNSEAL_TRIES {
+                satisfy(ctx, session, request, &name, &ticket)?;
+                let opened = ctx
+                    .execute_with_session(Some(session), |ctx| ctx.unseal(object.into()))
+                    .at("TPM2_Unseal");
+                match opened {
+                    Err(fault) if fault.tpm_code() == Some(PCR_CHANGED) => {}
+                    opened => return Ok(Zeroizing::new(opened?.to_vec())),
+                }
+            }
+            let reason = format!("some register was extended during each of {UNSEAL_TRIES} attempts; try again");
+            Err(refused("TPM2_Unseal", reason))
+        })
     })
 }
 
@@ -155,10 +177,14 @@ fn satisfy(
     session: AuthSession,
     request: &Unseal,
     name: &Name,
-    ticket: VerifiedTicket,
+    ticket: &TPMT_TK_VERIFIED,
 ) -> Result<(), Fault> {
     let command = "TPM2_PolicyAuthorize";
     let policy = PolicySession::try_from(session).at(command)?;
+    let ticket = VerifiedTicket::try_from(*ticket).at(command)?;
+    context
+        .execute_without_session(|ctx| ctx.policy_restart(policy))
+        .at("TPM2_PolicyRestart")?;
     let selection = registers::selection("TPM2_PolicyPCR", &request.pcrs)?;
     context
         .execute_without_session(|ctx| ctx.policy_pcr(policy, TpmDigest::default(), selection))
@@ -184,7 +210,7 @@ fn not_approved(approval: &BootApproval, now: &BTreeMap<u8, Digest>) -> Option<F
 }
 
 /// The TPM's word that the approver signed.
-fn verified(context: &mut Context, key: KeyHandle, approval: &BootApproval) -> Result<VerifiedTicket, Fault> {
+fn verified(context: &mut Context, key: KeyHandle, approval: &BootApproval) -> Result<TPMT_TK_VERIFIED, Fault> {
     let command = "TPM2_VerifySignature";
     let signed = Digest::of(&[&approval.policy.0[..], boot_policy::POLICY_REF].concat());
     let digest = TpmDigest::try_from(signed.0.as_slice()).at(command)?;
@@ -194,9 +220,10 @@ fn verified(context: &mut Context, key: KeyHandle, approval: &BootApproval) -> R
         EccParameter::try_from(s).at(command)?,
     );
     let signature = Signature::EcDsa(EccSignature::create(HashingAlgorithm::Sha256, r, s).at(command)?);
-    context
+    let ticket = context
         .execute_without_session(|ctx| ctx.verify_signature(key, digest, signature))
-        .at(command)
+        .at(command)?;
+    TPMT_TK_VERIFIED::try_from(ticket).at(command)
 }
 
 /// Has the approver's public key loaded for `job`. Its name is part of the sealed object's policy, so its template must
