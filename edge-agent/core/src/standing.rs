@@ -15,7 +15,7 @@ pub struct Root {
     /// Whether its own sealed key opened.
     pub own_boot: OwnBoot,
     /// Its monotonic counter.
-    pub counter: Option<Counter>,
+    pub counter: CounterState,
     /// Whether it takes anything only from a parent that is attested.
     pub attested_parent: bool,
 }
@@ -30,6 +30,18 @@ pub enum OwnBoot {
     Approved,
     /// It did not open; why, with the registers that differ.
     Refused(String),
+}
+
+/// What is known of the TPM's monotonic counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CounterState {
+    /// There is no TPM.
+    #[default]
+    NoTpm,
+    /// The TPM did not answer: nothing is concluded from that.
+    Unknown,
+    /// It has one.
+    Value(Counter),
 }
 
 /// The TPM's monotonic counter.
@@ -57,14 +69,15 @@ pub enum Rollback {
 impl Rollback {
     /// Compares the ledger's value, 0 for none, with the TPM's.
     #[must_use]
-    pub fn judge(ledger: u64, tpm: Option<Counter>) -> Self {
-        let Some(tpm) = tpm else {
-            return match ledger {
-                0 => Self::None,
-                _ => Self::Found(format!(
+    pub fn judge(ledger: u64, tpm: CounterState) -> Self {
+        let tpm = match tpm {
+            CounterState::Value(tpm) => tpm,
+            CounterState::NoTpm if ledger > 0 => {
+                return Self::Found(format!(
                     "the ledger was written with a TPM (count {ledger}), and this node now has none"
-                )),
-            };
+                ));
+            }
+            CounterState::NoTpm | CounterState::Unknown => return Self::None,
         };
         match (ledger, tpm.value) {
             (0, count) if tpm.is_new => Self::Begin(count),

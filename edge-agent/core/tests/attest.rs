@@ -5,7 +5,7 @@
 mod rig;
 
 use cnova_agent_core::ledger::Stored;
-use cnova_agent_core::standing::{Counter, OwnBoot, Root};
+use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
 use cnova_agent_core::{Config, Event, RuntimeEvent};
 use cnova_attestation::ear::{Ear, Finding, Status, TrustVector, VerifierId};
 use cnova_shared::bundle::{self, Role, TrustBundle};
@@ -27,7 +27,7 @@ fn with_tpm(count: u64) -> Config {
         root: Root {
             tier: Tier::Tpm,
             own_boot: OwnBoot::Approved,
-            counter: Some(Counter {
+            counter: CounterState::Value(Counter {
                 value: count,
                 is_new: false,
             }),
@@ -210,7 +210,7 @@ fn without_a_tpm_or_with_another_boot_what_asks_for_trust_says_why_it_waits() {
 fn each_twin_counts_once_and_the_tpm_follows_the_commit() {
     let config = Config {
         root: Root {
-            counter: Some(Counter { value: 7, is_new: true }),
+            counter: CounterState::Value(Counter { value: 7, is_new: true }),
             ..with_tpm(0).root
         },
         ..with_tpm(0)

@@ -24,7 +24,10 @@ pub(crate) fn answer(supervisor: &Supervisor, id: Option<&InstanceId>, op: &Oper
             let from_runtime = ask_metrics(&supervisor.folder(id));
             metrics(from_runtime, supervisor.usage(id), id.attempt)
         }
-        Operation::Unknown => Err("this version of the agent does not know the command".into()),
+        // The core has answered it itself.
+        Operation::Release { .. } | Operation::Unknown => {
+            Err("this version of the agent does not know the command".into())
+        }
     }
 }
 

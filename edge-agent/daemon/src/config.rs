@@ -1,6 +1,6 @@
 //! `agent.toml`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cnova_devices::{Capacity as Measured, Configured, DeviceConfig, Groups, Thresholds};
@@ -51,9 +51,54 @@ pub struct AgentConfig {
     /// Where the machine is read from.
     #[serde(default)]
     pub sensors: SensorsConfig,
+    /// What the TPM is asked for.
+    #[serde(default)]
+    pub attestation: AttestationConfig,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+/// `[attestation]`, for a node with a TPM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttestationConfig {
+    /// The registers of the boot that are quoted; 0 to 7 and 11 unless it is said.
+    pub pcrs: Vec<u8>,
+    /// The register that launches are measured into; the hub's configuration must say the same.
+    pub launch_pcr: u8,
+    /// Whether anything is taken only from a parent that is attested itself.
+    pub parent: ParentTrust,
+}
+
+/// What is asked of the parent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ParentTrust {
+    /// Its certificate.
+    #[default]
+    Certified,
+    /// An attestation result of the hub about it, too.
+    Attested,
+}
+
+impl Default for AttestationConfig {
+    fn default() -> Self {
+        Self {
+            pcrs: cnova_attestation::DEFAULT_BOOT_PCRS.to_vec(),
+            launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
+            parent: ParentTrust::default(),
+        }
+    }
+}
+
+impl AttestationConfig {
+    /// What is quoted: the registers of the boot, and the launch register.
+    #[must_use]
+    pub fn quoted(&self) -> Vec<u8> {
+        let all: BTreeSet<u8> = self.pcrs.iter().copied().chain([self.launch_pcr]).collect();
+        all.into_iter().collect()
+    }
 }
 
 /// `[runtime]`.

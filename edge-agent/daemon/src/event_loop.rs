@@ -2,6 +2,7 @@
 
 mod look;
 mod outage;
+mod proof;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::answers;
+use crate::attest::Witness;
 use crate::instance::InstanceId;
 use crate::ledger::Ledger;
 use crate::observe;
@@ -47,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) supervisor: Supervisor,
     pub(crate) uplink: Uplink,
+    /// With a TPM.
+    pub(crate) witness: Option<Arc<Witness>>,
 }
 
 /// What it waits for.
@@ -89,6 +93,10 @@ enum Done {
     /// The next certificate is on disk and in use.
     Installed(u64),
     Reply(v1::Reply),
+    /// Evidence, signed.
+    Evidence(Vec<u8>),
+    /// The TPM's counter has this value now, or it could not be increased.
+    Counted(Result<u64, String>),
     /// Artifacts that are damaged, and were removed, or are missing.
     Damaged(Vec<Digest>),
 }
@@ -224,6 +232,7 @@ impl EventLoop {
                     attempt: id.attempt,
                     event,
                 }),
+                Input::Said(Said::Measured(why)) => Some(Event::Unmeasured(why)),
                 Input::Said(Said::Suspect { digests }) => {
                     self.look_at(digests);
                     None
@@ -239,6 +248,13 @@ impl EventLoop {
                     self.send(&Message::Reply(reply), core.now_s(self.now()));
                     None
                 }
+                Input::Done(Done::Evidence(bytes)) => {
+                    if let Err(error) = self.parts.uplink.send(Kind::Evidence, bytes) {
+                        tracing::debug!(%error, "evidence was not sent; the verifier asks again");
+                    }
+                    None
+                }
+                Input::Done(Done::Counted(result)) => Some(self.on_counted(result)),
                 Input::Done(Done::Damaged(digests)) => {
                     self.raise_damaged(&digests);
                     return End::Again;
@@ -335,6 +351,10 @@ impl EventLoop {
                         .stop(InstanceId { workload: id, attempt }, grace_ms);
                 }
                 Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
+                Action::CountUp => self.count_up(),
+                Action::Attest { verifier, challenge } => {
+                    self.attest(verifier, challenge, core.now_s(self.now()));
+                }
                 Action::Install(issued) => self.install(*issued),
                 Action::KeepArtifacts(wanted) => self.keep(wanted).await,
                 Action::Stage(stage) => log_stage(&stage),
@@ -457,7 +477,7 @@ impl EventLoop {
     fn answer(&self, id: u64, op: v1::Operation, attempt: Option<u32>) {
         let about = match &op {
             v1::Operation::Logs { workload, .. } | v1::Operation::Metrics { workload } => Some(workload.clone()),
-            v1::Operation::Unknown => None,
+            v1::Operation::Release { .. } | v1::Operation::Unknown => None,
         };
         let instance = about
             .zip(attempt)

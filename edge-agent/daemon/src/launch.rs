@@ -10,19 +10,22 @@ use std::process::Child;
 use std::sync::Arc;
 
 use cnova_agent_core::Launch;
+use cnova_attestation::event_log;
 use cnova_ral::cgroup::GroupError;
 use cnova_ral::{FolderError, Mount, Part, Spec};
 use cnova_shared::ids::Digest;
-use cnova_shared::wire::v1::{InputFile, Workload};
+use cnova_shared::wire::v1::{InputFile, TrustRequirement, Workload};
 use cnova_store::Artifacts;
 use rustix::fs::inotify;
 use thiserror::Error;
 
+use crate::attest::Witness;
 use crate::catalog::Catalog;
 use crate::folders::Folders;
 use crate::groups::Groups;
 use crate::hardware::{Hardware, HardwareError};
 use crate::instance::{self, InstanceId, Record};
+use crate::measurer::MeasureError;
 
 /// The folder of input files in an instance's folder.
 const FILES: &str = "files";
@@ -48,6 +51,8 @@ pub(crate) enum LaunchError {
     Hardware(#[from] HardwareError),
     #[error("no control group for it: {0}")]
     Group(#[from] GroupError),
+    #[error("it asks for attestation, and its launch cannot be measured: {0}")]
+    Unmeasured(MeasureError),
 }
 
 /// What every start needs.
@@ -59,6 +64,8 @@ pub(crate) struct Ground {
     pub(crate) artifacts: Arc<Artifacts>,
     pub(crate) groups: Groups,
     pub(crate) hardware: Hardware,
+    /// With a TPM.
+    pub(crate) witness: Option<Arc<Witness>>,
 }
 
 /// A runtime that was just started.
@@ -68,6 +75,8 @@ pub(crate) struct Launched {
     /// Readable whenever a file in the folder got its name.
     pub(crate) folder_events: OwnedFd,
     pub(crate) pidfd: OwnedFd,
+    /// Why its launch could not be measured, if it could not.
+    pub(crate) unmeasured: Option<String>,
 }
 
 fn fail(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LaunchError {
@@ -102,6 +111,7 @@ pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, Launc
     };
     instance::write_record(&dir, &record).map_err(fail("write the record in", &dir))?;
     cnova_ral::write_spec(&dir, &spec)?;
+    let unmeasured = measure(ground, launch, exe)?;
     // Before the runtime exists, so that no file of it is missed.
     let folder_events = watch(&dir).map_err(fail("watch", &dir))?;
     let group = ground.groups.create(&id)?;
@@ -111,6 +121,7 @@ pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, Launc
             child,
             folder_events,
             pidfd,
+            unmeasured,
         }),
         Err(source) => {
             // A process that cannot be watched must not run.
@@ -118,6 +129,28 @@ pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, Launc
             let _ = child.wait();
             Err(fail("open the process of", exe)(source))
         }
+    }
+}
+
+/// Log, sync, extend; the caller launches. What asks for attestation is not launched without; the rest is, and is logged
+/// later.
+fn measure(ground: &Ground, launch: &Launch, exe: &Path) -> Result<Option<String>, LaunchError> {
+    let Some(witness) = &ground.witness else {
+        return Ok(None);
+    };
+    let w = &launch.workload;
+    let measured = witness.measurer.executable(exe).and_then(|runtime| {
+        witness.measurer.measure(event_log::Launch {
+            workload: w.id.to_string(),
+            artifact: w.artifact.digest,
+            spec: launch.spec,
+            runtime,
+        })
+    });
+    match measured {
+        Ok(()) => Ok(None),
+        Err(why) if w.trust == TrustRequirement::Attested => Err(LaunchError::Unmeasured(why)),
+        Err(why) => Ok(Some(why.to_string())),
     }
 }
 

@@ -32,12 +32,18 @@ const SCHEMA: Schema = Schema {
         CREATE TABLE entry (key TEXT PRIMARY KEY, seq INTEGER NOT NULL, cbor BLOB NOT NULL) STRICT;
     ",
         "ALTER TABLE instance ADD COLUMN more BLOB;",
+        "CREATE TABLE result (about TEXT PRIMARY KEY, bytes BLOB NOT NULL) STRICT;",
     ],
 };
 
 const TIME_FLOOR: &str = "time-floor";
 const INCARNATION: &str = "report-incarnation";
 const ACKED: &str = "report-acked";
+const COUNTER: &str = "tpm-counter";
+const FLOOR_EPOCH: &str = "floor-epoch";
+const FLOOR_GENERATION: &str = "floor-generation";
+const OWN_EAR: &str = "self";
+const PARENT_EAR: &str = "parent";
 const PROBE: &str = "probe";
 
 /// Why the ledger was not opened.
@@ -171,6 +177,13 @@ fn apply(t: &Transaction<'_>, op: &Op) -> Result<(), rusqlite::Error> {
             t.prepare_cached("DELETE FROM instance WHERE application = ?1 AND name = ?2")?
                 .execute([id.application.as_str(), id.name.as_str()])?;
         }
+        Op::Counter(value) => put_number(t, COUNTER, *value)?,
+        Op::PutEar(bytes) => put_result(t, OWN_EAR, bytes)?,
+        Op::PutParentEar(bytes) => put_result(t, PARENT_EAR, bytes)?,
+        Op::Floor { epoch, generation } => {
+            put_number(t, FLOOR_EPOCH, *epoch)?;
+            put_number(t, FLOOR_GENERATION, *generation)?;
+        }
         Op::Stream(op) => apply_stream(t, op)?,
     }
     Ok(())
@@ -198,6 +211,17 @@ fn put_number(t: &Transaction<'_>, name: &str, value: u64) -> Result<(), rusqlit
     t.prepare_cached("INSERT OR REPLACE INTO number (name, value) VALUES (?1, ?2)")?
         .execute(params![name, to_sql(value)])?;
     Ok(())
+}
+
+fn put_result(t: &Transaction<'_>, about: &str, bytes: &[u8]) -> Result<(), rusqlite::Error> {
+    t.prepare_cached("INSERT OR REPLACE INTO result (about, bytes) VALUES (?1, ?2)")?
+        .execute(params![about, bytes])?;
+    Ok(())
+}
+
+fn result(c: &Connection, about: &str) -> Result<Option<Vec<u8>>, rusqlite::Error> {
+    c.query_row("SELECT bytes FROM result WHERE about = ?1", [about], |r| r.get(0))
+        .optional()
 }
 
 fn bump(t: &Transaction<'_>, name: &str) -> Result<(), rusqlite::Error> {
@@ -287,6 +311,10 @@ fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
     Ok(Stored {
         twin,
         time_floor: number(c, TIME_FLOOR)?,
+        counter: number(c, COUNTER)?,
+        ear: result(c, OWN_EAR)?,
+        parent_ear: result(c, PARENT_EAR)?,
+        floor: (number(c, FLOOR_EPOCH)?, number(c, FLOOR_GENERATION)?),
         instances,
         stream: StoredStream { entries, acked },
     })

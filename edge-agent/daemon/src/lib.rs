@@ -11,6 +11,7 @@
 //! A library only so that its parts can be tested; the program is `cnova-agent`.
 
 mod answers;
+mod attest;
 mod catalog;
 pub mod check;
 pub mod config;
@@ -22,9 +23,11 @@ mod health;
 pub mod instance;
 mod launch;
 pub mod ledger;
+mod measurer;
 mod observe;
 mod proof;
 pub mod run;
 mod sensors;
 pub mod status;
 mod supervisor;
+mod trusted;

@@ -102,10 +102,18 @@ impl Measurer {
         let file = options.read(true).append(true).create(true).mode(0o600).open(path);
         let file = file.map_err(fail("open"))?;
         let len = file.metadata().map_err(fail("look at"))?.len();
-        let bytes = if len > FILE_BYTES_MAX { Vec::new() } else { fs::read(path).map_err(fail("read"))? };
+        let bytes = if len > FILE_BYTES_MAX {
+            Vec::new()
+        } else {
+            fs::read(path).map_err(fail("read"))?
+        };
         let (mut log, torn) = Log::read(&bytes);
         if let Some(torn) = torn {
-            tracing::warn!(cut = torn.cut, reason = torn.reason, "the end of the launch log is torn, and cut off");
+            tracing::warn!(
+                cut = torn.cut,
+                reason = torn.reason,
+                "the end of the launch log is torn, and cut off"
+            );
             file.set_len(torn.good as u64).map_err(fail("cut"))?;
         }
         if log.boot().is_none_or(|b| b.boot != agent.boot) {
@@ -136,12 +144,15 @@ impl Measurer {
         let register = self.register()?;
         if inner.log.count() == 0 {
             let before = (register != event_log::ZERO).then_some(register);
-            return self.log(inner, Event::Boot(Boot {
-                agent: agent.digest,
-                version: agent.version,
-                boot: agent.boot,
-                before,
-            }));
+            return self.log(
+                inner,
+                Event::Boot(Boot {
+                    agent: agent.digest,
+                    version: agent.version,
+                    boot: agent.boot,
+                    before,
+                }),
+            );
         }
         match inner.log.against(&register) {
             Standing::Same => {}
@@ -232,7 +243,10 @@ impl Measurer {
         };
         let prepared = inner.log.prepare(event)?;
         let len = inner.file.metadata().map_err(fail("look at"))?.len();
-        let written = inner.file.write_all(&prepared.record).and_then(|()| inner.file.sync_data());
+        let written = inner
+            .file
+            .write_all(&prepared.record)
+            .and_then(|()| inner.file.sync_data());
         if let Err(source) = written {
             // A part of it may be there.
             let _ = inner.file.set_len(len);
@@ -245,16 +259,24 @@ impl Measurer {
         Ok(())
     }
 
-    /// The part of the log that a verifier asks for. Everything that waits is logged before.
-    pub(crate) fn slice(&self, known: Option<&LogPrefix>) -> Result<Slice, MeasureError> {
+    /// The part of the log that a verifier asks for, and what `quote` makes of the TPM before anything else is launched.
+    /// Everything that waits is logged before.
+    pub(crate) fn with_slice<T>(
+        &self,
+        known: Option<&LogPrefix>,
+        quote: impl FnOnce(&dyn RootOfTrust) -> Result<T, RootError>,
+    ) -> Result<(Slice, T), MeasureError> {
         let inner = &mut *self.lock();
-        self.flush(inner)?;
+        if !inner.differs {
+            self.flush(inner)?;
+        }
         let bytes = fs::read(&self.path).map_err(|source| MeasureError::File {
             action: "read",
             path: self.path.clone(),
             source,
         })?;
-        Ok(event_log::slice(&bytes, known))
+        let quoted = quote(&*self.root)?;
+        Ok((event_log::slice(&bytes, known), quoted))
     }
 
     /// SHA-256 of an executable; computed again only when the file is another.

@@ -26,6 +26,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::sensors::Sensors;
 use crate::status;
 use crate::supervisor::{Supervisor, Times};
+use crate::trusted;
 
 /// Threads for calls that block on the disk or on a runtime that hangs; they come when needed and go after a second.
 const BLOCKING_THREADS: usize = 16;
@@ -51,6 +52,9 @@ pub enum StartError {
         /// What the certificate says.
         certified: String,
     },
+    /// The launch log.
+    #[error(transparent)]
+    Measure(#[from] crate::measurer::MeasureError),
     /// Nobody says where the node hangs.
     #[error("the certificate names no site: say it in the configuration, such as site = \"plant-7/line-2/plc-14\"")]
     NoSite,
@@ -184,6 +188,9 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     for Alarm { code, detail } in &alarms {
         tracing::warn!(alarm = code, "{detail}");
     }
+    let trusted = trusted::ask(&identity, &config.attestation, &config.state_dir)?;
+    alarms.extend(trusted.alarms);
+    trusted::endorse(identity.clone());
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
     let core_config = cnova_agent_core::Config {
@@ -196,6 +203,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         boot: random_id()?,
         trust: identity.trust().clone(),
         power: sensors.power(),
+        root: trusted.root,
         alarms,
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
@@ -213,6 +221,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         artifacts: artifacts.clone(),
         groups,
         hardware,
+        witness: trusted.witness.clone(),
     };
     let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
     let address = config.parent.address.clone();
@@ -246,6 +255,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         artifacts,
         supervisor,
         uplink,
+        witness: trusted.witness,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
 }

@@ -18,7 +18,7 @@ use cnova_ral::cgroup::Usage;
 use cnova_ral::{Handle, State};
 use cnova_shared::ids::{Digest, WorkloadId};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::RuntimeConfig;
@@ -55,6 +55,8 @@ impl Times {
 pub(crate) enum Said {
     /// For the core.
     Event { id: InstanceId, event: RuntimeEvent },
+    /// Whether launches can be measured: why not, or that they can.
+    Measured(Option<String>),
     /// Artifacts of an instance that was refused, or could not be started, to be looked at.
     Suspect { digests: Vec<Digest> },
 }
@@ -75,6 +77,8 @@ struct Inner {
     ended: Notify,
     /// Questions for health at the same time.
     questions: Arc<Semaphore>,
+    /// What the core was told of the TPM last.
+    unmeasured: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -94,6 +98,7 @@ impl Supervisor {
                 watched: Mutex::default(),
                 ended: Notify::new(),
                 questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
+                unmeasured: Mutex::default(),
             }),
         }
     }
@@ -221,6 +226,7 @@ impl Inner {
         let interval = Duration::from_millis(wanted.workload.health.interval_ms);
         let inner = self.clone();
         let started = spawn_blocking(move || launch(&inner.ground, &wanted)).await;
+        self.say_measured(&started).await;
         let launched = match started {
             Ok(Ok(launched)) => launched,
             Ok(Err(error)) => {
@@ -237,6 +243,7 @@ impl Inner {
             mut child,
             folder_events,
             pidfd,
+            unmeasured: _,
         } = launched;
         let files = (folder_events, pidfd);
         let followed = self.follow(&id, &dir, interval, &mut child, files, &mut stop).await;
@@ -255,6 +262,25 @@ impl Inner {
         self.end_group(&id).await;
         let (ok, detail, refused) = explain(&dir, &end);
         self.over(id, ok, detail, refused.then_some(digests)).await;
+    }
+
+    /// Tells the core when what it knows of the TPM changes.
+    async fn say_measured(&self, started: &Result<Result<Launched, LaunchError>, JoinError>) {
+        let why = match started {
+            _ if self.ground.witness.is_none() => return,
+            Ok(Ok(launched)) => launched.unmeasured.clone(),
+            Ok(Err(LaunchError::Unmeasured(why))) => Some(why.to_string()),
+            _ => return,
+        };
+        let changed = {
+            let mut told = self.unmeasured.lock().unwrap_or_else(PoisonError::into_inner);
+            let changed = told.is_some() != why.is_some();
+            told.clone_from(&why);
+            changed
+        };
+        if changed {
+            self.say(Said::Measured(why)).await;
+        }
     }
 
     /// From the start of the process to its end.

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "tpm")]
+use std::time::Duration;
 use std::{fs, io};
 
 use cnova_root_of_trust::{RootOfTrust, Soft};
@@ -66,6 +68,11 @@ pub struct EnrolmentConfig {
     pub listen: Option<SocketAddr>,
 }
 
+/// How long a TPM may take for an answer (but for keys, which it makes once): handshakes wait for it, and with them
+/// everything else.
+#[cfg(feature = "tpm")]
+const TPM_ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// The kernel's resource manager for the first TPM.
 #[cfg(feature = "tpm")]
 const TCTI: &str = "device:/dev/tpmrm0";
@@ -118,7 +125,8 @@ impl IdentityConfig {
     #[cfg(feature = "tpm")]
     fn open_tpm(&self) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
         let tcti = self.tcti.as_deref().unwrap_or(TCTI);
-        let config = cnova_root_of_trust::TpmConfig::new(tcti);
+        let mut config = cnova_root_of_trust::TpmConfig::new(tcti);
+        config.answer_limit = TPM_ANSWER_MAX;
         Ok(Arc::new(cnova_root_of_trust::Tpm::open(config)?))
     }
 

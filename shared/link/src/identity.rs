@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use cnova_root_of_trust::{RootError, RootOfTrust};
 use cnova_shared::bundle::{BundleError, TrustBundle};
-use cnova_shared::certificate::{self, CertificateError};
-use cnova_shared::envelope::{self, Claims, SealError};
+use cnova_shared::certificate::{self, CertificateError, Tier};
+use cnova_shared::envelope::{self, Claims, Introduction, SealError};
 use cnova_shared::ids::{NodeId, SitePath};
-use cnova_shared::keys::{Signer, SoftKey};
+use cnova_shared::keys::{SignError, Signer, SoftKey};
 use cnova_shared::topics::Kind;
 use cnova_shared::wire::v1::EnrolIssued;
 use rustls::sign::SigningKey;
@@ -22,6 +22,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::certified::{self, Certified};
+use crate::session::Session;
 
 /// Longest identity file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -100,6 +101,8 @@ pub struct NodeKey {
     pub signer: Arc<dyn Signer>,
     /// Signs TLS handshakes; the same key.
     pub tls: Arc<dyn SigningKey>,
+    /// The TPM that holds it, if one does.
+    pub tpm: Option<Arc<dyn RootOfTrust>>,
 }
 
 impl NodeKey {
@@ -109,6 +112,7 @@ impl NodeKey {
         let signer = root.device_key();
         Self {
             tls: cnova_root_of_trust::tls_signing_key(signer.clone()),
+            tpm: (root.tier() == Tier::Tpm).then(|| root.clone()),
             signer,
         }
     }
@@ -126,6 +130,8 @@ pub struct Identity {
     node: NodeId,
     site: Option<SitePath>,
     key: NodeKey,
+    /// With a TPM: what it says is signed by this key, and the TPM vouches for it.
+    session: Option<Session>,
     certified: Arc<Certified>,
     trust: TrustBundle,
     warnings: Vec<String>,
@@ -174,6 +180,7 @@ impl Identity {
         Ok(Self {
             node: named.node,
             site: named.site,
+            session: session_for(&key),
             key,
             certified: Arc::new(certified),
             trust,
@@ -188,6 +195,7 @@ impl Identity {
             node,
             site: Some(site),
             certified: Arc::new(Certified::none(key.tls.clone())),
+            session: session_for(&key),
             key,
             trust,
             warnings: Vec::new(),
@@ -218,7 +226,34 @@ impl Identity {
         &self.key
     }
 
-    /// The key, as a signer.
+    /// The TPM that holds the node's key, if one does.
+    #[must_use]
+    pub fn tpm(&self) -> Option<&Arc<dyn RootOfTrust>> {
+        self.key.tpm.as_ref()
+    }
+
+    /// The key that signs what the node says: with a TPM one of this start, else the node's own.
+    #[must_use]
+    pub fn speaker(&self) -> Arc<dyn Signer> {
+        match &self.session {
+            Some(session) => session.signer(),
+            None => self.key.signer.clone(),
+        }
+    }
+
+    /// Lets the TPM vouch for the key of this start; until it has, the node cannot introduce itself. Nothing to do
+    /// without a TPM. Blocks for as long as the TPM takes.
+    ///
+    /// # Errors
+    /// [`SignError`]; it may be tried again.
+    pub fn endorse(&self) -> Result<(), SignError> {
+        match &self.session {
+            Some(session) => session.endorse(&self.node, &*self.key.signer),
+            None => Ok(()),
+        }
+    }
+
+    /// The key of its certificate, as a signer.
     #[must_use]
     pub fn signer(&self) -> Arc<dyn Signer> {
         self.key.signer.clone()
@@ -300,7 +335,19 @@ impl Identity {
             exp,
         };
         let x5chain = if introduce { self.chain() } else { Vec::new() };
-        envelope::seal(kind, &claims, value, &x5chain, &*self.key.signer)
+        let payload = cnova_shared::wire::encode(value).map_err(|e| SealError::Encode {
+            kind: kind.as_str(),
+            detail: e.to_string(),
+        })?;
+        let endorsement = match &self.session {
+            Some(session) if introduce => Some(session.endorsement()?),
+            _ => None,
+        };
+        let introduction = Introduction {
+            chain: &x5chain,
+            endorsement,
+        };
+        envelope::seal_payload(kind, &claims, payload, introduction, &*self.speaker())
     }
 }
 
@@ -345,5 +392,10 @@ fn read_key(path: &Path, warnings: &mut Vec<String>) -> Result<NodeKey, Identity
     Ok(NodeKey {
         signer: Arc::new(signer),
         tls,
+        tpm: None,
     })
+}
+
+fn session_for(key: &NodeKey) -> Option<Session> {
+    key.tpm.as_ref().and_then(|_| Session::new())
 }

@@ -15,6 +15,7 @@ pub mod config;
 pub mod enrol;
 mod identity;
 mod reason;
+mod session;
 mod tls;
 mod uplink;
 

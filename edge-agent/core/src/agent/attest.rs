@@ -6,7 +6,7 @@ use cnova_shared::envelope::{Untrusted, Verified};
 
 use super::*;
 use crate::intake::Refusal;
-use crate::standing::{OwnBoot, Rollback};
+use crate::standing::{CounterState, OwnBoot, Rollback};
 
 /// A parent that was affirming is listened to for so long after its result has ended, seconds.
 pub(super) const PARENT_GRACE_S: u64 = 7 * 86_400;
@@ -39,7 +39,7 @@ impl Agent {
     /// A twin is about to be committed: the ledger counts up with it, and the TPM follows after the commit. While the TPM
     /// has not followed, the ledger does not run further ahead: one step is all that a power cut may leave between them.
     pub(super) fn count(&mut self) {
-        if self.config.root.counter.is_some() && !self.counting {
+        if matches!(self.config.root.counter, CounterState::Value(_)) && !self.counting {
             self.counter += 1;
             self.ops.push(Op::Counter(self.counter));
             self.count_up();
@@ -102,7 +102,7 @@ impl Agent {
             self.floor = floor;
             let Version { epoch, generation } = floor;
             self.ops.push(Op::Floor { epoch, generation });
-            if let Some(counter) = self.config.root.counter {
+            if let CounterState::Value(counter) = self.config.root.counter {
                 self.counter = counter.value;
                 self.ops.push(Op::Counter(counter.value));
             }

@@ -1,0 +1,93 @@
+//! The node's side of attestation: a challenge in, signed evidence out.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use cnova_attestation::evidence::{EncodeError, Evidence, TpmEvidence, qualifying};
+use cnova_attestation::limits::FIRMWARE_LOG_BYTES;
+use cnova_link::Identity;
+use cnova_root_of_trust::RootError;
+use cnova_shared::envelope::{Claims, Introduction, SealError, seal_payload};
+use cnova_shared::ids::NodeId;
+use cnova_shared::topics::Kind;
+use cnova_shared::wire::v1::Challenge;
+use thiserror::Error;
+
+use crate::measurer::{MeasureError, Measurer};
+
+/// Where the kernel shows the firmware's log.
+const FIRMWARE_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
+
+/// Why a challenge was not answered.
+#[derive(Debug, Error)]
+pub(crate) enum AttestError {
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    #[error(transparent)]
+    Tpm(#[from] RootError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+/// What is quoted, and how.
+#[derive(Debug)]
+pub(crate) struct Witness {
+    pub(crate) measurer: Measurer,
+    /// The registers of the boot, and the launch register.
+    pub(crate) pcrs: Vec<u8>,
+}
+
+impl Witness {
+    /// Answers a challenge of `verifier`. Blocks for as long as the TPM takes.
+    pub(crate) fn answer(
+        &self,
+        identity: &Identity,
+        verifier: &NodeId,
+        challenge: &Challenge,
+        now_s: u64,
+    ) -> Result<Vec<u8>, AttestError> {
+        let session = identity.speaker();
+        let digest = qualifying(&challenge.nonce, session.public_key());
+        // Nothing is launched between the log and the quote that proves it.
+        let (log, (quote, ak_public)) = self.measurer.with_slice(challenge.log.as_ref(), |root| {
+            Ok((root.quote(&digest, &self.pcrs)?, root.attestation_key()?))
+        })?;
+        let evidence = Evidence {
+            node: identity.node().clone(),
+            nonce: challenge.nonce.clone(),
+            iat: now_s,
+            session_key: session.public_key().clone(),
+            tpm: Some(TpmEvidence {
+                quote,
+                ak_public,
+                log,
+                firmware_log: firmware_log(Path::new(FIRMWARE_LOG)),
+            }),
+        };
+        let claims = Claims {
+            iss: identity.node().clone(),
+            aud: verifier.clone(),
+            iat: now_s,
+            exp: None,
+        };
+        let payload = evidence.encode()?;
+        Ok(seal_payload(
+            Kind::Evidence,
+            &claims,
+            payload,
+            Introduction::default(),
+            &*session,
+        )?)
+    }
+}
+
+/// The firmware's log, where there is one that is not too long to be sent. It names events; it proves nothing by itself.
+fn firmware_log(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).ok()?;
+    file.take(FIRMWARE_LOG_BYTES as u64 + 1).read_to_end(&mut bytes).ok()?;
+    (!bytes.is_empty() && bytes.len() <= FIRMWARE_LOG_BYTES).then_some(bytes)
+}

@@ -1,0 +1,50 @@
+//! What the loop asks of the TPM, beside itself: a TPM may take seconds, or never answer.
+
+use cnova_agent_core::Event;
+use cnova_agent_core::standing::{Counter, CounterState};
+use cnova_root_of_trust::RootOfTrust;
+use cnova_shared::ids::NodeId;
+use cnova_shared::wire::v1::Challenge;
+
+use super::{Done, EventLoop};
+
+impl EventLoop {
+    pub(super) fn attest(&self, verifier: NodeId, challenge: Challenge, now_s: u64) {
+        let Some(witness) = self.parts.witness.clone() else {
+            tracing::info!(%verifier, "asked to attest, and this node has no TPM");
+            return;
+        };
+        let identity = self.parts.identity.clone();
+        self.beside(move || match witness.answer(&identity, &verifier, &challenge, now_s) {
+            Ok(bytes) => Some(Done::Evidence(bytes)),
+            Err(error) => {
+                tracing::warn!(%verifier, %error, "cannot attest; the verifier asks again");
+                None
+            }
+        });
+    }
+
+    pub(super) fn count_up(&self) {
+        let Some(root) = self.parts.identity.tpm().cloned() else {
+            return;
+        };
+        self.beside(move || Some(Done::Counted(count_once(&*root))));
+    }
+
+    /// Kept as well, for a core that is made anew.
+    pub(super) fn on_counted(&mut self, result: Result<u64, String>) -> Event {
+        if let Ok(value) = result {
+            self.parts.config.root.counter = CounterState::Value(Counter { value, is_new: false });
+        }
+        Event::Counted(result)
+    }
+}
+
+/// An answer may be lost on its way although the TPM has counted: then the counter itself tells.
+fn count_once(root: &dyn RootOfTrust) -> Result<u64, String> {
+    let before = root.counter().map_err(|e| e.to_string())?;
+    root.count_up().or_else(|error| match root.counter() {
+        Ok(Some(after)) if Some(after) > before => Ok(after),
+        _ => Err(error.to_string()),
+    })
+}

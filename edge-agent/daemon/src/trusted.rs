@@ -1,0 +1,102 @@
+//! What the node's TPM says when the agent starts: its counter, its launch log, its boot.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
+use cnova_link::Identity;
+use cnova_root_of_trust::{RootError, RootOfTrust};
+use cnova_shared::wire::v1::Alarm;
+
+use crate::attest::Witness;
+use crate::config::{AttestationConfig, ParentTrust};
+use crate::measurer::{self, Agent, MeasureError, Measurer};
+
+/// The launch log's file in the state folder.
+const LAUNCH_LOG: &str = "launch.log";
+/// Until the TPM has vouched for the key of this start it is asked this often.
+const ENDORSE_AGAIN: Duration = Duration::from_secs(5);
+
+/// What the TPM said.
+pub(crate) struct Trusted {
+    pub(crate) root: Root,
+    pub(crate) witness: Option<Arc<Witness>>,
+    pub(crate) alarms: Vec<Alarm>,
+}
+
+/// Asks the TPM, if the node has one. What is wrong with it keeps nobody from starting. Blocks for as long as it takes.
+pub(crate) fn ask(identity: &Identity, config: &AttestationConfig, state_dir: &Path) -> Result<Trusted, MeasureError> {
+    let Some(tpm) = identity.tpm() else {
+        return Ok(Trusted {
+            root: Root::default(),
+            witness: None,
+            alarms: Vec::new(),
+        });
+    };
+    let mut alarms = Vec::new();
+    let mut alarm = |code: &str, detail: String| {
+        tracing::warn!(alarm = code, "{detail}");
+        let code = code.to_owned();
+        alarms.push(Alarm { code, detail });
+    };
+    let counter = counter_of(&**tpm).unwrap_or_else(|error| {
+        alarm(
+            "tpm",
+            format!("the TPM's counter cannot be read, so a rolled-back disk is not noticed: {error}"),
+        );
+        CounterState::Unknown
+    });
+    let path = state_dir.join(LAUNCH_LOG);
+    let (measurer, problem) = Measurer::open(&path, tpm.clone(), config.launch_pcr, this_agent()?)?;
+    if let Some(problem) = problem {
+        alarm("launch-log", format!("launches are not measured: {problem}"));
+    }
+    let root = Root {
+        tier: tpm.tier(),
+        own_boot: OwnBoot::Unsealed,
+        counter,
+        attested_parent: config.parent == ParentTrust::Attested,
+    };
+    let pcrs = config.quoted();
+    Ok(Trusted {
+        root,
+        witness: Some(Arc::new(Witness { measurer, pcrs })),
+        alarms,
+    })
+}
+
+fn counter_of(tpm: &dyn RootOfTrust) -> Result<CounterState, RootError> {
+    let (value, is_new) = match tpm.counter()? {
+        Some(value) => (value, false),
+        None => (tpm.count_up()?, true),
+    };
+    Ok(CounterState::Value(Counter { value, is_new }))
+}
+
+fn this_agent() -> Result<Agent, MeasureError> {
+    let fail = |action, path: &str| {
+        let path = path.into();
+        move |source| MeasureError::File { action, path, source }
+    };
+    let exe = "/proc/self/exe";
+    Ok(Agent {
+        digest: measurer::digest_of_file(Path::new(exe)).map_err(fail("read the agent's own program for", exe))?,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        boot: cnova_ral::boot_id().map_err(fail("read the boot's id for", "/proc/sys/kernel/random/boot_id"))?,
+    })
+}
+
+/// Lets the TPM vouch for the key of this start, in a thread of its own, until it has.
+pub(crate) fn endorse(identity: Arc<Identity>) {
+    if identity.tpm().is_none() {
+        return;
+    }
+    thread::spawn(move || {
+        while let Err(error) = identity.endorse() {
+            tracing::warn!(%error, "the node cannot introduce itself yet");
+            thread::sleep(ENDORSE_AGAIN);
+        }
+    });
+}
