@@ -9,7 +9,7 @@ use cnova_attestation::limits;
 use cnova_shared::ids::Digest;
 use cnova_shared::wire::v1::LogPrefix;
 use cnova_shared::wire::{decode, encode};
-use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use support::digest;
 
 fn boot() -> Event {
@@ -234,6 +234,7 @@ fn entries_have_golden_bytes() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_bytes_are_a_log_or_a_torn_one(file: Vec<u8>, keep in 0_usize..4, at in any::<proptest::sample::Index>(), flip: u8) {
         let (_, good, ends) = written(3);

@@ -23,7 +23,7 @@ use cnova_shared::envelope::{Claims, EnvelopeError, Untrusted, seal_payload};
 use cnova_shared::ids::{Digest, SitePath};
 use cnova_shared::keys::{Algorithm, PublicKey, Signer, SoftKey};
 use cnova_shared::topics::Kind;
-use cnova_shared::wire::v1::{TrustItemKind, Versioned};
+use cnova_shared::wire::v1::{Challenge, LogPrefix, TrustItemKind, Versioned};
 use cnova_shared::wire::{decode, encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -248,6 +248,29 @@ fn unknown_claims_are_ignored() {
     // One more entry under an integer, and one under a text.
     let more = [&[0xa7][..], &bytes[1..], &[0x19, 0x03, 0xe7, 0x01, 0x61, b'x', 0x80]].concat();
     assert_eq!(decode::<Evidence>(&more).unwrap(), soft());
+}
+
+#[test]
+fn a_challenge_names_what_is_known_of_the_log_only_where_something_is() {
+    let plain = Challenge {
+        v: 1,
+        nonce: vec![5; 32],
+        log: None,
+    };
+    let bytes = encode(&plain).unwrap();
+    assert_eq!(hex(&bytes), format!("a2617601656e6f6e63655820{}", "05".repeat(32)));
+    assert_eq!(decode::<Challenge>(&bytes).unwrap(), plain);
+    let with_log = Challenge {
+        log: Some(LogPrefix {
+            count: 3,
+            pcr: Digest([6; 32]),
+        }),
+        ..plain
+    };
+    let bytes = encode(&with_log).unwrap();
+    let log = format!("636c6f67a2616e0361705820{}", "06".repeat(32));
+    assert_eq!(hex(&bytes), format!("a3617601656e6f6e63655820{}{log}", "05".repeat(32)));
+    assert_eq!(decode::<Challenge>(&bytes).unwrap(), with_log);
 }
 
 fn claims() -> Claims {

@@ -129,7 +129,7 @@ fn mutated_enrolments_are_refused() {
     for kind in KINDS {
         let mut mutator = Mutator(4);
         let good = request(kind);
-        for _ in 0..MUTATIONS / 20 {
+        for _ in 0..MUTATIONS / 50 {
             let mut changed: TpmEnrolment = good.clone();
             let field = match mutator.below(6) {
                 0 => &mut changed.ek_certificates[0],

@@ -16,7 +16,7 @@ use cnova_attestation::enrol::{self, EnrolError, Makers};
 use cnova_attestation::event_log::{Boot, Event, Launch, Log, slice};
 use cnova_attestation::evidence::{Evidence, TpmEvidence, qualifying};
 use cnova_attestation::quote::{VerifiedEvidence, verify_evidence};
-use cnova_attestation::reference::{PcrReference, ReferenceSet, References, Selector};
+use cnova_attestation::reference::{ReferenceSet, References, Selector};
 use cnova_attestation::{Credential, Quote, TpmEnrolment};
 use cnova_shared::certificate::Tier;
 use cnova_shared::ids::{Digest, SitePath};
@@ -189,24 +189,17 @@ fn what_a_real_tpm_launched_is_proven_and_one_extension_more_is_seen() {
     let VerifiedEvidence::Tpm(quote) = &first else {
         panic!("a quote")
     };
-    let boot = quote.pcrs().iter().filter(|(pcr, _)| **pcr != 14);
-    let one = |v: &Digest| PcrReference {
-        values: [*v].into(),
-        ..PcrReference::default()
+    let everyone = Selector {
+        all: true,
+        ..Selector::default()
     };
     let references = References {
         v: 1,
         version: 1,
-        sets: vec![ReferenceSet {
-            name: "image-1".into(),
-            nodes: Selector {
-                all: true,
-                ..Selector::default()
-            },
-            pcrs: boot.map(|(pcr, v)| (*pcr, one(v))).collect(),
-            ..ReferenceSet::default()
-        }],
+        sets: vec![ReferenceSet::observed("image-1", everyone, quote, 14)],
     };
+    cnova_attestation::reference::check(&references).unwrap();
+    assert_eq!(references.sets[0].pcrs.len(), 9);
     let (me, site, labels) = (node("plc-1"), SitePath::new("plant/plc-1").unwrap(), BTreeMap::new());
     let subject = Subject {
         node: &me,
