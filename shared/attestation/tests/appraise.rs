@@ -289,7 +289,11 @@ fn only_what_is_new_travels() {
     let evidence = tpm.evidence("plc-1", &NONCE, none);
     let third = judge_as(Tier::Tpm, &tpm, &evidence, &all, Some(&log));
     assert_eq!((third.status, third.log.as_ref()), (Status::Affirming, Some(&log)));
-    assert_eq!(decode::<LogState>(&encode(&log).unwrap()).unwrap(), log, "a verifier keeps it in its store");
+    assert_eq!(
+        decode::<LogState>(&encode(&log).unwrap()).unwrap(),
+        log,
+        "a verifier keeps it in its store"
+    );
     // A verifier that lost what it had must not take the rest for the whole; nor one of an earlier boot.
     let evidence = tpm.evidence("plc-1", &NONCE, rest);
     let earlier = LogState {
