@@ -54,6 +54,7 @@ pub struct Appraisal {
     /// The launch log is longer than one message: challenge again now, with [`LogState::prefix`] of `log`, and issue a
     /// result only for the last part.
     pub incomplete: bool,
+    found: Vec<(Status, Finding)>,
     nonce: Vec<u8>,
     node: NodeId,
 }
@@ -92,12 +93,16 @@ impl Appraisal {
     }
 
     fn add(&mut self, status: Status, finding: Finding) {
-        if status > self.status {
-            self.status = status;
-            self.findings.insert(0, finding);
-        } else {
-            self.findings.push(finding);
-        }
+        self.status = self.status.max(status);
+        self.found.push((status, finding));
+    }
+
+    /// Puts the weightiest findings first, and keeps as many as a result carries.
+    fn finish(mut self) -> Self {
+        self.found.sort_by_key(|(status, _)| std::cmp::Reverse(*status));
+        let found = std::mem::take(&mut self.found);
+        self.findings = found.into_iter().map(|(_, f)| f).take(limits::FINDINGS).collect();
+        self
     }
 }
 
@@ -120,6 +125,7 @@ pub fn appraise(
         log: None,
         pending: None,
         incomplete: false,
+        found: Vec::new(),
         nonce: evidence.nonce().to_vec(),
         node: evidence.node().clone(),
     };
@@ -127,8 +133,7 @@ pub fn appraise(
         VerifiedEvidence::Soft(_) => appraise_soft(&mut appraisal),
         VerifiedEvidence::Tpm(quote) => appraise_quote(&mut appraisal, subject, quote, references, retained),
     }
-    appraisal.findings.truncate(limits::FINDINGS);
-    appraisal
+    appraisal.finish()
 }
 
 fn finding(code: &str, detail: String) -> Finding {
@@ -163,45 +168,56 @@ fn appraise_quote(
     appraisal.boot_measured = quote.pcrs().iter().any(measured);
     let selects = |s: &&ReferenceSet| s.nodes.selects(subject.node, subject.site, subject.labels);
     let candidates: Vec<&ReferenceSet> = references.sets.iter().filter(selects).collect();
-    let wrong = |s: &ReferenceSet| wrong_registers(s, quote.pcrs(), subject.launch_pcr);
-    let Some(set) = candidates.iter().min_by_key(|s| wrong(s).len()).copied() else {
+    let judged = candidates
+        .iter()
+        .map(|s| (wrong_registers(s, quote.pcrs(), subject.launch_pcr), *s));
+    let judged: Vec<(Vec<u8>, &ReferenceSet)> = judged.collect();
+    let Some((wrong, set)) = judged.iter().min_by_key(|(wrong, _)| wrong.len()) else {
         let detail = format!(
             "there are no reference values for {}: make them with `cnova reference add`",
             subject.node
         );
         appraisal.add(Status::Warning, finding("no-references", detail));
-        appraise_log(appraisal, subject, quote, None, retained);
-        return;
+        return appraise_log(appraisal, subject, quote, &[], retained);
     };
     appraisal.policy = format!("{} (references {})", set.name, references.version);
-    let wrong = wrong(set);
     appraisal.vector.configuration = if wrong.is_empty() { 2 } else { 96 };
     if wrong.is_empty() && appraisal.boot_measured {
         appraisal.vector.executables = 3;
     }
-    let names: Vec<String> = candidates
-        .iter()
-        .take(limits::FINDING_NAMES)
-        .map(|s| s.name.clone())
-        .collect();
+    appraise_registers(appraisal, quote, wrong, set, &candidates);
+    // What may run is the union of all sets that fit the boot as well as the best: an agent that was updated without a
+    // reboot has entries of both versions in its log.
+    let best = judged.iter().filter(|(w, _)| w.len() == wrong.len()).map(|(_, s)| *s);
+    appraise_log(appraisal, subject, quote, &best.collect::<Vec<_>>(), retained);
+}
+
+fn appraise_registers(
+    appraisal: &mut Appraisal,
+    quote: &VerifiedQuote,
+    wrong: &[u8],
+    set: &ReferenceSet,
+    candidates: &[&ReferenceSet],
+) {
+    let names = candidates.iter().take(limits::FINDING_NAMES).map(|s| s.name.clone());
+    let names: Vec<String> = names.collect();
     // Read only when something is wrong: most appraisals never look at it.
     let firmware = (!wrong.is_empty())
         .then(|| quote.firmware_log().map(FirmwareLog::read))
         .flatten();
     for pcr in wrong {
-        let got = quote.pcrs().get(&pcr).copied();
-        let (detail, event) = explain(pcr, got, set.pcrs.get(&pcr), firmware.as_ref());
+        let got = quote.pcrs().get(pcr).copied();
+        let (detail, event) = explain(*pcr, got, set.pcrs.get(pcr), firmware.as_ref());
         let mismatch = Finding {
             code: "pcr-mismatch".into(),
             detail,
-            pcr: Some(pcr),
+            pcr: Some(*pcr),
             got,
             expected: names.clone(),
             event,
         };
         appraisal.add(Status::Contraindicated, mismatch);
     }
-    appraise_log(appraisal, subject, quote, Some(set), retained);
 }
 
 /// The registers that do not hold what this set allows. The launch register is judged by its log.
@@ -262,7 +278,7 @@ fn appraise_log(
     appraisal: &mut Appraisal,
     subject: &Subject<'_>,
     quote: &VerifiedQuote,
-    set: Option<&ReferenceSet>,
+    sets: &[&ReferenceSet],
     retained: Option<&LogState>,
 ) {
     let pcr = subject.launch_pcr;
@@ -274,22 +290,15 @@ fn appraise_log(
         };
         return appraisal.add(Status::Contraindicated, missing);
     };
-    let starts = set.and_then(|s| s.pcrs.get(&pcr)).map(|r| &r.values);
-    let none = BTreeSet::new();
-    let Judged { replay, state } = launch_log::judge(
-        quote.log(),
-        retained,
-        register,
-        quote.clock().reset_count,
-        starts.unwrap_or(&none),
-    );
+    let starts = sets.iter().filter_map(|s| s.pcrs.get(&pcr)).flat_map(|r| &r.values);
+    let starts: BTreeSet<Pcr> = starts.copied().collect();
+    let reset_count = quote.clock().reset_count;
+    let Judged { replay, state } = launch_log::judge(quote.log(), retained, register, reset_count, &starts);
     appraisal.log = state;
     match replay {
         Replay::Proven { pending } => {
             appraisal.pending = pending;
-            if let Some(set) = set {
-                appraise_launches(appraisal, set);
-            }
+            appraise_launches(appraisal, sets);
         }
         Replay::Incomplete { have, total } => {
             appraisal.incomplete = true;
@@ -315,13 +324,12 @@ fn appraise_log(
     }
 }
 
-/// What was launched since boot, against the lists of the set, where it has any. Judged anew each time, all of it: a list
-/// may have become shorter since.
-fn appraise_launches(appraisal: &mut Appraisal, set: &ReferenceSet) {
-    let allows = |list: &BTreeSet<Digest>, digest: &Digest| list.is_empty() || list.contains(digest);
+/// What was launched since boot, against the lists of the sets, where they have any. Judged anew each time, all of it: a
+/// list may have become shorter since.
+fn appraise_launches(appraisal: &mut Appraisal, sets: &[&ReferenceSet]) {
     let Some(log) = &appraisal.log else { return };
     let mut refused = Vec::new();
-    for agent in log.agents.iter().filter(|a| !allows(&set.agents, a)) {
+    for agent in log.agents.iter().filter(|a| !allowed(sets, |s| &s.agents, a)) {
         let event = format!("agent {}", agent.short());
         refused.push((
             "agent-refused",
@@ -331,14 +339,14 @@ fn appraise_launches(appraisal: &mut Appraisal, set: &ReferenceSet) {
     }
     for Launched { seq, launch } in &log.launched {
         let event = format!("entry {seq} (launch of {})", launch.workload);
-        if !allows(&set.runtimes, &launch.runtime) {
+        if !allowed(sets, |s| &s.runtimes, &launch.runtime) {
             let event = format!("{event} by runtime {}", launch.runtime.short());
             refused.push((
                 "runtime-refused",
                 "was launched, and the references do not allow its runtime",
                 event,
             ));
-        } else if !allows(&set.artifacts, &launch.artifact) {
+        } else if !allowed(sets, |s| &s.artifacts, &launch.artifact) {
             let event = format!("{event} of artifact {}", launch.artifact.short());
             refused.push((
                 "artifact-refused",
@@ -347,10 +355,10 @@ fn appraise_launches(appraisal: &mut Appraisal, set: &ReferenceSet) {
             ));
         }
     }
-    let lists = !set.runtimes.is_empty() && !set.artifacts.is_empty() && !set.agents.is_empty();
+    let lists = |s: &&ReferenceSet| !s.runtimes.is_empty() && !s.artifacts.is_empty() && !s.agents.is_empty();
     if !refused.is_empty() {
         appraisal.vector.executables = 96;
-    } else if lists && appraisal.vector.executables == 3 {
+    } else if sets.iter().all(lists) && appraisal.vector.executables == 3 {
         appraisal.vector.executables = 2;
     }
     for (code, what, event) in refused.into_iter().take(limits::FINDINGS) {
@@ -360,4 +368,9 @@ fn appraise_launches(appraisal: &mut Appraisal, set: &ReferenceSet) {
         };
         appraisal.add(Status::Contraindicated, refusal);
     }
+}
+
+/// Whether one of the sets allows it; a set with an empty list allows any, and so does no set.
+fn allowed(sets: &[&ReferenceSet], list: fn(&ReferenceSet) -> &BTreeSet<Digest>, digest: &Digest) -> bool {
+    sets.is_empty() || sets.iter().map(|s| list(s)).any(|l| l.is_empty() || l.contains(digest))
 }

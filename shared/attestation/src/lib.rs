@@ -1,7 +1,7 @@
 //! Evidence, event log, appraisal and attestation results (RFC 9334), in pure Rust. docs/ATTESTATION.md shows the flow.
 //!
 //! A node needs [`evidence`], [`event_log`] and [`ear`]. A verifier (hub or gateway) needs the feature `verifier` beside:
-//! [`enrol`] admits a TPM, [`quote`] verifies what it says, [`reference`] is what it should say, [`appraise`] compares.
+//! [`enrol`] admits a TPM, [`quote`] verifies what it says, [`mod@reference`] is what it should say, [`appraise`] compares.
 //! Nothing here performs I/O, reads a clock or draws randomness.
 
 mod cose_key;

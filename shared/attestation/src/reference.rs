@@ -15,6 +15,8 @@ use cnova_shared::wire::v1::{TrustItemKind, Versioned};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::firmware_log::FirmwareLog;
+use crate::quote::VerifiedQuote;
 use crate::{Pcr, limits};
 
 /// The format's version.
@@ -58,6 +60,36 @@ pub struct ReferenceSet {
     /// that do one thing.
     #[serde(rename = "art", default, skip_serializing_if = "BTreeSet::is_empty")]
     pub artifacts: BTreeSet<Digest>,
+}
+
+impl ReferenceSet {
+    /// What a node shows now, as a set: every register that it quoted but the launch register, and the events of the
+    /// firmware where its log replays to the register. Whoever signs it vouches that this is how the node should be.
+    #[must_use]
+    pub fn observed(name: &str, nodes: Selector, quote: &VerifiedQuote, launch_pcr: u8) -> Self {
+        let firmware = quote.firmware_log().and_then(|l| FirmwareLog::read(l).ok());
+        let events = |pcr: u8, value: &Pcr| {
+            let log = firmware.as_ref().filter(|l| l.replay(pcr) == *value);
+            let digests = log.map(|l| l.digests(pcr)).unwrap_or_default();
+            // A list that would be cut could only mislead.
+            if digests.len() > limits::EVENTS_PER_PCR {
+                BTreeSet::new()
+            } else {
+                digests
+            }
+        };
+        let boot = quote.pcrs().iter().filter(|(pcr, _)| **pcr != launch_pcr);
+        let reference = |value: &Pcr, pcr| PcrReference {
+            values: BTreeSet::from([*value]),
+            events: events(pcr, value),
+        };
+        Self {
+            name: name.to_owned(),
+            nodes,
+            pcrs: boot.map(|(pcr, value)| (*pcr, reference(value, *pcr))).collect(),
+            ..Self::default()
+        }
+    }
 }
 
 /// What one register may hold.
