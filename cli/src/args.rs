@@ -1,5 +1,6 @@
 //! The command line: every command, every flag, and the help that teaches them.
 
+mod attest;
 mod keys;
 mod provenance;
 
@@ -10,6 +11,7 @@ use cnova_shared::ids::{Name, NodeId, WorkloadId};
 
 use crate::output::{Format, Screen};
 
+pub(crate) use attest::{Attest, AttestArgs, Reference, ReferenceAdd, ReferenceArgs};
 pub(crate) use keys::{IssueArgs, Token, TokenArgs, Trust, TrustArgs};
 pub(crate) use provenance::{AddArgs, BuildArgs, Builder, BuilderArgs, RequireArgs, SignArgs};
 
@@ -150,6 +152,20 @@ Examples:
   cnova delete vibration-watch        # asks first
   cnova delete vibration-watch --yes  # for scripts")]
     Delete(DeleteArgs),
+    /// What nodes with a TPM have proven: how they booted, and what was launched on them
+    #[command(after_long_help = "\
+Examples:
+  cnova attest show plc-14
+  cnova attest now plc-14
+  cnova attest release plc-14")]
+    Attest(AttestArgs),
+    /// What nodes shall have booted: the values that attestation compares with
+    #[command(after_long_help = "\
+Examples:
+  cnova reference add plc-image-1-4 --from-node plc-14 --site plant-7
+  cnova reference list
+  cnova reference remove plc-image-1-3")]
+    Reference(ReferenceArgs),
     /// Make and show the keys that the fleet trusts; needs no hub
     #[command(after_long_help = "\
 Root keys sign trust bundles and nothing else: keep DIR/roots offline. The hub needs DIR/hub-signing.key and \

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::apply::ApplyError;
 use crate::artifact::ImportError;
+use crate::attest::ProofError;
 use crate::client::HubError;
 use crate::delete::DeleteError;
 use crate::get::GetError;
@@ -32,6 +33,8 @@ pub(crate) enum Failure {
     Import(#[from] ImportError),
     #[error(transparent)]
     Attest(#[from] AttestError),
+    #[error(transparent)]
+    Proof(#[from] ProofError),
     #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
@@ -60,6 +63,8 @@ impl Failure {
             Self::Get(GetError::Hub(e)) | Self::Logs(LogsError::Hub(e)) | Self::Delete(DeleteError::Hub(e)) => {
                 hub_code(e)
             }
+            Self::Proof(ProofError::Hub(e)) => hub_code(e),
+            Self::Proof(ProofError::Label(_) | ProofError::ForNobody) => USAGE,
             Self::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })
             | Self::Apply(ApplyError::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })) => {
                 hub_code(e)
