@@ -252,7 +252,10 @@ impl Measurer {
         }
         self.catch_up(inner)?;
         while let Some(launch) = inner.waiting.front().cloned() {
-            self.log(inner, Event::Launch(launch))?;
+            // It may have been logged before the TPM fell silent.
+            if !inner.log.has(&launch) {
+                self.log(inner, Event::Launch(launch))?;
+            }
             inner.waiting.pop_front();
         }
         Ok(())
