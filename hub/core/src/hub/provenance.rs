@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::*;
 use crate::cndl::{Application, WorkloadDef};
+use crate::explain::ArtifactState;
 
 /// What an envelope says of an artifact, verified; policies see it, too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -103,6 +104,30 @@ impl Hub {
             Some((def.name.clone(), unproven.to_string(), Some(advice(&unproven))))
         };
         workloads.filter_map(mistake).collect()
+    }
+
+    /// Whether the hub's word on what it compiled holds for something new.
+    pub(super) fn is_proved_compiled(&self, compiled: &Digest, source: &Digest, now_s: u64) -> bool {
+        let view = self.artifact_view();
+        let builders = &self.config.trust.contents().builders;
+        prove_compiled(compiled, source, &view.envelopes(compiled), &[], builders, Some(now_s)).is_ok()
+    }
+
+    /// For people: whether what a workload has to prove is proved.
+    pub(crate) fn provenance_state(&self, def: &WorkloadDef) -> Option<ArtifactState> {
+        if !self.artifact_view().must_prove(def) {
+            return None;
+        }
+        let state = match self.unproven_workload(def, &[], None) {
+            None => "there".to_owned(),
+            Some(unproven) => format!("failed: {unproven}"),
+        };
+        Some(ArtifactState {
+            what: "provenance".to_owned(),
+            digest: None,
+            size: None,
+            state,
+        })
     }
 
     fn unproven_workload(
