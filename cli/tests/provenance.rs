@@ -90,7 +90,7 @@ fn git(folder: &Path, arguments: &[&str]) {
 }
 
 fn build<'a>(output: &'a str, script: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["build", "--key", "ci.key", "--builder", CI, "--output", output];
+    let mut all = vec!["build", "--key", "ci.key", "--builder", CI, "--out", output];
     all.extend(more);
     all.extend(["--", "sh", "-c", script]);
     all
@@ -182,7 +182,7 @@ fn a_build_that_fails_or_makes_nothing_signs_nothing() {
     place.write("out", "stale");
     let nothing = run(&place, &build("out", "true", &[]));
     assert!(
-        nothing.code == 1 && nothing.err.contains("did not make out: correct --output"),
+        nothing.code == 1 && nothing.err.contains("did not make out: correct --out"),
         "{nothing:?}"
     );
     fs::create_dir(place.dir.path().join("folder")).unwrap();
@@ -200,7 +200,7 @@ fn a_build_that_fails_or_makes_nothing_signs_nothing() {
             "ci.key",
             "--builder",
             "me",
-            "--output",
+            "--out",
             "out",
             "--",
             "true",

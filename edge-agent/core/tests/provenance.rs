@@ -122,7 +122,8 @@ fn the_version_before_runs_on_until_the_new_one_is_proved() {
     before.health.within_ms = 3_600_000;
     rig.twin(1, &[before]);
     rig.started(1);
-    let w = proving("three");
+    let mut w = proving("three");
+    w.health.within_ms = 3_600_000;
     rig.twin(2, std::slice::from_ref(&w));
     rig.take(Event::ArtifactStored(Digest::of(b"three")));
     let actions = rig.take(Event::ArtifactStored(Digest::of(b"two")));

@@ -167,7 +167,7 @@ fn advice(unproven: &Unproven) -> String {
     if unproven.what == "its compiled form" {
         let builder = cnova_provenance::AOT_BUILDER;
         return format!(
-            "let the hub's key stand in the trust bundle as a builder: cnova trust builder add DIR --hub --builder {builder}"
+            "let the hub's key stand in the trust bundle as a builder: cnova trust builder add DIR --hub-key --builder {builder}"
         );
     }
     "sign it with: cnova artifact sign FILE --key KEY --builder URI (docs/PROVENANCE.md)".to_owned()
