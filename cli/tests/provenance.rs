@@ -441,7 +441,12 @@ fn builders_are_put_into_bundles_that_the_roots_sign() {
         (2, 1, &before.contents().builders[1].key)
     );
     assert!(place.dir.path().join("t/trust-bundle.v2.cose").exists());
+}
 
+#[test]
+fn a_rotation_keeps_builders_and_builders_can_be_asked_for_and_removed() {
+    let place = Place::new();
+    trusting(&place, "1");
     // A new hub key compiles as far believed as the old one.
     run(&place, &["trust", "rotate", "t", "--overlap-days", "5"]).assert_ok();
     let rotated = bundle(&place);
