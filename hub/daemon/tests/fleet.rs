@@ -408,29 +408,8 @@ async fn a_containers_twin_names_the_parts_of_its_image_and_its_conditions() {
     assert!(body.to_string().contains("plc-9"), "{body}");
 }
 
-/// From the upload of an envelope to what a node needs to check it offline, with a compiler that makes something new.
-#[tokio::test]
-async fn provenance_travels_with_what_asks_for_it() {
-    let site = Site::new();
-    let worker = std::fs::read_to_string(site.path("worker")).unwrap();
-    let changing = worker.replacen("&& printf", "&& printf compiled >> \"$6\" && printf", 1);
-    std::fs::write(site.path("worker"), changing).unwrap();
-    let hub = site.start();
-    let client = hub.client();
-    let mut child = Played::connect(&site).await;
-    child.say_hello().await;
-    let digest = ask(client, |c| c.upload(WASM)).await;
-    let asking = format!(
-        "{}    attestationPolicy: {{provenance: required, minLevel: 2, builders: [\"https://ci.example/*\"]}}\n",
-        by_digest("shaker", &digest)
-    );
-    let (status, refused) = apply(client, asking.clone()).await;
-    let why = refused["error"]["message"].as_str().unwrap_or_default();
-    assert!(
-        status == 422 && why.contains("app.yaml:7:15") && why.contains("has no provenance"),
-        "{refused}"
-    );
-
+/// Attaches what proves nothing, which is refused or said, and at last what does.
+async fn attach_and_be_refused(client: Client, digest: &str) {
     let path = format!("/v1/artifacts/{digest}/provenance");
     let attach = |envelope: Vec<u8>| {
         let path = path.clone();
@@ -466,6 +445,32 @@ async fn provenance_travels_with_what_asks_for_it() {
         ask(client, move |c| c.post(&unknown, OPERATOR, &[], &envelope)).await.0,
         404
     );
+}
+
+/// From the upload of an envelope to what a node needs to check it offline, with a compiler that makes something new.
+#[tokio::test]
+async fn provenance_travels_with_what_asks_for_it() {
+    let site = Site::new();
+    let worker = std::fs::read_to_string(site.path("worker")).unwrap();
+    let changing = worker.replacen("&& printf", "&& printf compiled >> \"$6\" && printf", 1);
+    std::fs::write(site.path("worker"), changing).unwrap();
+    let hub = site.start();
+    let client = hub.client();
+    let mut child = Played::connect(&site).await;
+    child.say_hello().await;
+    let digest = ask(client, |c| c.upload(WASM)).await;
+    let asking = format!(
+        "{}    attestationPolicy: {{provenance: required, minLevel: 2, builders: [\"https://ci.example/*\"]}}\n",
+        by_digest("shaker", &digest)
+    );
+    let (status, refused) = apply(client, asking.clone()).await;
+    let why = refused["error"]["message"].as_str().unwrap_or_default();
+    assert!(
+        status == 422 && why.contains("app.yaml:7:15") && why.contains("has no provenance"),
+        "{refused}"
+    );
+
+    attach_and_be_refused(client, &digest).await;
 
     // It outlives the hub's process.
     drop(hub);
