@@ -124,8 +124,8 @@ The provenance (SLSA v1, in-toto, DSSE) lies beside each output: app.wasm.intoto
 commit and what differs from it, and the inputs that are named. `cnova apply` uploads it with the artifact.
 
 Examples:
-  cnova build --key ci.key --builder https://ci.example/line-2 --output app.wasm -- clang --target=wasm32-wasi -O2 app.c -o app.wasm
-  cnova build --key ci.key --builder https://ci.example/line-2 --input models --env CARGO_HOME --output app.wasm -- make app.wasm")]
+  cnova build --key ci.key --builder https://ci.example/line-2 --out app.wasm -- clang --target=wasm32-wasi -O2 app.c -o app.wasm
+  cnova build --key ci.key --builder https://ci.example/line-2 --input models --env CARGO_HOME --out app.wasm -- make app.wasm")]
     Build(BuildArgs),
     /// Import container images, sign artifacts, list what the hub keeps, remove what nothing uses
     #[command(after_long_help = "\
@@ -444,6 +444,19 @@ mod tests {
                 .map(ToString::to_string)
                 .unwrap_or_default();
             assert!(help.contains("cnova "), "{} has no example", command.get_name());
+            // clap itself does not notice, and then ends the program where the flag is read.
+            let globals = ["hub", "token", "token_file", "ca", "output", "json"];
+            for arg in command
+                .get_arguments()
+                .filter(|a| globals.contains(&a.get_id().as_str()))
+            {
+                assert!(
+                    arg.is_global_set(),
+                    "{} has a --{} of its own",
+                    command.get_name(),
+                    arg.get_id()
+                );
+            }
             all.extend(subs);
         }
     }
