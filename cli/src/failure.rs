@@ -8,6 +8,7 @@ use crate::apply::ApplyError;
 use crate::artifact::ImportError;
 use crate::client::HubError;
 use crate::delete::DeleteError;
+use crate::enroll::EnrollError;
 use crate::get::GetError;
 use crate::logs::LogsError;
 use crate::settings::SettingsError;
@@ -36,6 +37,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Delete(#[from] DeleteError),
     #[error(transparent)]
+    Enroll(#[from] EnrollError),
+    #[error(transparent)]
     Trust(#[from] TrustError),
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -61,7 +64,8 @@ impl Failure {
             | Self::Apply(ApplyError::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })) => {
                 hub_code(e)
             }
-            Self::Import(ImportError::Platform(_)) => USAGE,
+            Self::Enroll(EnrollError::Hub(e)) => hub_code(e),
+            Self::Import(ImportError::Platform(_)) | Self::Enroll(EnrollError::NotAFingerprint { .. }) => USAGE,
             Self::Settings(SettingsError::BadUrl { .. }) | Self::Delete(DeleteError::NobodyToAsk { .. }) => USAGE,
             _ => FAILED,
         }

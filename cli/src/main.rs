@@ -12,6 +12,7 @@ mod artifact;
 mod client;
 mod delete;
 mod describe;
+mod enroll;
 mod explain;
 mod failure;
 mod get;
@@ -70,6 +71,7 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
         Command::Artifact(args) => artifact::run(&args.what, &hub()?, screen)?,
         Command::Logs(args) => logs::run(args, &hub()?, screen)?,
         Command::Delete(args) => delete::run(args, &hub()?, screen)?,
+        Command::Enroll(args) => enroll::run(&args.what, &hub()?, screen)?,
         Command::Trust(args) => trust::run(&args.what, screen)?,
         Command::Token(args) => token::run(&args.what, screen)?,
         Command::Completions { shell } => args::completions(*shell, screen)?,
