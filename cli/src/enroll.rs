@@ -83,7 +83,11 @@ pub(crate) fn run(what: &Enroll, hub: &Hub, screen: &mut Screen<'_>) -> Result<(
             name,
             uses,
             expires,
-        } => token(hub, &json!({"site": site, "name": name, "uses": uses, "expires_in_s": expires}), screen),
+        } => token(
+            hub,
+            &json!({"site": site, "name": name, "uses": uses, "expires_in_s": expires}),
+            screen,
+        ),
         Enroll::Ek {
             fingerprint,
             certificate,
@@ -98,12 +102,18 @@ pub(crate) fn run(what: &Enroll, hub: &Hub, screen: &mut Screen<'_>) -> Result<(
             };
             let body = json!({"fingerprint": fingerprint, "node": name, "site": site});
             let _: Value = hub.post(routes::ENROLMENT_EKS, &body)?;
-            say(screen, &format!("the TPM {} is admitted as {name} at {site}", fingerprint.hex()))
+            say(
+                screen,
+                &format!("the TPM {} is admitted as {name} at {site}", fingerprint.hex()),
+            )
         }
         Enroll::List => list(hub, screen),
         Enroll::RevokeToken { id } => {
             hub.delete(&routes::enrolment_token(id))?;
-            say(screen, &format!("token {id} admits nobody any more; those that it admitted stay"))
+            say(
+                screen,
+                &format!("token {id} admits nobody any more; those that it admitted stay"),
+            )
         }
         Enroll::RemoveEk { fingerprint } => {
             let fingerprint = read_fingerprint(fingerprint)?;
@@ -172,8 +182,14 @@ fn list(hub: &Hub, screen: &mut Screen<'_>) -> Result<(), EnrollError> {
 }
 
 fn read_fingerprint(text: &str) -> Result<Digest, EnrollError> {
-    let plain = text.strip_prefix("sha256:").unwrap_or(text).replace(':', "").to_ascii_lowercase();
-    plain.parse().map_err(|_| EnrollError::NotAFingerprint { given: text.to_owned() })
+    let plain = text
+        .strip_prefix("sha256:")
+        .unwrap_or(text)
+        .replace(':', "")
+        .to_ascii_lowercase();
+    plain
+        .parse()
+        .map_err(|_| EnrollError::NotAFingerprint { given: text.to_owned() })
 }
 
 /// The DER of a certificate file; what follows it (a TPM's NV index is padded) does not belong to it.

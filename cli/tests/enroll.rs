@@ -20,10 +20,26 @@ fn a_token_goes_to_standard_output_and_nothing_else_does() {
         )
     });
     let place = Place::new();
-    let run = place.ask(&hub, &["enroll", "token", "--site", "plant-7/*", "--uses", "3", "--expires", "7d"]);
+    let run = place.ask(
+        &hub,
+        &[
+            "enroll",
+            "token",
+            "--site",
+            "plant-7/*",
+            "--uses",
+            "3",
+            "--expires",
+            "7d",
+        ],
+    );
     let run = run.assert_ok();
     assert_eq!(run.out, "cnova-enrol-secret\n");
-    assert!(run.err.contains("0123456789ab") && !run.err.contains("secret"), "{}", run.err);
+    assert!(
+        run.err.contains("0123456789ab") && !run.err.contains("secret"),
+        "{}",
+        run.err
+    );
     let asked = &hub.requests()[0];
     assert_eq!(asked.line, "POST /v1/enrolment/tokens");
     let want = json!({"site": "plant-7/*", "name": null, "uses": 3, "expires_in_s": 604_800});
@@ -56,8 +72,14 @@ fn a_tpm_is_named_by_its_certificate_or_its_fingerprint() {
     let want = json!({"fingerprint": print, "node": "plc-1", "site": "plant-7/plc-1"});
     assert!(hub.requests().iter().all(|r| r.json() == want), "{:?}", hub.requests());
     place.write("no.pem", "no certificate");
-    let run = place.ask(&hub, &[&["enroll", "ek", "--certificate", "no.pem"], &rest[..]].concat());
-    assert!(run.code == 1 && run.err.contains("no.pem is not a certificate"), "{run:?}");
+    let run = place.ask(
+        &hub,
+        &[&["enroll", "ek", "--certificate", "no.pem"], &rest[..]].concat(),
+    );
+    assert!(
+        run.code == 1 && run.err.contains("no.pem is not a certificate"),
+        "{run:?}"
+    );
     let run = place.ask(&hub, &[&["enroll", "ek", "--fingerprint", "12"], &rest[..]].concat());
     assert!(run.code == 2 && run.err.contains("64 hexadecimal digits"), "{run:?}");
     assert_eq!(place.ask(&hub, &[&["enroll", "ek"], &rest[..]].concat()).code, 2);
@@ -106,9 +128,15 @@ fn the_issuer_is_made_under_the_ca_and_never_twice() {
     assert!(run.out.contains("hub-issuer.pem"), "{}", run.out);
     let dir = place.dir.path().join("trust");
     let made = fs::read(dir.join("hub-issuer.pem")).unwrap();
-    assert!(place.run(&["trust", "issuer", "trust"]).err.contains("nothing is overwritten"));
+    assert!(
+        place
+            .run(&["trust", "issuer", "trust"])
+            .err
+            .contains("nothing is overwritten")
+    );
     assert_eq!(fs::read(dir.join("hub-issuer.pem")).unwrap(), made);
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(dir.join("hub-issuer.key")).unwrap().permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(dir.join("hub-issuer.key")).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     // Another tree's CA does not belong to this bundle.
     place.run(&["trust", "init", "other"]).assert_ok();

@@ -27,7 +27,9 @@ fn tokens_admit_once_and_names_stay_with_their_tpm() {
     let token = plant.token(&["--site", "plant-7/line-2", "--name", GATEWAY]);
     plant.configure(GATEWAY, HUB, &Root::Soft, Some(&token));
     plant.start(GATEWAY);
-    plant.wait("the gateway says hello", |p| p.trust_of(GATEWAY).as_deref() == Some("UNATTESTED"));
+    plant.wait("the gateway says hello", |p| {
+        p.trust_of(GATEWAY).as_deref() == Some("UNATTESTED")
+    });
 
     // The agent, with its TPM, at the gateway's.
     let token = plant.token(&["--site", "plant-7/line-2/plc-1"]);
@@ -35,7 +37,10 @@ fn tokens_admit_once_and_names_stay_with_their_tpm() {
     plant.start(AGENT);
     plant.wait("the agent says hello", |p| p.trust_of(AGENT).as_deref() == Some("tpm"));
     let info = plant.enrolment();
-    assert!(info["tokens"].as_array().unwrap().iter().all(|t| t["uses_left"] == 0), "{info}");
+    assert!(
+        info["tokens"].as_array().unwrap().iter().all(|t| t["uses_left"] == 0),
+        "{info}"
+    );
     assert_eq!(info["nodes"].as_array().unwrap().len(), 2, "{info}");
     plant.stop(AGENT);
 
@@ -43,14 +48,18 @@ fn tokens_admit_once_and_names_stay_with_their_tpm() {
     plant.configure(AGENT, GATEWAY, &Root::Tpm(second.tcti()), Some(&token));
     plant.forget_certificate(AGENT);
     plant.start(AGENT);
-    plant.wait("the token is spent", |p| p.log(AGENT).contains("the token was used already (token)"));
+    plant.wait("the token is spent", |p| {
+        p.log(AGENT).contains("the token was used already (token)")
+    });
     plant.stop(AGENT);
 
     // A fresh token does not give that TPM the name of the first.
     let fresh = plant.token(&["--site", "plant-7/line-2/plc-1", "--uses", "5"]);
     plant.configure(AGENT, GATEWAY, &Root::Tpm(second.tcti()), Some(&fresh));
     plant.start(AGENT);
-    plant.wait("the name is another's", |p| p.log(AGENT).contains("plc-1 belongs to another TPM (bound)"));
+    plant.wait("the name is another's", |p| {
+        p.log(AGENT).contains("plc-1 belongs to another TPM (bound)")
+    });
     plant.stop(AGENT);
 
     // And no key in a file does either.
@@ -69,7 +78,9 @@ fn tokens_admit_once_and_names_stay_with_their_tpm() {
     plant.configure("plc-2", GATEWAY, &Root::Soft, Some(&late));
     std::thread::sleep(std::time::Duration::from_millis(2100));
     plant.start("plc-2");
-    plant.wait("the token has expired", |p| p.log("plc-2").contains("the token has expired (token)"));
+    plant.wait("the token has expired", |p| {
+        p.log("plc-2").contains("the token has expired (token)")
+    });
 
     let audit = plant.cnova(&["get", "audit", "-o", "json"]);
     for word in ["enrol-token", "\"enrol\"", "another TPM (bound)", "(downgrade)"] {
@@ -95,12 +106,36 @@ fn a_known_tpm_needs_no_token_and_outlasts_what_is_away() {
     plant.wait("the gateway says hello", |p| p.trust_of(GATEWAY).is_some());
 
     // By its certificate for one, by its key for the other.
-    let shown = cnova_root_of_trust::Tpm::open(known.config()).unwrap().enrolment(b"who").unwrap();
+    let shown = cnova_root_of_trust::Tpm::open(known.config())
+        .unwrap()
+        .enrolment(b"who")
+        .unwrap();
     let file = plant.write("ek.der", &shown.ek_certificates[0]);
-    plant.cnova(&["enroll", "ek", "--certificate", &file, "--name", AGENT, "--site", "plant-7/line-2/plc-1"]);
-    let shown = cnova_root_of_trust::Tpm::open(foreign.config()).unwrap().enrolment(b"who").unwrap();
+    plant.cnova(&[
+        "enroll",
+        "ek",
+        "--certificate",
+        &file,
+        "--name",
+        AGENT,
+        "--site",
+        "plant-7/line-2/plc-1",
+    ]);
+    let shown = cnova_root_of_trust::Tpm::open(foreign.config())
+        .unwrap()
+        .enrolment(b"who")
+        .unwrap();
     let print = Digest::of(&shown.ek_public).hex();
-    plant.cnova(&["enroll", "ek", "--fingerprint", &print, "--name", "plc-2", "--site", "plant-7/line-2/plc-2"]);
+    plant.cnova(&[
+        "enroll",
+        "ek",
+        "--fingerprint",
+        &print,
+        "--name",
+        "plc-2",
+        "--site",
+        "plant-7/line-2/plc-2",
+    ]);
 
     // Known or not: its maker is none that this hub takes TPMs from.
     plant.configure("plc-2", GATEWAY, &Root::Tpm(foreign.tcti()), None);
@@ -118,10 +153,16 @@ fn a_known_tpm_needs_no_token_and_outlasts_what_is_away() {
     // Then its TPM is, in the middle of an enrolment that goes on.
     known.kill();
     plant.start(HUB);
-    plant.wait("the TPM is missed", |p| p.log(AGENT).contains("this node could not prove itself"));
+    plant.wait("the TPM is missed", |p| {
+        p.log(AGENT).contains("this node could not prove itself")
+    });
     known.restart();
     plant.wait("it is a node", |p| p.trust_of(AGENT).as_deref() == Some("tpm"));
-    assert_eq!(plant.log(AGENT).matches("cannot be reached through").count(), 1, "once is enough");
+    assert_eq!(
+        plant.log(AGENT).matches("cannot be reached through").count(),
+        1,
+        "once is enough"
+    );
 }
 
 #[test]
@@ -135,9 +176,15 @@ fn certificates_renew_by_themselves_and_a_node_from_the_shelf_is_let_in_again() 
     plant.start(AGENT);
     plant.wait("it is a node", |p| p.trust_of(AGENT).as_deref() == Some("tpm"));
     let first = plant.certificate(AGENT).unwrap();
-    plant.wait("the certificate is renewed", |p| p.certificate(AGENT).is_some_and(|c| c != first));
+    plant.wait("the certificate is renewed", |p| {
+        p.certificate(AGENT).is_some_and(|c| c != first)
+    });
     plant.wait("it was said", |p| p.log(AGENT).contains("the certificate was renewed"));
-    assert!(!plant.log(AGENT).contains("there is no certificate that is valid now"), "{}", plant.log(AGENT));
+    assert!(
+        !plant.log(AGENT).contains("there is no certificate that is valid now"),
+        "{}",
+        plant.log(AGENT)
+    );
     assert_eq!(plant.enrolment()["nodes"].as_array().unwrap().len(), 1);
 
     // A year on the shelf, as far as its certificate is concerned; the token was for once.
@@ -146,8 +193,14 @@ fn certificates_renew_by_themselves_and_a_node_from_the_shelf_is_let_in_again() 
     plant.configure(AGENT, HUB, &Root::Tpm(chip.tcti()), None);
     std::thread::sleep(std::time::Duration::from_secs(26));
     plant.start(AGENT);
-    plant.wait("its TPM lets it in", |p| p.certificate(AGENT).is_some_and(|c| c != last));
-    assert!(plant.log(AGENT).contains("there is no certificate that is valid now: enrolling"));
+    plant.wait("its TPM lets it in", |p| {
+        p.certificate(AGENT).is_some_and(|c| c != last)
+    });
+    assert!(
+        plant
+            .log(AGENT)
+            .contains("there is no certificate that is valid now: enrolling")
+    );
     let heard = plant.now_ms();
     plant.wait("it speaks", |p| p.heard_ms(AGENT).is_some_and(|at| at >= heard));
 }

@@ -68,10 +68,26 @@ mod tests {
 
     #[test]
     fn spans_have_a_number_and_a_unit() {
-        for (text, seconds) in [("90d", Some(7_776_000)), ("24h", Some(86_400)), ("30m", Some(1800)), ("1s", Some(1))] {
+        for (text, seconds) in [
+            ("90d", Some(7_776_000)),
+            ("24h", Some(86_400)),
+            ("30m", Some(1800)),
+            ("1s", Some(1)),
+        ] {
             assert_eq!(seconds_of(text), seconds, "{text}");
         }
-        for bad in ["", "d", "0s", "-1h", "1.5h", "10", "1w", "99999999999999999999d", "999999999999999999d", "1ü"] {
+        for bad in [
+            "",
+            "d",
+            "0s",
+            "-1h",
+            "1.5h",
+            "10",
+            "1w",
+            "99999999999999999999d",
+            "999999999999999999d",
+            "1ü",
+        ] {
             assert_eq!(seconds_of(bad), None, "{bad}");
         }
     }

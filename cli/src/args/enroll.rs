@@ -48,7 +48,12 @@ Examples:
   cnova enroll ek --fingerprint 5f3c... --name plc-14 --site plant-7/line-2/plc-14")]
     Ek {
         /// SHA-256 of the endorsement key (TPMT_PUBLIC) or of its certificate (DER)
-        #[arg(long, value_name = "HEX", required_unless_present = "certificate", conflicts_with = "certificate")]
+        #[arg(
+            long,
+            value_name = "HEX",
+            required_unless_present = "certificate",
+            conflicts_with = "certificate"
+        )]
         fingerprint: Option<String>,
         /// The endorsement key's certificate, PEM or DER
         #[arg(long, value_name = "FILE")]

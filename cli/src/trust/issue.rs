@@ -72,7 +72,10 @@ pub(super) fn run(args: &IssueArgs, now_s: u64, screen: &mut Screen<'_>) -> Resu
 pub(super) fn probe(issuer: &Issuer<'_, &KeyPair>, ends_s: u64) -> Result<Vec<u8>, TrustError> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let name = |_| rcgen::Error::CouldNotParseCertificate;
-    let (node, site) = (NodeId::new("probe").map_err(name)?, SitePath::new("probe").map_err(name)?);
+    let (node, site) = (
+        NodeId::new("probe").map_err(name)?,
+        SitePath::new("probe").map_err(name)?,
+    );
     Ok(params(&node, &site, ends_s)?.signed_by(&key, issuer)?.der().to_vec())
 }
 

@@ -26,7 +26,9 @@ pub(super) fn run(dir: &Path, days: u64, now_s: u64, screen: &mut Screen<'_>) ->
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     let name = files::subject(&ca).unwrap_or_default();
-    params.distinguished_name.push(DnType::CommonName, format!("hub issuer under {name}"));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("hub issuer under {name}"));
     // Nothing but nodes below it.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

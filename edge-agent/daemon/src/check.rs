@@ -59,7 +59,10 @@ fn check_identity(config: &AgentConfig, findings: &mut Findings) {
         && !config.identity.certificate.exists()
     {
         let doors: Vec<String> = enrolment.endpoints.iter().map(ToString::to_string).collect();
-        return findings.warn(&format!("no certificate yet: it will be asked for at {}", doors.join(", ")));
+        return findings.warn(&format!(
+            "no certificate yet: it will be asked for at {}",
+            doors.join(", ")
+        ));
     }
     let identity = match config.identity.load() {
         Ok(identity) => identity,

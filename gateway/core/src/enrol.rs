@@ -173,7 +173,11 @@ mod tests {
             panic!("asked at once")
         };
         assert_eq!((n.poll(true, 1), n.timeout(true)), (None, Some(ASK_AGAIN_MS)));
-        assert_eq!(n.poll(true, ASK_AGAIN_MS), Some(Due::Ask(enrol.clone())), "the same ticket");
+        assert_eq!(
+            n.poll(true, ASK_AGAIN_MS),
+            Some(Due::Ask(enrol.clone())),
+            "the same ticket"
+        );
         let answer = EnrolAnswer::Unknown;
         let enrolled = v1::Enrolled {
             v: 1,
@@ -211,6 +215,9 @@ mod tests {
         assert_eq!(gate(&n.ask(99, finish(), true, 0).unwrap_err()), "busy");
         n.gone(3);
         n.ask(99, finish(), true, 0).unwrap();
-        assert_eq!(gate(&newcomers().ask(1, EnrolStep::Unknown, true, 0).unwrap_err()), "step");
+        assert_eq!(
+            gate(&newcomers().ask(1, EnrolStep::Unknown, true, 0).unwrap_err()),
+            "step"
+        );
     }
 }

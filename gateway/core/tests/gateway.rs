@@ -561,8 +561,15 @@ fn what_a_child_asks_about_its_certificate_is_carried_unchanged_and_never_kept()
         kind,
         bytes: forged,
     });
-    assert!(!refused.iter().any(|a| matches!(a, Action::CarryUp { .. })), "{refused:?}");
-    assert_eq!(rig.stored.spool.items.len(), before.spool.items.len(), "nothing waits on the disk");
+    assert!(
+        !refused.iter().any(|a| matches!(a, Action::CarryUp { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(
+        rig.stored.spool.items.len(),
+        before.spool.items.len(),
+        "nothing waits on the disk"
+    );
 
     let answer = seal(Kind::Enrolled, &claims(HUB, CHILD), &refusal(5), &[], &hub_key()).unwrap();
     let kind = Kind::Enrolled;
@@ -611,6 +618,9 @@ fn a_newcomer_is_answered_by_the_hub_and_by_nobody_else() {
         let kind = Kind::Enrolled;
         assert_eq!(gate(&rig.take(Event::FromParent { kind, bytes })), None);
     }
-    assert_eq!(gate(&rig.parent_says(Kind::Enrolled, &refusal(ticket))), Some((2, "token".into())));
+    assert_eq!(
+        gate(&rig.parent_says(Kind::Enrolled, &refusal(ticket))),
+        Some((2, "token".into()))
+    );
     assert_eq!(gate(&rig.parent_says(Kind::Enrolled, &refusal(ticket))), None, "once");
 }

@@ -136,7 +136,10 @@ impl Plant {
             let listen = self.ports[node];
             return format!("state_dir = \"{state}\"\n{up}[listen]\naddress = \"127.0.0.1:{listen}\"\n");
         }
-        format!("node = \"{node}\"\nstate_dir = \"{state}\"\nruntime_dir = \"{}\"\n{up}", self.bin.display())
+        format!(
+            "node = \"{node}\"\nstate_dir = \"{state}\"\nruntime_dir = \"{}\"\n{up}",
+            self.bin.display()
+        )
     }
 
     fn own_door(&self, node: &str) -> String {
@@ -209,14 +212,20 @@ impl Plant {
             .args(arguments)
             .env("HOME", self.dir.path())
             .env("CNOVA_TOKEN", &self.token)
-            .env("CNOVA_HUB", format!("http://127.0.0.1:{}", self.ports.get("api").copied().unwrap_or(1)))
+            .env(
+                "CNOVA_HUB",
+                format!("http://127.0.0.1:{}", self.ports.get("api").copied().unwrap_or(1)),
+            )
             .stdin(Stdio::null());
         command
     }
 
     fn ask(&self, arguments: &[&str]) -> Option<Value> {
         let output = self.command(arguments).output().unwrap();
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
     fn node(&self, node: &str) -> Option<Value> {
@@ -249,7 +258,10 @@ impl Plant {
     }
 
     fn logs(&self) -> String {
-        let all = self.running.keys().map(|name| format!("\n--- {name}\n{}", self.log(name)));
+        let all = self
+            .running
+            .keys()
+            .map(|name| format!("\n--- {name}\n{}", self.log(name)));
         all.collect()
     }
 
@@ -268,7 +280,10 @@ impl Plant {
             .stderr(log)
             .spawn()
             .unwrap();
-        assert!(self.running.insert(name.to_owned(), child).is_none(), "{name} runs already");
+        assert!(
+            self.running.insert(name.to_owned(), child).is_none(),
+            "{name} runs already"
+        );
         if name == HUB {
             self.wait("the hub is ready", |p| p.log(HUB).contains("the hub is ready"));
         }

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use cnova_hub_core::enrol::{
-    EnrolChange, EnrolRules, KnownTpm, Pinned, RANDOM_BYTES, SESSION_MS, SESSIONS_PER_DOOR, StoredEnrolment, StoredToken,
-    token_id,
+    EnrolChange, EnrolRules, KnownTpm, Pinned, RANDOM_BYTES, SESSION_MS, SESSIONS_PER_DOOR, StoredEnrolment,
+    StoredToken, token_id,
 };
 use cnova_hub_core::{Action, Config, Event, Hub, Outcome, Stored};
 use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle};
@@ -211,7 +211,10 @@ fn a_token_admits_once_and_its_holder_may_ask_again_for_a_lost_answer() {
     assert_eq!((issued.node.as_str(), issued.site.as_str()), ("plc-1", "plant-7/plc-1"));
     assert_eq!(issued.chain.len(), 2, "its own and the issuer's");
     let half = NOW_S + 45 * DAY_S;
-    assert!((half - 9 * DAY_S..=half).contains(&issued.renew_s), "at half of its life, or a little earlier");
+    assert!(
+        (half - 9 * DAY_S..=half).contains(&issued.renew_s),
+        "at half of its life, or a little earlier"
+    );
     assert_eq!(desk.uses_left(TOKEN), Some(0));
 
     let other = desk.enrol(soft(&key(6), Some(TOKEN), None), &key(6));
@@ -233,13 +236,24 @@ fn tokens_say_who_and_where_and_until_when() {
     assert_eq!(gate(wrong), "name");
     let issued = desk.enrol(soft(&key(5), Some(TOKEN), Some("plc-3")), &key(5)).unwrap();
     assert_eq!(issued.site.as_str(), "plant-7/line-2/plc-3");
-    assert_eq!(gate(desk.enrol(soft(&key(6), Some("another"), Some("plc-4")), &key(6))), "token");
+    assert_eq!(
+        gate(desk.enrol(soft(&key(6), Some("another"), Some("plc-4")), &key(6))),
+        "token"
+    );
     assert_eq!(gate(desk.enrol(soft(&key(6), None, Some("plc-4")), &key(6))), "unknown");
     let long = "x".repeat(500);
-    assert_eq!(gate(desk.enrol(soft(&key(6), Some(&long), Some("plc-4")), &key(6))), "token");
+    assert_eq!(
+        gate(desk.enrol(soft(&key(6), Some(&long), Some("plc-4")), &key(6))),
+        "token"
+    );
     desk.now.wall_ms += 3_600_000;
-    let late = desk.enrol(soft(&key(6), Some(TOKEN), Some("plc-4")), &key(6)).unwrap_err();
-    assert_eq!((late.gate.as_str(), late.message.as_str()), ("token", "the token has expired"));
+    let late = desk
+        .enrol(soft(&key(6), Some(TOKEN), Some("plc-4")), &key(6))
+        .unwrap_err();
+    assert_eq!(
+        (late.gate.as_str(), late.message.as_str()),
+        ("token", "the token has expired")
+    );
 }
 
 #[test]
@@ -252,7 +266,10 @@ fn a_token_that_is_taken_back_between_the_steps_admits_nobody() {
     };
     let id = token_id(&Digest::of(TOKEN.as_bytes()));
     assert_eq!(desk.change(EnrolChange::RevokeToken(id.clone())), Outcome::Done);
-    assert!(matches!(desk.change(EnrolChange::RevokeToken(id)), Outcome::NotFound { .. }));
+    assert!(matches!(
+        desk.change(EnrolChange::RevokeToken(id)),
+        Outcome::NotFound { .. }
+    ));
     let proof = key(5).sign(&begin.to_be_signed(&challenge.nonce)).unwrap();
     let session = challenge.session;
     match desk.ask(EnrolStep::Finish(EnrolFinish { session, proof })) {
@@ -326,7 +343,9 @@ fn a_question_that_is_asked_again_gets_the_same_answer_and_nothing_is_spent_twic
     let begin = soft(&key(5), Some(TOKEN), Some("plc-1"));
     let first = desk.ask(EnrolStep::Begin(begin.clone()));
     assert_eq!(desk.ask_with(desk.ticket, EnrolStep::Begin(begin.clone())), first);
-    let EnrolAnswer::Challenge(challenge) = first else { panic!("a challenge") };
+    let EnrolAnswer::Challenge(challenge) = first else {
+        panic!("a challenge")
+    };
     let proof = key(5).sign(&begin.to_be_signed(&challenge.nonce)).unwrap();
     let finish = EnrolStep::Finish(EnrolFinish {
         session: challenge.session,
@@ -349,10 +368,16 @@ fn names_and_keys_stay_together() {
     assert_eq!(gate(twice), "bound");
     assert_eq!(desk.uses_left(TOKEN), Some(8));
     assert_eq!(desk.change(EnrolChange::Forget(node("plc-1"))), Outcome::Done);
-    assert!(matches!(desk.change(EnrolChange::Forget(node("plc-1"))), Outcome::NotFound { .. }));
+    assert!(matches!(
+        desk.change(EnrolChange::Forget(node("plc-1"))),
+        Outcome::NotFound { .. }
+    ));
     desk.enrol(soft(&key(6), Some(TOKEN), Some("plc-1")), &key(6)).unwrap();
     let refused = desk.audits.iter().filter(|(_, outcome)| outcome == "refused").count();
-    assert_eq!(refused, 2, "who held a token and wanted another's name stands in the audit log");
+    assert_eq!(
+        refused, 2,
+        "who held a token and wanted another's name stands in the audit log"
+    );
 }
 
 fn pinned(tier: Tier, ek: Option<Digest>, key: &SoftKey) -> Pinned {
@@ -417,7 +442,10 @@ fn renewal_is_for_the_key_that_was_admitted() {
     assert_eq!(asks(&mut desk, "plc-2", renew(5)), before, "not a node of this hub");
     let after = asks(&mut desk, "plc-1", renew(5));
     assert_eq!((after.not_after_s, after.last_s), (NOW_S + 90 * DAY_S, NOW_S));
-    assert_eq!((after.tier, after.ek, after.first_s), (before.tier, before.ek, before.first_s));
+    assert_eq!(
+        (after.tier, after.ek, after.first_s),
+        (before.tier, before.ek, before.first_s)
+    );
 }
 
 #[test]
@@ -451,7 +479,9 @@ fn one_door_cannot_take_all_sessions() {
         let answer = desk.ask(EnrolStep::Begin(soft(&key(5), Some(TOKEN), Some(&format!("plc-{i}")))));
         assert!(matches!(answer, EnrolAnswer::Challenge(_)), "{answer:?}");
     }
-    let more = desk.enrol(soft(&key(5), Some(TOKEN), Some("plc-x")), &key(5)).unwrap_err();
+    let more = desk
+        .enrol(soft(&key(5), Some(TOKEN), Some("plc-x")), &key(5))
+        .unwrap_err();
     assert_eq!((more.gate.as_str(), more.passing), ("busy", true));
     desk.now.mono_ms += SESSION_MS;
     desk.enrol(soft(&key(5), Some(TOKEN), Some("plc-x")), &key(5)).unwrap();
@@ -472,10 +502,16 @@ fn what_admins_say_is_kept_and_shown_without_the_token() {
         known: known(name),
     };
     assert_eq!(desk.change(add(1, "plc-2")), Outcome::Done);
-    assert!(matches!(desk.change(add(2, "plc-2")), Outcome::Refused { .. }), "one TPM a name");
+    assert!(
+        matches!(desk.change(add(2, "plc-2")), Outcome::Refused { .. }),
+        "one TPM a name"
+    );
     let desk = desk.again();
     let shown = serde_json::to_string(&desk.hub.enrolment()).unwrap();
-    assert!(shown.contains("plc-2") && shown.contains("plant-7/plc-1") && !shown.contains(TOKEN), "{shown}");
+    assert!(
+        shown.contains("plc-2") && shown.contains("plant-7/plc-1") && !shown.contains(TOKEN),
+        "{shown}"
+    );
     let mut desk = desk;
     assert_eq!(desk.change(EnrolChange::DropKnown(Digest([1; 32]))), Outcome::Done);
     assert!(matches!(

@@ -267,7 +267,9 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
     let enrolment = file.enrolment.map(|e| {
         let lifetime_s = seconds_of(&e.lifetime).unwrap_or_else(|| {
             let given = &e.lifetime;
-            problems.push(format!("enrolment.lifetime: {given:?} is no span; write 90d, 24h, 30m or 45s"));
+            problems.push(format!(
+                "enrolment.lifetime: {given:?} is no span; write 90d, 24h, 30m or 45s"
+            ));
             0
         });
         Enrolment {

@@ -133,7 +133,10 @@ impl Issuer {
             bytes: rcgen::PublicKeyData::der_bytes(&probe).to_vec(),
         };
         let name = |_| IssueError::Key;
-        let (node, site) = (NodeId::new("probe").map_err(name)?, SitePath::new("probe").map_err(name)?);
+        let (node, site) = (
+            NodeId::new("probe").map_err(name)?,
+            SitePath::new("probe").map_err(name)?,
+        );
         let chain = self.issue(&node, &site, Tier::Soft, &key, self.ends_s)?;
         certificate::verify(&chain, &trust.authorities(), now_s)
             .map(|_| ())
@@ -220,7 +223,11 @@ pub fn rules(config: &Enrolment, issuer: &Issuer) -> Result<EnrolRules, IssuerEr
     };
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default()
+            .to_ascii_lowercase();
         if !["pem", "crt", "cer", "der"].contains(&extension.as_str()) {
             continue;
         }
@@ -231,7 +238,11 @@ pub fn rules(config: &Enrolment, issuer: &Issuer) -> Result<EnrolRules, IssuerEr
             })?;
             // Trusted because a person put it there; what is not its own issuer helps to get to one.
             let is_root = parsed.issuer() == parsed.subject();
-            let list = if is_root { &mut rules.tpm_roots } else { &mut rules.tpm_intermediates };
+            let list = if is_root {
+                &mut rules.tpm_roots
+            } else {
+                &mut rules.tpm_intermediates
+            };
             list.push(der);
         }
         if rules.tpm_roots.len() + rules.tpm_intermediates.len() > TPM_CERTIFICATES_MAX {
@@ -265,7 +276,9 @@ fn read(path: &Path) -> Result<Vec<u8>, IssuerError> {
     };
     let length = fs::metadata(path).map_err(fail)?.len();
     if length > TPM_FILE_BYTES {
-        return Err(fail(io::Error::other(format!("{length} bytes, at most {TPM_FILE_BYTES}"))));
+        return Err(fail(io::Error::other(format!(
+            "{length} bytes, at most {TPM_FILE_BYTES}"
+        ))));
     }
     fs::read(path).map_err(fail)
 }

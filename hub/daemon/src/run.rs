@@ -134,7 +134,10 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     for (what, end) in [
         ("certificate", identity.not_after_s()),
         ("signing key", signer.not_after()),
-        ("issuing certificate", enrolment.as_ref().map_or(u64::MAX, |(i, _)| i.ends_s())),
+        (
+            "issuing certificate",
+            enrolment.as_ref().map_or(u64::MAX, |(i, _)| i.ends_s()),
+        ),
     ] {
         if end < now_s + ENDS_SOON_S {
             tracing::warn!(

@@ -527,7 +527,10 @@ fn enrolment_is_for_admins_and_a_token_is_shown_once() {
     let (info, said) = everywhere(&api);
     assert_eq!(info["tokens"][0]["id"], id);
     assert_eq!(info["known"][0]["fingerprint"], print.hex());
-    assert!(!said.contains(text) && !site.log().contains(text), "the token is in a list or a log");
+    assert!(
+        !said.contains(text) && !site.log().contains(text),
+        "the token is in a list or a log"
+    );
     for action in ["enrol-token", "enrol-ek"] {
         assert!(said.contains(action), "{action} is not in the audit log: {said}");
     }

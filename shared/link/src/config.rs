@@ -104,7 +104,11 @@ impl IdentityConfig {
         match self.root {
             RootKind::Soft => {
                 let path = self.key_file()?;
-                let soft = if make_key { Soft::open_or_create(path) } else { Soft::open(path) };
+                let soft = if make_key {
+                    Soft::open_or_create(path)
+                } else {
+                    Soft::open(path)
+                };
                 Ok(Arc::new(soft?))
             }
             RootKind::Tpm => self.open_tpm(),

@@ -15,9 +15,9 @@ use cnova_shared::ids::{NodeId, SitePath};
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::topics::Kind;
 use cnova_shared::wire::v1::EnrolIssued;
+use rustls::sign::SigningKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::sign::SigningKey;
 use serde::Serialize;
 use thiserror::Error;
 

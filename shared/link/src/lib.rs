@@ -10,8 +10,8 @@
 //! the cores say everything again until their parent has acknowledged it.
 
 mod address;
-pub mod config;
 mod certified;
+pub mod config;
 pub mod enrol;
 mod identity;
 mod reason;

@@ -12,9 +12,7 @@ use std::time::Duration;
 use cnova_link::enrol::{Asked, Door, DoorLimits, EnrolError, Newcomer};
 use cnova_link::{FloorClock, read_trust, store_issued};
 use cnova_root_of_trust::{RootOfTrust, Soft};
-use cnova_shared::wire::v1::{
-    EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolIssued, EnrolRefused, EnrolStep,
-};
+use cnova_shared::wire::v1::{EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolIssued, EnrolRefused, EnrolStep};
 use rustls::pki_types::{CertificateDer, ServerName};
 use support::{Files, Pki, node, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -121,10 +119,14 @@ fn issued(files: &Files, name: &str) -> EnrolAnswer {
 /// Answers the two steps of one newcomer; whether its proof held.
 async fn serve(asked: &mut mpsc::Receiver<Asked>, last: EnrolAnswer) -> bool {
     let first = soon("begin", asked.recv()).await.unwrap();
-    let EnrolStep::Begin(begin) = first.step else { panic!("begin") };
+    let EnrolStep::Begin(begin) = first.step else {
+        panic!("begin")
+    };
     first.reply.send(challenge()).unwrap();
     let second = soon("finish", asked.recv()).await.unwrap();
-    let EnrolStep::Finish(finish) = second.step else { panic!("finish") };
+    let EnrolStep::Finish(finish) = second.step else {
+        panic!("finish")
+    };
     let holds = finish.session == [1; 16] && begin.key.verifies(&begin.to_be_signed(&[2; 32]), &finish.proof);
     second.reply.send(last).unwrap();
     holds
@@ -166,7 +168,11 @@ async fn the_server_must_be_the_parent_that_was_named() {
     let foreign = Pki::new(other.path());
     let own = foreign.issue("gw-1").load().certified();
     let (door, _asked) = Door::open("127.0.0.1:0".parse().unwrap(), own, limits()).await.unwrap();
-    let error = house.newcomer("gw-1").attempt(&door.address().into()).await.unwrap_err();
+    let error = house
+        .newcomer("gw-1")
+        .attempt(&door.address().into())
+        .await
+        .unwrap_err();
     assert!(matches!(error, EnrolError::Unreachable { .. }), "{error}");
 }
 
@@ -213,7 +219,9 @@ async fn garbage_length_and_slowness_end_a_session() {
     // What is no CBOR, and CBOR that is nested without end.
     for body in [vec![0xff; 64], [vec![0x81; 60_000], vec![0]].concat()] {
         let mut odd = house.tls().await;
-        odd.write_all(&u32::try_from(body.len()).unwrap().to_be_bytes()).await.unwrap();
+        odd.write_all(&u32::try_from(body.len()).unwrap().to_be_bytes())
+            .await
+            .unwrap();
         odd.write_all(&body).await.unwrap();
         assert!(is_closed(&mut odd).await);
     }

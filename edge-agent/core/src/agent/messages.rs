@@ -141,7 +141,11 @@ impl Agent {
         let opened = Parent::open_hub(Kind::Enrolled, bytes, &me, &self.config.trust, now_s);
         let enrolled = match opened.and_then(|v| Ok(v.decode::<v1::Enrolled>()?)) {
             Ok(enrolled) => enrolled,
-            Err(e) => return self.stage(Stage::Note(format!("an answer about the certificate was not taken: {e}"))),
+            Err(e) => {
+                return self.stage(Stage::Note(format!(
+                    "an answer about the certificate was not taken: {e}"
+                )));
+            }
         };
         self.raise_floor(enrolled.claims().iat);
         let enrolled = enrolled.into_value();

@@ -97,10 +97,20 @@ impl Case<'_> {
         if token.expires_s <= self.now_s {
             return Err(refuse("the token has expired"));
         }
-        let node = self.named_by(token.name.as_ref().and_then(|n| n.one()).or_else(|| token.site.suggested()))?;
+        let node = self.named_by(
+            token
+                .name
+                .as_ref()
+                .and_then(|n| n.one())
+                .or_else(|| token.site.suggested()),
+        )?;
         if let Some(pattern) = token.name.as_ref().filter(|p| !p.matches(&node)) {
             let message = format!("the token is for {pattern}, not for {node}");
-            return Err(Refused::new(Gate::Name, message, "correct node in the configuration, or use another token"));
+            return Err(Refused::new(
+                Gate::Name,
+                message,
+                "correct node in the configuration, or use another token",
+            ));
         }
         let site = token.site.place_of(&node).ok_or_else(|| {
             let message = format!("{}: no place for {node} can be made of it", token.site);
@@ -123,7 +133,11 @@ impl Case<'_> {
     fn named_by(&self, suggested: Option<NodeId>) -> Result<NodeId, Refused> {
         self.begin.name.clone().or(suggested).ok_or_else(|| {
             let message = "the token leaves the name open, and the newcomer names none";
-            Refused::new(Gate::Name, message, "set node in its configuration, or make a token with --name")
+            Refused::new(
+                Gate::Name,
+                message,
+                "set node in its configuration, or make a token with --name",
+            )
         })
     }
 

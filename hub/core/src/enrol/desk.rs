@@ -168,7 +168,8 @@ impl Desk {
         if self.answered.len() >= ANSWERS_KEPT {
             self.answered.pop_front();
         }
-        self.answered.push_back((asker, answer.clone(), now.mono_ms + ANSWER_MS));
+        self.answered
+            .push_back((asker, answer.clone(), now.mono_ms + ANSWER_MS));
     }
 
     fn begin(
@@ -182,7 +183,10 @@ impl Desk {
         }
         let of_door = self.sessions.values().filter(|s| s.door == *step.author).count();
         if of_door >= SESSIONS_PER_DOOR {
-            return Err(busy(format!("{SESSIONS_PER_DOOR} newcomers at {} wait already", step.author)));
+            return Err(busy(format!(
+                "{SESSIONS_PER_DOOR} newcomers at {} wait already",
+                step.author
+            )));
         }
         let proof = self.proof_of(&begin, step)?;
         let (endorsement, challenge) = match &proof {
@@ -276,7 +280,11 @@ impl Desk {
         let node = step.author;
         let Some(pinned) = self.stored.pinned.get(node) else {
             let message = format!("{node} was not enrolled by this hub");
-            return Err(Refused::new(Gate::NotANode, message, "certify it anew with: cnova trust issue"));
+            return Err(Refused::new(
+                Gate::NotANode,
+                message,
+                "certify it anew with: cnova trust issue",
+            ));
         };
         if pinned.key != *key {
             let message = format!("{node} asks for a certificate about another key than the one that was admitted");

@@ -165,7 +165,10 @@ mod tests {
         assert_eq!(one.suggested(), Some(node("plc-14")));
         let below: SiteRule = "plant-7/line-2/*".parse().unwrap();
         assert_eq!(below.place_of(&node("plc-1")).unwrap().as_str(), "plant-7/line-2/plc-1");
-        assert_eq!((below.suggested(), below.to_string().as_str()), (None, "plant-7/line-2/*"));
+        assert_eq!(
+            (below.suggested(), below.to_string().as_str()),
+            (None, "plant-7/line-2/*")
+        );
         for bad in ["", "/*", "a//b", "*", "a/*/b"] {
             assert!(bad.parse::<SiteRule>().is_err(), "{bad}");
         }

@@ -31,7 +31,11 @@ pub(super) fn begin(
     let shown = shown.ok_or_else(|| malformed("a node with a TPM came without what its TPM shows".into()))?;
     let shown: TpmEnrolment =
         wire::decode(shown).map_err(|e| malformed(format!("what the TPM shows is not understood: {e}")))?;
-    let certificate = shown.ek_certificates.first().map(|c| Digest::of(c)).unwrap_or(Digest([0; 32]));
+    let certificate = shown
+        .ek_certificates
+        .first()
+        .map(|c| Digest::of(c))
+        .unwrap_or(Digest([0; 32]));
     let mut random = expand(seed);
     let pending = enrol::begin(&shown, makers, now_s, &mut random).map_err(refusal)?;
     let endorsement = Endorsement {
@@ -60,9 +64,10 @@ fn refusal(error: EnrolError) -> Refused {
             Gate::EkChain,
             "add the root and intermediate certificates of the TPM's maker to tpm_roots on the hub",
         ),
-        EnrolError::OtherEndorsementKey | EnrolError::EndorsementKey(_) => {
-            (Gate::EkKey, "the certificate in the TPM is not its own: have the TPM looked at")
-        }
+        EnrolError::OtherEndorsementKey | EnrolError::EndorsementKey(_) => (
+            Gate::EkKey,
+            "the certificate in the TPM is not its own: have the TPM looked at",
+        ),
         EnrolError::Credential(_) | EnrolError::NotActivated => {
             (Gate::Activation, "enrol again; if it stays, have the TPM looked at")
         }

@@ -47,7 +47,12 @@ impl Hub {
         let refused = EnrolRefused::from(refused);
         self.note(format!("a newcomer at {} was refused: {refused}", asker.0));
         if is_audited {
-            self.audit("enrol", format!("newcomer at {}", asker.0), "refused", refused.to_string());
+            self.audit(
+                "enrol",
+                format!("newcomer at {}", asker.0),
+                "refused",
+                refused.to_string(),
+            );
         }
         self.answer_newcomer(asker, EnrolAnswer::Refused(refused), now);
     }
@@ -89,7 +94,11 @@ impl Hub {
             Ok(chain) => chain,
             Err(why) => {
                 let message = format!("the hub could not make the certificate: {why}");
-                let refused = Refused::new(crate::enrol::Gate::Issuer, message, "an admin looks at [enrolment] of the hub");
+                let refused = Refused::new(
+                    crate::enrol::Gate::Issuer,
+                    message,
+                    "an admin looks at [enrolment] of the hub",
+                );
                 return self.refuse_newcomer(asker, refused, now);
             }
         };

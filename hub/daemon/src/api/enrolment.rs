@@ -74,7 +74,11 @@ pub(super) async fn add_token(
         return Err(field("expires_in_s", text));
     }
     let site: SiteRule = named("site", &asked.site)?;
-    let name = asked.name.as_deref().map(|n| named::<NamePattern>("name", n)).transpose()?;
+    let name = asked
+        .name
+        .as_deref()
+        .map(|n| named::<NamePattern>("name", n))
+        .transpose()?;
     let mut random = [0; TOKEN_BYTES];
     SystemRandom::new()
         .fill(&mut random)
@@ -93,7 +97,15 @@ pub(super) async fn add_token(
     let expires_s = token.expires_s;
     let detail = format!("site {}, {} use(s), until {expires_s}", token.site, token.uses_left);
     let change = EnrolChange::AddToken { hash, token };
-    change_it(&app, &caller, change, "enrol-token", format!("enrolment token {id}"), detail).await?;
+    change_it(
+        &app,
+        &caller,
+        change,
+        "enrol-token",
+        format!("enrolment token {id}"),
+        detail,
+    )
+    .await?;
     // The one time that the text leaves the hub; its hash is all that stays.
     let answer = json!({"id": id, "token": text, "expires_s": expires_s});
     Ok((StatusCode::CREATED, Json(answer)).into_response())
@@ -148,7 +160,15 @@ pub(super) async fn forget(
 ) -> Result<Response, ApiError> {
     let node: NodeId = parse(&node)?;
     let object = format!("node {node}");
-    change_it(&app, &caller, EnrolChange::Forget(node), "enrol-forget", object, String::new()).await
+    change_it(
+        &app,
+        &caller,
+        EnrolChange::Forget(node),
+        "enrol-forget",
+        object,
+        String::new(),
+    )
+    .await
 }
 
 async fn change_it(
@@ -171,7 +191,8 @@ async fn change_it(
 async fn body<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
     let declared = declared_length(request.headers());
     let bytes = read_body(request.into_body(), declared, "the request", BODY_BYTES).await?;
-    serde_json::from_slice(&bytes).map_err(|e| ApiError::bad_request("json", format!("the body is not understood: {e}; see /docs")))
+    serde_json::from_slice(&bytes)
+        .map_err(|e| ApiError::bad_request("json", format!("the body is not understood: {e}; see /docs")))
 }
 
 fn named<T: FromStr>(name: &str, text: &str) -> Result<T, ApiError>

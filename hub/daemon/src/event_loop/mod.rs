@@ -38,8 +38,8 @@ use crate::store::audit::Draft;
 use crate::store::{Store, StoreError};
 use crate::traffic::Traffic;
 
-pub use self::newcomers::Enrolling;
 pub use self::handle::{Change, HubHandle, REQUESTS_WAITING, Requests, Unavailable, channel};
+pub use self::newcomers::Enrolling;
 
 /// Most events taken into the core before their actions are performed.
 const EVENTS_AT_ONCE: usize = 64;
@@ -449,18 +449,6 @@ impl EventLoop {
             question(&self.hub);
         }
         Ok(())
-    }
-
-    /// An audit entry about what nobody's request asked for.
-    fn draft(&self, action: &'static str, object: String, outcome: &'static str, detail: &str) -> Draft {
-        Draft {
-            at_ms: self.parts.clock.now().wall_ms,
-            user: "hub".to_owned(),
-            action,
-            object,
-            outcome,
-            detail: cnova_shared::limits::clip(detail),
-        }
     }
 
     fn perform(&mut self, effect: Action) {

@@ -318,7 +318,11 @@ fn load_artifacts(db: &Connection, stored: &mut Stored) -> Result<(), RowError> 
     })
 }
 
-pub(super) fn each(db: &Connection, sql: &str, mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>) -> Result<(), RowError> {
+pub(super) fn each(
+    db: &Connection,
+    sql: &str,
+    mut take: impl FnMut(&Row<'_>) -> Result<(), RowError>,
+) -> Result<(), RowError> {
     let mut statement = db.prepare(sql)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {

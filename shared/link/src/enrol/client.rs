@@ -42,7 +42,9 @@ const PAUSE_REFUSED_FIRST: Duration = Duration::from_secs(10);
 #[derive(Debug, Error)]
 pub enum EnrolError {
     /// The token file cannot be read.
-    #[error("cannot read the enrolment token {path}: {source}; put the token there, or take token_file out of [enrolment]")]
+    #[error(
+        "cannot read the enrolment token {path}: {source}; put the token there, or take token_file out of [enrolment]"
+    )]
     Token {
         /// Where.
         path: PathBuf,

@@ -221,9 +221,7 @@ async fn session(stream: TcpStream, peer: SocketAddr, place: Place) {
 async fn serve(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Result<(), FrameError> {
     let limits = shared.limits;
     let handshake = timeout(limits.handshake, shared.acceptor.accept(stream));
-    let mut stream = handshake
-        .await
-        .map_err(|_| FrameError::TooSlow(limits.handshake))??;
+    let mut stream = handshake.await.map_err(|_| FrameError::TooSlow(limits.handshake))??;
     for _ in 0..STEPS_MAX {
         let step: EnrolStep = frame::read(&mut stream, limits.step).await?;
         let (reply, answered) = oneshot::channel();

@@ -42,7 +42,9 @@ pub(super) async fn read<T: DeserializeOwned>(
         stream.read_exact(&mut bytes).await?;
         Ok(bytes)
     };
-    let bytes = timeout(within, whole).await.map_err(|_| FrameError::TooSlow(within))??;
+    let bytes = timeout(within, whole)
+        .await
+        .map_err(|_| FrameError::TooSlow(within))??;
     Ok(wire::decode(&bytes)?)
 }
 
@@ -62,6 +64,8 @@ pub(super) async fn write<T: Serialize>(
         stream.write_all(&bytes).await?;
         stream.flush().await
     };
-    timeout(within, whole).await.map_err(|_| FrameError::TooSlow(within))??;
+    timeout(within, whole)
+        .await
+        .map_err(|_| FrameError::TooSlow(within))??;
     Ok(())
 }
