@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cnova_link::enrol::{Asked, Door, DoorLimits, EnrolError, Newcomer};
 use cnova_link::{FloorClock, read_trust, store_issued};
-use cnova_root_of_trust::{RootOfTrust, Soft};
+use cnova_root_of_trust::Soft;
 use cnova_shared::wire::v1::{EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolIssued, EnrolRefused, EnrolStep};
 use rustls::pki_types::{CertificateDer, ServerName};
 use support::{Files, Pki, node, soon};
