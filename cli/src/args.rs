@@ -1,6 +1,7 @@
 //! The command line: every command, every flag, and the help that teaches them.
 
 mod attest;
+mod enroll;
 mod keys;
 mod provenance;
 
@@ -12,6 +13,7 @@ use cnova_shared::ids::{Name, NodeId, WorkloadId};
 use crate::output::{Format, Screen};
 
 pub(crate) use attest::{Attest, AttestArgs, Reference, ReferenceAdd, ReferenceArgs};
+pub(crate) use enroll::{Enroll, EnrollArgs};
 pub(crate) use keys::{IssueArgs, Token, TokenArgs, Trust, TrustArgs};
 pub(crate) use provenance::{AddArgs, BuildArgs, Builder, BuilderArgs, RequireArgs, SignArgs};
 
@@ -166,6 +168,15 @@ Examples:
   cnova reference list
   cnova reference remove plc-image-1-3")]
     Reference(ReferenceArgs),
+    /// Let devices become nodes: tokens, known TPMs; see who did
+    #[command(after_long_help = "\
+A device with a TPM, or with a token, gets its certificate by itself. docs/ENROLMENT.md describes it.
+
+Examples:
+  cnova enroll token --site plant-7/line-2/plc-14 > token
+  cnova enroll ek --certificate plc-14-ek.pem --name plc-14 --site plant-7/line-2/plc-14
+  cnova enroll list")]
+    Enroll(EnrollArgs),
     /// Make and show the keys that the fleet trusts; needs no hub
     #[command(after_long_help = "\
 Root keys sign trust bundles and nothing else: keep DIR/roots offline. The hub needs DIR/hub-signing.key and \

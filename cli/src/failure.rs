@@ -9,6 +9,7 @@ use crate::artifact::ImportError;
 use crate::attest::ProofError;
 use crate::client::HubError;
 use crate::delete::DeleteError;
+use crate::enroll::EnrollError;
 use crate::get::GetError;
 use crate::logs::LogsError;
 use crate::provenance::AttestError;
@@ -42,6 +43,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Delete(#[from] DeleteError),
     #[error(transparent)]
+    Enroll(#[from] EnrollError),
+    #[error(transparent)]
     Trust(#[from] TrustError),
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -74,7 +77,8 @@ impl Failure {
                 hub_code(e)
             }
             Self::Attest(AttestError::Builder(_) | AttestError::Material(_)) => USAGE,
-            Self::Import(ImportError::Platform(_)) => USAGE,
+            Self::Enroll(EnrollError::Hub(e)) => hub_code(e),
+            Self::Import(ImportError::Platform(_)) | Self::Enroll(EnrollError::NotAFingerprint { .. }) => USAGE,
             Self::Settings(SettingsError::BadUrl { .. }) | Self::Delete(DeleteError::NobodyToAsk { .. }) => USAGE,
             _ => FAILED,
         }

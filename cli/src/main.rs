@@ -13,6 +13,7 @@ mod attest;
 mod client;
 mod delete;
 mod describe;
+mod enroll;
 mod explain;
 mod failure;
 mod get;
@@ -81,6 +82,7 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
         Command::Reference(args) => attest::references(&args.what, &hub()?, screen)?,
         Command::Logs(args) => logs::run(args, &hub()?, screen)?,
         Command::Delete(args) => delete::run(args, &hub()?, screen)?,
+        Command::Enroll(args) => enroll::run(&args.what, &hub()?, screen)?,
         Command::Trust(args) => trust::run(&args.what, screen)?,
         Command::Token(args) => token::run(&args.what, screen)?,
         Command::Completions { shell } => args::completions(*shell, screen)?,

@@ -10,6 +10,24 @@ pub(crate) const REFERENCES: &str = "/v1/references";
 pub(crate) const AUDIT: &str = "/v1/audit";
 pub(crate) const WORKLOADS: &str = "/v1/workloads";
 
+pub(crate) const ENROLMENT: &str = "/v1/enrolment";
+pub(crate) const ENROLMENT_TOKENS: &str = "/v1/enrolment/tokens";
+pub(crate) const ENROLMENT_EKS: &str = "/v1/enrolment/eks";
+
+/// A token's id is what a person typed: only what an id consists of goes into the path.
+pub(crate) fn enrolment_token(id: &str) -> String {
+    let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{ENROLMENT_TOKENS}/{id}")
+}
+
+pub(crate) fn enrolment_ek(fingerprint: &Digest) -> String {
+    format!("{ENROLMENT_EKS}/{fingerprint}")
+}
+
+pub(crate) fn enrolment_node(node: &NodeId) -> String {
+    format!("{ENROLMENT}/nodes/{node}")
+}
+
 pub(crate) fn application(name: &Name) -> String {
     format!("{APPLICATIONS}/{name}")
 }

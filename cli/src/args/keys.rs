@@ -47,6 +47,17 @@ Example:
 Example:
   cnova trust issue plc-14 --site plant-7/line-2/plc-14 --dir ./trust --out ./image/etc/cnova/identity")]
     Issue(IssueArgs),
+    /// Make the hub's issuing certificate, with which it enrols nodes and renews their certificates
+    #[command(after_long_help = "\
+Example:
+  cnova trust issuer ./trust")]
+    Issuer {
+        /// The folder that `cnova trust init` made, with its ca.key
+        dir: PathBuf,
+        /// For how many days
+        #[arg(long, default_value_t = 1825, value_parser = clap::value_parser!(u64).range(1..=3650))]
+        days: u64,
+    },
     /// Make a new signing key for the hub, and the trust bundle that announces it
     #[command(after_long_help = "\
 The old key stays valid for --overlap-days: bring the new bundle to the nodes first, and give the hub the new key \

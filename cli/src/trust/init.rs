@@ -12,7 +12,9 @@ use serde_json::json;
 use super::builder::hub_builder;
 use super::files::{self, Access};
 use super::issue::set_validity;
-use super::{BUNDLE, CA_CERTIFICATE, CA_KEY, DAY_S, HUB_KEY, HUB_KEY_DAYS, ROOTS, TrustError};
+use super::{
+    BUNDLE, CA_CERTIFICATE, CA_KEY, DAY_S, HUB_KEY, HUB_KEY_DAYS, ISSUER_CERTIFICATE, ISSUER_KEY, ROOTS, TrustError,
+};
 use crate::output::Screen;
 
 const CA_DAYS: u64 = 10 * 365;
@@ -129,7 +131,8 @@ fn new_ca(tree: &Name, now_s: u64) -> Result<(Certificate, KeyPair), TrustError>
     params
         .distinguished_name
         .push(DnType::CommonName, format!("{tree} node CA"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    // One below it: the hub's issuer.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, now_s + CA_DAYS * DAY_S);
     Ok((params.self_signed(&key)?, key))
@@ -151,6 +154,9 @@ fn report(dir: &Path, tree: &Name, content: &Bundle, screen: &mut Screen<'_>) ->
             "  move {dir}/{ROOTS} and {dir}/{CA_KEY} to where no network is; {ROOTS} to more than one place"
         ))?;
         s.line(&format!("  give the hub {dir}/{HUB_KEY} and {dir}/{BUNDLE}"))?;
+        s.line(&format!(
+            "  let the hub enrol nodes by itself: cnova trust issuer {dir}, and give it {dir}/{ISSUER_KEY} and {dir}/{ISSUER_CERTIFICATE}"
+        ))?;
         s.line(&format!(
             "  certify the hub, as every node: cnova trust issue hub --site hub --dir {dir}"
         ))?;

@@ -33,7 +33,7 @@ pub(super) fn run(args: &IssueArgs, now_s: u64, screen: &mut Screen<'_>) -> Resu
     let ca_key = ca_key_pem.ok().and_then(|pem| KeyPair::from_pem(&pem).ok());
     let ca_key = ca_key.ok_or(TrustError::NotAKey { path: ca_key_path })?;
     let ends_s = now_s + args.days * DAY_S;
-    let ends_s = end_within(&ca, &ca_path, &args.node, ends_s)?;
+    let ends_s = end_within(&ca, &ca_path, args.node.as_str(), ends_s)?;
 
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let issuer = Issuer::from_ca_cert_der(&ca.into(), ca_key)?;
@@ -68,6 +68,17 @@ pub(super) fn run(args: &IssueArgs, now_s: u64, screen: &mut Screen<'_>) -> Resu
     Ok(screen.document(&value, |s| s.line(&text))?)
 }
 
+/// A node's certificate that nobody gets, to see whether one by this issuer would be accepted; DER.
+pub(super) fn probe(issuer: &Issuer<'_, &KeyPair>, ends_s: u64) -> Result<Vec<u8>, TrustError> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let name = |_| rcgen::Error::CouldNotParseCertificate;
+    let (node, site) = (
+        NodeId::new("probe").map_err(name)?,
+        SitePath::new("probe").map_err(name)?,
+    );
+    Ok(params(&node, &site, ends_s)?.signed_by(&key, issuer)?.der().to_vec())
+}
+
 fn params(node: &NodeId, site: &SitePath, ends_s: u64) -> Result<CertificateParams, TrustError> {
     let mut p = CertificateParams::default();
     p.distinguished_name = rcgen::DistinguishedName::new();
@@ -86,13 +97,13 @@ fn params(node: &NodeId, site: &SitePath, ends_s: u64) -> Result<CertificatePara
 
 /// When the certificate ends: "as long as the CA" means the CA's end, though the CA was made some seconds before. A chain ends with its first certificate that ends: a node would drop out with years left
 /// on its own.
-fn end_within(ca: &[u8], path: &Path, node: &NodeId, ends_s: u64) -> Result<u64, TrustError> {
+pub(super) fn end_within(ca: &[u8], path: &Path, node: &str, ends_s: u64) -> Result<u64, TrustError> {
     let bad = || TrustError::NotACertificate { path: path.to_owned() };
     let ca_ends_s = files::not_after_s(ca).ok_or_else(bad)?;
     if ca_ends_s.saturating_add(DAY_S) <= ends_s {
         let (ca_ends, node_ends) = (date(ca_ends_s), date(ends_s));
         return Err(TrustError::OutlivesCa {
-            node: node.to_string(),
+            node: node.to_owned(),
             ca_ends,
             node_ends,
         });

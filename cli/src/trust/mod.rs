@@ -16,6 +16,7 @@ mod builder;
 mod files;
 mod init;
 mod issue;
+mod issuer;
 mod rotate;
 mod show;
 
@@ -23,6 +24,8 @@ pub(crate) const BUNDLE: &str = "trust-bundle.cose";
 const HUB_KEY: &str = "hub-signing.key";
 const CA_CERTIFICATE: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
+const ISSUER_CERTIFICATE: &str = "hub-issuer.pem";
+const ISSUER_KEY: &str = "hub-issuer.key";
 const ROOTS: &str = "roots";
 
 const DAY_S: u64 = 86_400;
@@ -70,6 +73,10 @@ pub(crate) enum TrustError {
     TooManyPatterns(usize),
     #[error("{} is neither a public nor a private key (PEM; Ed25519 or P-256)", path.display())]
     NotAPublicKey { path: PathBuf },
+    #[error(
+        "what the issuer issues would not be accepted: {source}\n  {} may have been made by an earlier cnova, which allowed no issuer below it: make the tree anew with `cnova trust init`", ca.display()
+    )]
+    IssuerNotAccepted { ca: PathBuf, source: CertificateError },
     #[error("the system gave no random bytes")]
     NoRandomness,
     #[error("the certificate was not made: {0}")]
@@ -108,6 +115,7 @@ pub(crate) fn run(what: &Trust, screen: &mut Screen<'_>) -> Result<(), TrustErro
         }
         Trust::Builder(args) => builder::run(&args.what, now_s, screen),
         Trust::Issue(args) => issue::run(args, now_s, screen),
+        Trust::Issuer { dir, days } => issuer::run(dir, *days, now_s, screen),
         Trust::Rotate {
             dir,
             overlap_days,

@@ -1,5 +1,6 @@
 //! The only place that sees both sides: waits for what happens, lets the core decide, performs what it decided.
 
+mod certificates;
 mod look;
 mod outage;
 mod proof;
@@ -445,30 +446,6 @@ impl EventLoop {
         tokio::spawn(async move {
             if let Ok(Some(result)) = spawn_blocking(work).await {
                 let _ = done.send(result).await;
-            }
-        });
-    }
-
-    /// Kept as well, for a core that is made anew.
-    fn on_installed(&mut self, renew_s: u64) -> Event {
-        self.parts.config.renew_s = Some(renew_s);
-        Event::Installed { renew_s }
-    }
-
-    /// The next certificate goes onto the disk before it is used. What fails is asked for again.
-    fn install(&self, issued: v1::EnrolIssued) {
-        let (identity, path) = (self.parts.identity.clone(), self.parts.certificate.clone());
-        self.beside(move || {
-            let stored = cnova_link::store_issued(&path, &issued).map_err(|e| e.to_string());
-            match stored.and_then(|()| identity.install(&issued).map_err(|e| e.to_string())) {
-                Ok(()) => {
-                    tracing::info!(until = identity.not_after_s(), "the certificate was renewed");
-                    Some(Done::Installed(issued.renew_s))
-                }
-                Err(error) => {
-                    tracing::error!(path = %path.display(), error, "the renewed certificate is not used");
-                    None
-                }
             }
         });
     }

@@ -514,3 +514,113 @@ fn an_artifact_is_fetched_once_and_served_whole_only() {
         "from the cache, with no parent"
     );
 }
+
+fn renew() -> v1::Enrol {
+    v1::Enrol {
+        v: 1,
+        ticket: 5,
+        step: v1::EnrolStep::Renew {
+            key: cnova_shared::keys::Signer::public_key(&support::soft(10)).clone(),
+        },
+    }
+}
+
+fn refusal(ticket: u64) -> v1::Enrolled {
+    v1::Enrolled {
+        v: 1,
+        ticket,
+        answer: v1::EnrolAnswer::Refused(v1::EnrolRefused {
+            gate: "token".into(),
+            message: "m".into(),
+            advice: "a".into(),
+            passing: false,
+        }),
+    }
+}
+
+#[test]
+fn what_a_child_asks_about_its_certificate_is_carried_unchanged_and_never_kept() {
+    let mut rig = Rig::greeted();
+    let before = rig.stored.clone();
+    let away = rig.child_says(Kind::Enrol, &renew(), false);
+    assert!(!away.iter().any(|a| matches!(a, Action::CarryUp { .. })), "{away:?}");
+    rig.welcome();
+    let bytes = rig.child.seal(Kind::Enrol, &renew(), false);
+    let child = node(CHILD);
+    let kind = Kind::Enrol;
+    let carried = rig.take(Event::FromChild {
+        child: child.clone(),
+        kind,
+        bytes: bytes.clone(),
+    });
+    assert!(carried.contains(&Action::CarryUp { kind, bytes }), "{carried:?}");
+    // Somebody else's key under the child's name goes nowhere.
+    let forged = identity(CHILD, 11).seal(Kind::Enrol, &renew(), false);
+    let refused = rig.take(Event::FromChild {
+        child: child.clone(),
+        kind,
+        bytes: forged,
+    });
+    assert!(
+        !refused.iter().any(|a| matches!(a, Action::CarryUp { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(
+        rig.stored.spool.items.len(),
+        before.spool.items.len(),
+        "nothing waits on the disk"
+    );
+
+    let answer = seal(Kind::Enrolled, &claims(HUB, CHILD), &refusal(5), &[], &hub_key()).unwrap();
+    let kind = Kind::Enrolled;
+    let down = rig.take(Event::FromParent {
+        kind,
+        bytes: answer.clone(),
+    });
+    let bytes = answer;
+    assert!(down.contains(&Action::Forward { child, kind, bytes }), "{down:?}");
+}
+
+#[test]
+fn a_newcomer_is_answered_by_the_hub_and_by_nobody_else() {
+    let mut rig = Rig::greeted();
+    let step = || {
+        v1::EnrolStep::Finish(v1::EnrolFinish {
+            session: vec![1],
+            proof: vec![2],
+        })
+    };
+    let gate = |actions: &[Action]| {
+        actions.iter().find_map(|a| match a {
+            Action::AnswerNewcomer {
+                door,
+                answer: v1::EnrolAnswer::Refused(r),
+            } => Some((*door, r.gate.clone())),
+            _ => None,
+        })
+    };
+    let away = rig.take(Event::Newcomer { door: 1, step: step() });
+    assert_eq!(gate(&away), Some((1, "hub-away".into())));
+    rig.welcome();
+    let asked = rig.take(Event::Newcomer { door: 2, step: step() });
+    let ticket = asked.iter().find_map(|a| match a {
+        Action::SendUp(UpMessage::Enrol(enrol)) => Some(enrol.ticket),
+        _ => None,
+    });
+    let ticket = ticket.unwrap();
+    // The parent is a gateway or a liar: only what the hub signed for this gateway counts.
+    let child_key = cnova_shared::keys::SoftKey::ed25519_from_seed(&[10; 32]);
+    for bytes in [
+        seal(Kind::Enrolled, &claims(HUB, ME), &refusal(ticket), &[], &child_key).unwrap(),
+        seal(Kind::Command, &claims(HUB, ME), &refusal(ticket), &[], &hub_key()).unwrap(),
+        seal(Kind::Enrolled, &claims(HUB, ME), &refusal(ticket + 9), &[], &hub_key()).unwrap(),
+    ] {
+        let kind = Kind::Enrolled;
+        assert_eq!(gate(&rig.take(Event::FromParent { kind, bytes })), None);
+    }
+    assert_eq!(
+        gate(&rig.parent_says(Kind::Enrolled, &refusal(ticket))),
+        Some((2, "token".into()))
+    );
+    assert_eq!(gate(&rig.parent_says(Kind::Enrolled, &refusal(ticket))), None, "once");
+}

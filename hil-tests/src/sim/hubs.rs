@@ -44,6 +44,7 @@ impl SimHub {
         let config = Config {
             node: id(HUB),
             trust: pki().trust.clone(),
+            enrolment: None,
         };
         self.core = Some(Hub::boot(config, self.stored.clone(), now));
     }

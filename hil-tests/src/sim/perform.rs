@@ -183,6 +183,7 @@ impl World {
                 Kind::ChunkRequest,
                 me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false),
             ),
+            agent::Message::Enrol(m) => (Kind::Enrol, me.seal(Kind::Enrol, HUB_AUDIENCE, iat, &m, false)),
             agent::Message::Reply(m) => (Kind::Reply, me.seal(Kind::Reply, HUB_AUDIENCE, iat, &m, false)),
         };
         self.send_up(node, kind, bytes);
@@ -357,6 +358,9 @@ impl World {
                     );
                 }
             }
+            gateway::Action::CarryUp { kind, bytes } => self.send_up(node, kind, bytes),
+            // Nobody enrols here and no certificate ends: see the core's configuration.
+            gateway::Action::AnswerNewcomer { .. } | gateway::Action::Install(_) => {}
             gateway::Action::Note(text) => self.log(format!("{node}: {text}")),
         }
         true
@@ -420,6 +424,7 @@ impl World {
                 self.check(broken);
                 (Kind::Relay, me.seal(Kind::Relay, parent.as_str(), iat, &m, false))
             }
+            M::Enrol(m) => (Kind::Enrol, me.seal(Kind::Enrol, HUB_AUDIENCE, iat, &m, false)),
             M::ChunkRequest(m) => (
                 Kind::ChunkRequest,
                 me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false),
@@ -546,7 +551,13 @@ impl World {
                 let life = self.hub.life;
                 self.net.at(at, Arrival::Hub { life, event });
             }
-            hub::Action::RemoveArtifacts(_) | hub::Action::Command { .. } => {}
+            // Nobody enrols here: the hub has no rules for it.
+            hub::Action::RemoveArtifacts(_)
+            | hub::Action::Command { .. }
+            | hub::Action::Enrol { .. }
+            | hub::Action::Certify(_)
+            | hub::Action::Enrolled { .. }
+            | hub::Action::Audit { .. } => {}
             hub::Action::Answer { outcome, .. } => self.log(format!("the hub answers {outcome:?}")),
             hub::Action::Note(text) => self.log(format!("hub: {text}")),
         }

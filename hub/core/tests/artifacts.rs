@@ -41,6 +41,7 @@ fn config() -> Config {
     Config {
         node: NodeId::new("hub").unwrap(),
         trust: TrustBundle::flashed(&bundle::sign(&contents, &[&root]).unwrap()).unwrap(),
+        enrolment: None,
     }
 }
 

@@ -489,3 +489,60 @@ fn what_nothing_uses_is_listed_and_removed_and_a_workload_without_a_node_explain
     let (_, audit) = api.get("/v1/audit?limit=2", VIEWER);
     assert_eq!(audit["entries"][1]["action"], "collect", "{audit}");
 }
+
+#[test]
+fn enrolment_is_for_admins_and_a_token_is_shown_once() {
+    let site = Site::new();
+    let hub = site.start();
+    let api = hub.client();
+    let body = json!({"site": "plant-7/plc-1", "expires_in_s": 3600}).to_string();
+    for token in [VIEWER, OPERATOR] {
+        assert_eq!(api.post("/v1/enrolment/tokens", token, &[], body.as_bytes()).0, 403);
+        assert_eq!(api.get("/v1/enrolment", token).0, 403);
+        assert_eq!(api.delete("/v1/enrolment/nodes/plc-1", token).0, 403);
+    }
+    let (status, made) = api.post("/v1/enrolment/tokens", ADMIN, &[], body.as_bytes());
+    assert_eq!(status, 201, "{made}");
+    let (text, id) = (made["token"].as_str().unwrap(), made["id"].as_str().unwrap());
+    assert!(text.starts_with("cnova-enrol-") && text.len() > 50, "{text}");
+    for (bad, word) in [
+        (json!({"site": "a//b", "expires_in_s": 1}), "site"),
+        (json!({"site": "a", "expires_in_s": 0}), "expires_in_s"),
+        (json!({"site": "a", "expires_in_s": 1, "uses": 0}), "uses"),
+        (json!({"site": "a", "expires_in_s": 1, "name": "*"}), "name"),
+        (json!({"site": "a", "expires_in_s": 1, "more": 1}), "more"),
+    ] {
+        let (status, answer) = api.post("/v1/enrolment/tokens", ADMIN, &[], bad.to_string().as_bytes());
+        assert_eq!(status, 400, "{answer}");
+        assert!(error(&answer).1.contains(word), "{answer}");
+    }
+    let print = Digest::of(b"a TPM");
+    let known = json!({"fingerprint": print, "node": "plc-2", "site": "plant-7/plc-2"}).to_string();
+    assert_eq!(api.post("/v1/enrolment/eks", ADMIN, &[], known.as_bytes()).0, 200);
+    let everywhere = |api: &support::Client| {
+        let (_, info) = api.get("/v1/enrolment", ADMIN);
+        let (_, audit) = api.get("/v1/audit?limit=50", ADMIN);
+        (info.clone(), format!("{info}{audit}"))
+    };
+    let (info, said) = everywhere(&api);
+    assert_eq!(info["tokens"][0]["id"], id);
+    assert_eq!(info["known"][0]["fingerprint"], print.hex());
+    assert!(
+        !said.contains(text) && !site.log().contains(text),
+        "the token is in a list or a log"
+    );
+    for action in ["enrol-token", "enrol-ek"] {
+        assert!(said.contains(action), "{action} is not in the audit log: {said}");
+    }
+    // They are in the store, not in memory.
+    hub.stop();
+    let hub = site.start();
+    let api = hub.client();
+    assert_eq!(everywhere(&api).0, info);
+    assert_eq!(api.delete(&format!("/v1/enrolment/tokens/{id}"), ADMIN).0, 200);
+    assert_eq!(api.delete(&format!("/v1/enrolment/tokens/{id}"), ADMIN).0, 404);
+    assert_eq!(api.delete(&format!("/v1/enrolment/eks/{print}"), ADMIN).0, 200);
+    assert_eq!(api.delete("/v1/enrolment/nodes/plc-1", ADMIN).0, 404);
+    let (info, _) = everywhere(&api);
+    assert_eq!((&info["tokens"], &info["known"]), (&json!([]), &json!([])));
+}

@@ -26,21 +26,47 @@ const DROP_INS_MAX: usize = 64;
 
 /// `[identity]`: where the node's certificate, key and trust are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "IdentityFile")]
 pub struct IdentityConfig {
     /// Certificates, PEM, the node's own first.
     pub certificate: PathBuf,
-    /// Its key, PEM, PKCS #8; not needed with a TPM.
-    #[serde(default)]
+    /// Its key, PEM, PKCS #8; empty with a TPM.
     pub key: PathBuf,
     /// The signed trust bundle.
     pub trust_bundle: PathBuf,
     /// What holds the key.
-    #[serde(default)]
     pub root: RootKind,
     /// How a TPM is reached, as libtss2 names it; `device:/dev/tpmrm0` unless it is said.
-    #[serde(default)]
     pub tcti: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdentityFile {
+    certificate: PathBuf,
+    #[serde(default)]
+    key: PathBuf,
+    trust_bundle: PathBuf,
+    #[serde(default)]
+    root: RootKind,
+    tcti: Option<String>,
+}
+
+impl TryFrom<IdentityFile> for IdentityConfig {
+    type Error = String;
+
+    fn try_from(file: IdentityFile) -> Result<Self, String> {
+        if file.root == RootKind::Soft && file.key.as_os_str().is_empty() {
+            return Err(IdentityError::NoKeyFile.to_string());
+        }
+        Ok(Self {
+            certificate: file.certificate,
+            key: file.key,
+            trust_bundle: file.trust_bundle,
+            root: file.root,
+            tcti: file.tcti,
+        })
+    }
 }
 
 /// What holds a node's key.

@@ -306,6 +306,13 @@ impl Identity {
             let reason = format!("it is for {} or about another key", named.node);
             return Err(CertificateError::Malformed(reason));
         }
+        // Twin and hello name the site; it does not change while the node runs.
+        if named.site != self.site {
+            let said = |site: &Option<SitePath>| site.as_ref().map_or_else(|| "nowhere".into(), ToString::to_string);
+            let (certified, mine) = (said(&named.site), said(&self.site));
+            let reason = format!("it is for {certified}, and this node is at {mine}: correct site, or what admits it");
+            return Err(CertificateError::Malformed(reason));
+        }
         self.certified.replace(chain, Some(issued.renew_s))
     }
 

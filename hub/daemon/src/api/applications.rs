@@ -183,7 +183,7 @@ fn answer(outcome: Outcome) -> Result<Response, ApiError> {
     }
 }
 
-fn draft(app: &App, caller: &Caller, action: &'static str, object: String) -> Draft {
+pub(super) fn draft(app: &App, caller: &Caller, action: &'static str, object: String) -> Draft {
     let at_ms = app.clock.now().wall_ms;
     Draft {
         at_ms,

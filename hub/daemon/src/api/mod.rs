@@ -3,6 +3,7 @@
 mod applications;
 mod artifacts;
 mod attestation;
+mod enrolment;
 pub mod error;
 mod fleet;
 mod guard;
@@ -122,6 +123,12 @@ fn route(id: Id) -> MethodRouter<App> {
         Id::PutReference => put(attestation::put_set),
         Id::DeleteReference => delete(attestation::drop_set),
         Id::GetAudit => get(fleet::audit),
+        Id::Enrolment => get(enrolment::show),
+        Id::AddEnrolmentToken => post(enrolment::add_token),
+        Id::RevokeEnrolmentToken => delete(enrolment::revoke_token),
+        Id::AddEk => post(enrolment::add_known),
+        Id::RemoveEk => delete(enrolment::remove_known),
+        Id::ForgetNode => delete(enrolment::forget),
         Id::Health => get(fleet::health),
         Id::Metrics => get(metrics::metrics),
         Id::OpenApi => get(async || axum::Json(openapi::document())),

@@ -46,6 +46,7 @@ pub(super) fn schemas() -> Value {
         explanation(),
         nodes(),
         records(),
+        enrolment(),
     ] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
             all.extend(part);
@@ -221,6 +222,7 @@ fn nodes() -> Value {
             "link": {"enum": ["connected", "disconnected", "unknown"]},
             "trust": text("`affirming`, `stale`, `warning`, `CONTRAINDICATED`, `pending`, or `UNATTESTED` for a software key."),
             "standing": {"type": "object", "description": "What placement makes of it: meets (for what is new), keeps (for what runs there), why."},
+            "trust": text("What the node holds its key in: `tpm`, or `UNATTESTED` for a key in a file."),
             "via": text("The direct child of the hub behind which it hangs."),
             "desired": text("The twin that it should have, `epoch.generation`, or `-`."),
             "reported": text("The twin that it said it has."),
@@ -300,6 +302,57 @@ fn nodes() -> Value {
     })
 }
 
+fn enrolment() -> Value {
+    let seconds = || json!({"type": "integer", "minimum": 0, "description": "Seconds since 1970."});
+    json!({
+        "Done": object(json!({"result": {"const": "done"}}), &[]),
+        "Enrolment": object(json!({
+            "tokens": {"type": "array", "items": object(json!({
+                "id": text("The beginning of its hash."),
+                "site": string(),
+                "name": text("Which names it admits; empty for any."),
+                "expires_s": seconds(),
+                "uses_left": number(),
+                "by": string(),
+                "made_s": seconds(),
+            }), &[])},
+            "known": {"type": "array", "items": object(json!({
+                "fingerprint": text("SHA-256 of the endorsement key or of its certificate, hexadecimal."),
+                "node": string(),
+                "site": string(),
+                "by": string(),
+                "made_s": seconds(),
+            }), &[])},
+            "nodes": {"type": "array", "items": object(json!({
+                "node": string(),
+                "site": string(),
+                "tier": text("`tpm`, or `UNATTESTED` for a key in a file."),
+                "ek": text("SHA-256 of its endorsement key, hexadecimal; empty without a TPM."),
+                "key": text("Its device key's id."),
+                "first_s": seconds(),
+                "last_s": seconds(),
+                "not_after_s": seconds(),
+            }), &[])},
+        }), &[]),
+        "EnrolmentTokenRequest": object(json!({
+            "site": text("A site path; with `/*` the places below one, each named as its node is."),
+            "name": {"type": ["string", "null"], "description": "A node's name, or the beginning of one and a star."},
+            "uses": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 1},
+            "expires_in_s": {"type": "integer", "minimum": 1, "maximum": 31_622_400},
+        }), &["name", "uses"]),
+        "EnrolmentToken": object(json!({
+            "id": string(),
+            "token": text("Its text, which the hub does not keep."),
+            "expires_s": seconds(),
+        }), &[]),
+        "EndorsementKeyRequest": object(json!({
+            "fingerprint": text("`sha256:` and 64 digits: of the endorsement key (TPMT_PUBLIC) or its certificate (DER)."),
+            "node": string(),
+            "site": string(),
+        }), &[]),
+    })
+}
+
 fn records() -> Value {
     json!({
         "History": object(json!({"node": string(), "entries": list("HistoryEntry")}), &[]),
@@ -322,7 +375,10 @@ fn records() -> Value {
             "seq": number(),
             "at_ms": millis("hub"),
             "user": string(),
-            "action": {"enum": ["apply", "collect", "delete", "upload"]},
+            "action": {"enum": [
+                "apply", "collect", "delete", "upload", "enrol", "renew", "enrol-token", "enrol-token-revoke", "enrol-ek",
+                "enrol-ek-remove", "enrol-forget",
+            ]},
             "object": string(),
             "outcome": {"enum": ["done", "unchanged", "refused", "denied"]},
             "detail": string(),

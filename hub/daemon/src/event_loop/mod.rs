@@ -496,18 +496,6 @@ impl EventLoop {
         Ok(())
     }
 
-    /// An audit entry about what nobody's request asked for.
-    fn draft(&self, action: &'static str, object: String, outcome: &'static str, detail: &str) -> Draft {
-        Draft {
-            at_ms: self.parts.clock.now().wall_ms,
-            user: "hub".to_owned(),
-            action,
-            object,
-            outcome,
-            detail: cnova_shared::limits::clip(detail),
-        }
-    }
-
     fn perform(&mut self, effect: Action) {
         let now_s = self.parts.clock.now_s();
         let signer = &self.parts.signer;

@@ -13,6 +13,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{EventLoop, LoopError, Parts};
+use crate::store::audit::Draft;
 
 /// The hub's own door, where it has one, and who waits at it.
 #[derive(Default)]
@@ -114,5 +115,17 @@ impl EventLoop {
         let now_s = self.parts.clock.now_s();
         let sealed = self.parts.signer.to_child(Kind::Enrolled, author, &enrolled, now_s);
         self.say(&child, Kind::Enrolled, sealed);
+    }
+
+    /// An audit entry about what nobody's request asked for.
+    pub(super) fn draft(&self, action: &'static str, object: String, outcome: &'static str, detail: &str) -> Draft {
+        Draft {
+            at_ms: self.parts.clock.now().wall_ms,
+            user: "hub".to_owned(),
+            action,
+            object,
+            outcome,
+            detail: cnova_shared::limits::clip(detail),
+        }
     }
 }

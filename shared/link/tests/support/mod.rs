@@ -99,14 +99,27 @@ impl Pki {
         self.issue_with(node, |_| {})
     }
 
+    /// Certifies a key that is not in a file here. `key` of the files is `new.key`.
+    pub fn issue_for(&self, node: &str, signer: &dyn Signer) -> Files {
+        let files = Files {
+            certificate: self.dir.join(format!("{node}.pem")),
+            key: self.dir.join("new.key"),
+            trust_bundle: self.dir.join("trust.cose"),
+        };
+        // SubjectPublicKeyInfo of P-256 (RFC 5480) up to the point.
+        let prefix = [
+            0x30, 0x59, 0x30, 0x13, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1,
+            7, 3, 0x42, 0,
+        ];
+        let spki = [&prefix[..], &signer.public_key().bytes].concat();
+        let key = rcgen::SubjectPublicKeyInfo::from_der(&spki).unwrap();
+        let certificate = params(node).signed_by(&key, &self.issuer).unwrap();
+        fs::write(&files.certificate, certificate.pem()).unwrap();
+        files
+    }
+
     pub fn issue_with(&self, node: &str, change: impl FnOnce(&mut CertificateParams)) -> Files {
-        let mut params = CertificateParams::new(vec![node.to_owned()]).unwrap();
-        params.subject_alt_names.push(SanType::URI(
-            format!("urn:cnova:site:plant-7/{node}").try_into().unwrap(),
-        ));
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, node);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let mut params = params(node);
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -120,6 +133,17 @@ impl Pki {
         fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).unwrap();
         files
     }
+}
+
+fn params(node: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(vec![node.to_owned()]).unwrap();
+    params.subject_alt_names.push(SanType::URI(
+        format!("urn:cnova:site:plant-7/{node}").try_into().unwrap(),
+    ));
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, node);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params
 }
 
 pub fn node(name: &str) -> NodeId {
