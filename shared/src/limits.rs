@@ -76,3 +76,24 @@ pub fn clip_to(text: &str, max: usize) -> String {
 
 /// Bytes of a nonce in a challenge.
 pub const NONCE_BYTES: usize = 32;
+/// Most nodes in one list of revocations.
+pub const REVOKED_NODES: usize = 4096;
+/// Most keys that are refused under one revoked name.
+pub const REVOKED_KEYS: usize = 16;
+/// Longest reason of a revocation.
+pub const REASON_BYTES: usize = 256;
+/// Most rights in one delegation.
+pub const RIGHTS: usize = 16;
+/// Most trust bundles that a node keeps, from the one that it was flashed with on.
+pub const BUNDLES_KEPT: usize = 256;
+/// Most delegations that one node keeps.
+pub const DELEGATIONS_KEPT: usize = 1024;
+/// Most kinds and names of documents that a hello says it holds.
+pub const DOCUMENTS_SAID: usize = 2048;
+/// First pause before documents about trust are sent again to a child that has not said that it holds them; above
+/// [`GREET_AGAIN_MS`], so that the child can say it. Doubles up to [`TRUST_RESEND_MAX_MS`].
+pub const TRUST_RESEND_MIN_MS: u64 = 15_000;
+/// Longest pause before documents about trust are sent again.
+pub const TRUST_RESEND_MAX_MS: u64 = 600_000;
+/// How long a node may hold an older trust bundle than the hub before that is an alarm.
+pub const TRUST_BEHIND_MS: u64 = 24 * 3_600_000;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
 use cnova_shared::topics::Kind;
+use cnova_shared::trust::TrustView;
 use cnova_shared::twin::Version;
 use cnova_shared::wire::v1;
 
@@ -28,7 +29,7 @@ pub struct Config {
     pub software: String,
     /// Differs on every start.
     pub boot: String,
-    /// Whom it trusts.
+    /// The trust bundle that it was flashed with; newer ones are in its ledger.
     pub trust: TrustBundle,
     /// How well it is supplied with power and cooling at the start, and what that was concluded from.
     pub power: (v1::PowerLevel, String),
@@ -232,6 +233,8 @@ pub enum Action {
         /// The instance that it is about, when there is one.
         attempt: Option<u32>,
     },
+    /// TLS goes by this from now on; a connection that stands stays.
+    TrustChanged(TrustView),
     /// Forget every artifact that is not in the list.
     KeepArtifacts(Vec<Digest>),
     /// For the log.

@@ -2,6 +2,7 @@
 
 use cnova_shared::ids::{Digest, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
+use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::twin::Version;
 use cnova_shared::wire::v1::Workload;
 use serde::{Deserialize, Serialize};
@@ -112,6 +113,8 @@ pub enum Op {
     DeleteInstance(WorkloadId),
     /// A change to the report stream.
     Stream(StreamOp),
+    /// Newer trust bundles, revocations, delegations.
+    Trust(TrustOp),
 }
 
 /// The whole ledger, as read at boot.
@@ -125,6 +128,9 @@ pub struct Stored {
     pub instances: Vec<InstanceRow>,
     /// The report stream.
     pub stream: StoredStream,
+    /// Newer trust bundles, revocations, delegations.
+    #[serde(default)]
+    pub trust: StoredTrust,
 }
 
 impl Stored {
@@ -140,6 +146,7 @@ impl Stored {
                 }
                 Op::DeleteInstance(id) => self.instances.retain(|r| r.id != id),
                 Op::Stream(op) => self.stream.apply(&op),
+                Op::Trust(op) => self.trust.apply(&op),
             }
         }
     }

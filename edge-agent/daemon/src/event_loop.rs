@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cnova_agent_core::ledger::Op;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
-use cnova_link::{FloorClock, Identity, Uplink, UplinkEvent};
+use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent};
 use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
@@ -39,6 +39,7 @@ pub(crate) struct Parts {
     pub(crate) config: Config,
     pub(crate) identity: Arc<Identity>,
     pub(crate) clock: Arc<FloorClock>,
+    pub(crate) authorities: Arc<Authorities>,
     pub(crate) ledger: Ledger,
     pub(crate) ledger_path: PathBuf,
     pub(crate) run_dir: PathBuf,
@@ -322,6 +323,12 @@ impl EventLoop {
                         .stop(InstanceId { workload: id, attempt }, grace_ms);
                 }
                 Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
+                Action::TrustChanged(view) => {
+                    self.parts.clock.raise(view.issued_at);
+                    if let Err(error) = self.parts.authorities.replace(&view.authorities) {
+                        tracing::error!(%error, "the parent is judged by the authorities of before");
+                    }
+                }
                 Action::KeepArtifacts(wanted) => self.keep(wanted).await,
                 Action::Stage(stage) => log_stage(&stage),
             }

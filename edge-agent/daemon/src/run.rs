@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
-use cnova_link::{FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls};
+use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::wire::v1::{Alarm, Capabilities};
 use cnova_store::{ArtifactError, Artifacts, SetAside};
@@ -188,7 +188,9 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         power: sensors.power(),
         alarms,
     };
-    let tls = client_tls(&identity, &config.parent.node, clock.clone())?;
+    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
+    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
+    let tls = client_tls_with(&identity, &config.parent.node, clock.clone(), authorities.clone())?;
     let signals = Signals::new().map_err(|source| StartError::System {
         action: "listen for signals",
         source,
@@ -222,6 +224,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         config: core_config,
         identity,
         clock,
+        authorities,
         ledger,
         ledger_path: config.ledger_path(),
         run_dir: config.run_dir(),

@@ -23,13 +23,14 @@ use crate::config::Children;
 pub async fn start(
     children: &Children,
     identity: &Arc<Identity>,
+    authorities: &[Vec<u8>],
 ) -> Result<(AnyEndpoint, mpsc::Receiver<EndpointEvent>), EndpointError> {
     match children {
         Children::Listen(address) => {
             let tls = TlsMaterial {
                 cert_chain: identity.tls_chain(),
                 key: identity.tls_key(),
-                client_ca: identity.tls_authorities(),
+                client_ca: authorities.iter().cloned().map(Into::into).collect(),
             };
             let config = EndpointConfig {
                 listen: *address,
@@ -48,7 +49,7 @@ pub async fn start(
             let tls = ClientTlsMaterial {
                 cert_chain: identity.tls_chain(),
                 key: identity.tls_key(),
-                ca: identity.tls_authorities(),
+                ca: authorities.iter().cloned().map(Into::into).collect(),
                 server_name,
             };
             let (host, port, client_id) = (broker.host.clone(), broker.port, identity.node().to_string());

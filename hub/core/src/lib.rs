@@ -11,8 +11,10 @@ pub mod policy;
 pub mod rollout;
 pub mod timeline;
 pub mod views;
+pub mod views_trust;
 
 pub use api::{
-    Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp, StoredEntry,
+    Action, CompileKey, Config, DelegationRules, Draft, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored,
+    StoredApp, StoredEntry,
 };
 pub use hub::Hub;

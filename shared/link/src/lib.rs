@@ -18,5 +18,5 @@ mod uplink;
 
 pub use address::{Address, InvalidAddress};
 pub use identity::{Identity, IdentityError};
-pub use tls::{FloorClock, TlsError, client_tls};
+pub use tls::{Authorities, FloorClock, TlsError, client_tls, client_tls_with};
 pub use uplink::{SendError, Uplink, UplinkConfig, UplinkEvent};

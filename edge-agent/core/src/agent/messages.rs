@@ -4,11 +4,17 @@ use super::*;
 
 impl Agent {
     pub(super) fn on_message(&mut self, kind: Kind, bytes: &[u8], now: Now) {
+        if kind != Kind::Trust
+            && let Some(why) = self.parent.revoked(&self.trust)
+        {
+            return self.stage(Stage::Note(format!("a {} was not taken: {why}", kind.as_str())));
+        }
         match kind {
             Kind::Twin => self.on_twin(bytes, now),
             Kind::Ack => self.on_ack(bytes, now),
             Kind::Chunk => self.on_chunk(bytes, now),
             Kind::Command => self.on_command(bytes, now),
+            Kind::Trust => self.on_trust(bytes, now),
             other => self.stage(Stage::Note(format!(
                 "a {} came, which this version does not know",
                 other.as_str()
@@ -20,12 +26,20 @@ impl Agent {
         let held = self.twin.as_ref().map(|t| Held {
             version: t.version(),
             digest: t.digest(),
+            is_void: self.is_void(t),
         });
-        match intake::judge(bytes, &self.config.node, &self.config.trust, held, self.now_s(now)) {
+        match intake::judge(bytes, &self.config.node, self.trust.bundle(), held, self.now_s(now)) {
             Verdict::Held => {
                 // Whoever repeats it does not know that it is here.
                 self.parent.greet_again(now.mono_ms);
                 self.stage(Stage::Note("the twin in force came again".into()));
+            }
+            Verdict::Renew(twin) => {
+                self.raise_floor(twin.iat());
+                self.ops.push(Op::PutTwin(twin.bytes().to_vec()));
+                self.stage(Stage::Note("the twin in force came signed anew".into()));
+                self.twin = Some(*twin);
+                self.parent.changed(now.mono_ms);
             }
             Verdict::Refuse(r) => {
                 let (epoch, generation) = (r.version.epoch, r.version.generation);
@@ -52,6 +66,10 @@ impl Agent {
                 };
                 self.say("twin", now, body);
                 self.stage(Stage::Accepted(twin.version()));
+                // The parent was told that what is held must be renewed: now it is.
+                if self.twin.as_ref().is_some_and(|t| self.is_void(t)) {
+                    self.parent.changed(now.mono_ms);
+                }
                 self.twin = Some(*twin);
                 self.desire(now);
             }
@@ -110,7 +128,7 @@ impl Agent {
             Kind::Command,
             bytes,
             &self.config.node,
-            &self.config.trust,
+            self.trust.bundle(),
             self.now_s(now),
         );
         let command = match opened.and_then(|v| Ok(v.decode::<v1::Command>()?)) {
@@ -141,9 +159,7 @@ impl Agent {
         now: Now,
     ) -> Option<T> {
         let now_s = self.now_s(now);
-        let opened = self
-            .parent
-            .open(kind, bytes, &self.config.node, &self.config.trust, now_s);
+        let opened = self.parent.open(kind, bytes, &self.config.node, &self.trust, now_s);
         let decoded = opened.and_then(|v| v.decode::<T>().map_err(ParentError::from));
         match decoded {
             // A gateway's clock may be decades off: only what the hub signed moves the time floor.
@@ -205,7 +221,9 @@ impl Agent {
             labels: self.config.labels.clone(),
             capabilities: self.config.capabilities.clone(),
             software: self.config.software.clone(),
-            trust_version: self.config.trust.contents().version,
+            trust_version: self.trust.version(),
+            documents: self.trust.documents(),
+            renew: self.twin.as_ref().is_some_and(|t| self.is_void(t)),
             alarms: self.config.alarms.clone(),
         }
     }

@@ -23,6 +23,7 @@ impl Hub {
                     }
                     self.effects.push_back(Action::Forward { child, kind, bytes });
                 }
+                TreeEvent::Trust { child, trust } => self.effects.push_back(Action::Trust { child, trust }),
                 TreeEvent::Note(text) => self.note(text),
             }
         }
@@ -35,9 +36,14 @@ impl Hub {
                     epoch: hello.epoch,
                     generation: hello.generation,
                 };
-                let ahead = has > self.tree.desired(author).unwrap_or_default();
+                let is_gateway = hello.role == v1::NodeRole::Gateway;
+                // What a key signed that has left the bundle is not ahead, whatever its version.
+                let ahead = !hello.renew && has > self.tree.desired(author).unwrap_or_default();
                 if self.inventory.on_hello(author, hello, now.wall_ms) || ahead {
                     self.reconcile(now);
+                }
+                if is_gateway {
+                    self.delegations_at = Some(now.mono_ms);
                 }
             }
             Said::Report(report) => match self.inventory.on_report(author, &report, now.wall_ms, &mut self.ops) {

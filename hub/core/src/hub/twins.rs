@@ -4,11 +4,16 @@ use super::*;
 
 impl Hub {
     pub(super) fn on_signed(&mut self, bytes: &[u8], now: Now) {
-        let twin = match VerifiedTwin::open(bytes, &self.config.trust, now.wall_ms / 1000) {
+        let twin = match VerifiedTwin::open(bytes, self.trust.bundle(), now.wall_ms / 1000) {
             Ok(twin) => twin,
             Err(e) => return self.note(format!("the hub's own signer made a twin that nodes would refuse: {e}")),
         };
         let node = twin.twin().node.clone();
+        if self.tree.desired(&node) == Some(twin.version()) {
+            // The same twin by the new key; nothing about it has changed.
+            self.tree.put_twin(&twin, now);
+            return;
+        }
         let apps = twin
             .twin()
             .workloads
@@ -63,7 +68,7 @@ impl Hub {
                 promised,
                 devices: caps.devices.clone(),
                 seen: true,
-                revoked: false,
+                revoked: self.why_revoked(id).is_some(),
                 role: match hello.role {
                     v1::NodeRole::Agent => NodeRole::Agent,
                     v1::NodeRole::Gateway => NodeRole::Gateway,
@@ -162,7 +167,7 @@ impl Hub {
             return;
         }
         if behind && has.epoch > self.epoch {
-            self.set_epoch(has.epoch + 1);
+            self.set_epoch(has.epoch.saturating_add(1));
         }
         let newest = desired.max(has);
         let generation = if newest.epoch == self.epoch {

@@ -5,6 +5,7 @@ mod backup;
 pub mod history;
 pub mod rows;
 pub mod schema;
+mod trust;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

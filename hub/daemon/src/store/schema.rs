@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x636e_6875;
 /// The schema and how it came to be.
 pub const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    migrations: &[V1],
+    migrations: &[V1, V2],
 };
 
 const V1: &str = "
@@ -106,4 +106,15 @@ CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
 CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit
     BEGIN SELECT RAISE(ABORT, 'the audit log is only appended to'); END;
+";
+
+/// Documents about trust, as they were signed. `kind` is `bundle` (by version), `revocations` or `delegation` (by gateway).
+const V2: &str = "
+CREATE TABLE trust (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    bytes BLOB NOT NULL,
+    PRIMARY KEY (kind, name, version)
+) STRICT;
 ";
