@@ -218,6 +218,14 @@ impl Hub {
         self.read_json(&request, self.accepted(&request, response)?)
     }
 
+    /// Sends bytes, and reads the answer's JSON.
+    pub(crate) fn post_bytes<T: DeserializeOwned>(&self, path: &str, media: &str, bytes: &[u8]) -> Result<T, HubError> {
+        let request = format!("POST {path}");
+        let post = self.with_token(self.agent.post(self.at(path)));
+        let response = post.header("content-type", media).send(bytes);
+        self.read_json(&request, self.accepted(&request, response)?)
+    }
+
     /// Deletes.
     pub(crate) fn delete(&self, path: &str) -> Result<(), HubError> {
         let request = format!("DELETE {path}");

@@ -75,7 +75,7 @@ pub(super) fn hub_signing_key(key: &SoftKey, now_s: u64) -> SigningKey {
     let not_after = now_s + HUB_KEY_DAYS * DAY_S;
     SigningKey {
         key: key.public_key().clone(),
-        roles: vec![Role::Twin],
+        roles: vec![Role::Twin, Role::Attestation],
         not_after,
     }
 }

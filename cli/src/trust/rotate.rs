@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cnova_shared::bundle::{self, Bundle, TrustBundle};
-use cnova_shared::keys::{Signer, SoftKey};
+use cnova_shared::keys::{KeyId, Signer, SoftKey};
 use cnova_shared::limits;
 use serde_json::json;
 
@@ -14,11 +14,20 @@ use super::{BUNDLE, DAY_S, HUB_KEY, ROOTS, TrustError};
 use crate::age::date;
 use crate::output::Screen;
 
-/// Runs `trust rotate`.
+/// What becomes of the keys that the bundle names.
+#[derive(Clone, Copy)]
+pub(super) enum Old {
+    /// They sign for so many days more.
+    Overlap(u64),
+    /// This one is taken out at once; the others stay as they are.
+    Revoke(KeyId),
+}
+
+/// Runs `trust rotate` and `trust revoke`.
 pub(super) fn run(
     dir: &Path,
     roots_dir: Option<&Path>,
-    overlap_days: u64,
+    old_keys: Old,
     now_s: u64,
     screen: &mut Screen<'_>,
 ) -> Result<(), TrustError> {
@@ -34,7 +43,7 @@ pub(super) fn run(
     let roots_dir = roots_dir.map_or_else(|| dir.join(ROOTS), Path::to_owned);
     let roots = read_roots(&roots_dir, &old)?;
     let (key, pem) = files::new_signing_key()?;
-    let next = successor(old.contents(), &key, now_s, overlap_days);
+    let next = successor(old.contents(), &key, now_s, old_keys)?;
     let signers: Vec<&dyn Signer> = roots.iter().map(|k| k as &dyn Signer).collect();
     let signed = bundle::sign(&next, &signers).map_err(TrustError::NotAccepted)?;
     // What every node will do.
@@ -52,20 +61,38 @@ pub(super) fn run(
     files::replace(&bundle_path, &signed, Access::Public)?;
     files::replace(&hub_key, pem.as_bytes(), Access::Private)?;
 
-    let until = date(now_s + overlap_days * DAY_S);
-    let id = key.public_key().id();
-    let value = json!({ "dir": dir, "version": next.version, "hub_key": id.to_string(), "old_keys_until": until });
+    report(dir, next.version, key.public_key().id(), old_keys, now_s, screen)
+}
+
+fn report(
+    dir: &Path,
+    version: u64,
+    id: KeyId,
+    old_keys: Old,
+    now_s: u64,
+    screen: &mut Screen<'_>,
+) -> Result<(), TrustError> {
+    let (value, what) = match old_keys {
+        Old::Overlap(days) => {
+            let until = date(now_s + days * DAY_S);
+            let value =
+                json!({ "dir": dir, "version": version, "hub_key": id.to_string(), "old_keys_until": until });
+            (value, format!("older keys sign until {until}"))
+        }
+        Old::Revoke(key) => {
+            let value =
+                json!({ "dir": dir, "version": version, "hub_key": id.to_string(), "revoked": key.to_string() });
+            (value, format!("key {key} signs nothing any more"))
+        }
+    };
     screen.document(&value, |s| {
         let dir = dir.display();
-        s.line(&format!(
-            "{dir}: trust bundle version {}, hub key {id}; older keys sign until {until}",
-            next.version
-        ))?;
+        s.line(&format!("{dir}: trust bundle version {version}, hub key {id}; {what}"))?;
         s.line("Next:")?;
-        s.line(&format!("  1. bring {dir}/{BUNDLE} to the nodes, gateways and the hub"))?;
         s.line(&format!(
-            "  2. when they have it, and before {until}, give the hub {dir}/{HUB_KEY} and restart it"
-        ))
+            "  1. give the hub {dir}/{HUB_KEY}, beside the key that it has ([signing] more in hub.toml)"
+        ))?;
+        s.line(&format!("  2. roll the bundle out: cnova trust push {dir}/{BUNDLE}"))
     })?;
     Ok(())
 }
@@ -107,25 +134,36 @@ fn read_roots(folder: &Path, bundle: &TrustBundle) -> Result<Vec<SoftKey>, Trust
     Ok(roots)
 }
 
-/// The same bundle with one more key. Keys that ran out stay in it: a node checks the twin that it runs again at every
-/// boot, and needs the key that signed it however old both are.
-fn successor(old: &Bundle, key: &SoftKey, now_s: u64, overlap_days: u64) -> Bundle {
-    let last = now_s + overlap_days * DAY_S;
+/// The same bundle with one more key. Keys that ran out stay in it: nodes that missed some bundles still know then what is
+/// genuine. A revoked one goes.
+fn successor(old: &Bundle, key: &SoftKey, now_s: u64, old_keys: Old) -> Result<Bundle, TrustError> {
     let mut keys = old.keys.clone();
-    for k in &mut keys {
-        k.not_after = k.not_after.min(last);
+    match old_keys {
+        Old::Overlap(days) => {
+            let last = now_s + days * DAY_S;
+            for k in &mut keys {
+                k.not_after = k.not_after.min(last);
+            }
+        }
+        Old::Revoke(id) => {
+            keys.retain(|k| k.key.id() != id);
+            if keys.len() == old.keys.len() {
+                let known = old.keys.iter().map(|k| k.key.id()).collect();
+                return Err(TrustError::NoSuchKey { key: id, keys: known });
+            }
+        }
     }
     keys.push(hub_signing_key(key, now_s));
     // Full after dozens of rotations; the oldest then goes.
     if keys.len() > limits::BUNDLE_KEYS {
         keys.remove(0);
     }
-    Bundle {
+    Ok(Bundle {
         version: old.version + 1,
         issued_at: now_s,
         keys,
         ..old.clone()
-    }
+    })
 }
 
 /// Keeps a copy; one that a run left that was cut off is the same file.

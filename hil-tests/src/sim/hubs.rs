@@ -1,9 +1,11 @@
 //! The simulated hub: its disk and the real core.
 
-use cnova_hub_core::{Config, Hub, Stored};
+use cnova_hub_core::{Config, DelegationRules, Event, Hub, Stored};
+use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::time::Now;
+use cnova_shared::trust::TrustView;
 
-use super::pki::{HUB, id, pki};
+use super::pki::{HUB, LINE, id, pki};
 
 /// The simulated hub.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub struct SimHub {
     pub life: u64,
     /// Its store.
     pub stored: Stored,
+    /// Whom its door lets in.
+    pub view: TrustView,
 }
 
 impl SimHub {
@@ -28,6 +32,7 @@ impl SimHub {
             core: None,
             life: 0,
             stored,
+            view: TrustView::default(),
         }
     }
 
@@ -37,8 +42,22 @@ impl SimHub {
         let config = Config {
             node: id(HUB),
             trust: pki().trust.clone(),
+            delegation: DelegationRules {
+                gateways: [id(LINE)].into(),
+                ..DelegationRules::default()
+            },
         };
-        self.core = Some(Hub::boot(config, self.stored.clone(), now));
+        let mut core = Hub::boot(config, self.stored.clone(), now);
+        let key = pki().hub_key(core.trust().version()).public_key().id();
+        core.handle(Event::Signer(key), now);
+        self.core = Some(core);
+    }
+
+    /// The key that it signs with.
+    #[must_use]
+    pub fn key(&self) -> &'static SoftKey {
+        let version = self.core.as_ref().map_or(1, |c| c.trust().version());
+        pki().hub_key(version)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod manifests;
 mod mishaps;
 pub mod net;
 mod perform;
+mod rotate;
 pub mod pki;
 pub mod world;
 

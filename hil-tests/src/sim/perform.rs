@@ -127,6 +127,7 @@ impl World {
                 a.artifacts.retain(|d| keep.contains(d));
             }
             agent::Action::Answer { .. } => {}
+            agent::Action::TrustChanged(view) => self.log(format!("{node} trusts bundle {}", view.version)),
             agent::Action::Stage(stage) => self.log(format!("{node}: {stage:?}")),
         }
         true
@@ -157,6 +158,9 @@ impl World {
         }
         a.stored.apply(ops);
         let broken = a.core.as_ref().and_then(|core| self.oracle.on_settled(core));
+        let version = a.core.as_ref().map_or(0, |c| c.trust().version());
+        self.check(broken);
+        let broken = self.oracle.on_trust(node, version);
         self.check(broken);
         if after {
             self.crash(node);
@@ -302,6 +306,11 @@ impl World {
                 let bytes = me.seal(Kind::Ack, child.as_str(), iat, &ack, introduce);
                 self.send_down(node, &child, Kind::Ack, bytes);
             }
+            gateway::Action::Trust { child, trust } => {
+                let bytes = me.seal(Kind::Trust, child.as_str(), iat, &trust, true);
+                self.send_down(node, &child, Kind::Trust, bytes);
+            }
+            gateway::Action::TrustChanged(view) => self.view_changes(node, view),
             gateway::Action::Forward { child, kind, bytes } => {
                 if kind == Kind::Twin {
                     let broken = self.oracle.on_forward_twin(node, &bytes);
@@ -369,7 +378,11 @@ impl World {
             self.rebuild_gateway(node);
             return false;
         }
-        self.gateways.get_mut(node).expect("it acts").stored.apply(ops);
+        let g = self.gateways.get_mut(node).expect("it acts");
+        g.stored.apply(ops);
+        let version = g.core.as_ref().map_or(0, |c| c.trust().version());
+        let broken = self.oracle.on_trust(node, version);
+        self.check(broken);
         if after {
             self.crash(node);
             return false;
@@ -441,7 +454,7 @@ impl World {
             iat,
             exp: None,
         };
-        seal(kind, &claims, value, &[], &pki().hub_key).expect("the simulator's messages can be encoded")
+        seal(kind, &claims, value, &[], self.hub.key()).expect("the simulator's messages can be encoded")
     }
 
     fn hub_signs(&mut self, twin: &v1::Twin) {
@@ -494,6 +507,13 @@ impl World {
                 let bytes = self.hub_seals(Kind::Ack, &child, &ack);
                 self.send_down(&id(HUB), &child, Kind::Ack, bytes);
             }
+            hub::Action::Trust { child, trust } => {
+                let iat = self.clock(&id(HUB)).wall_ms / 1000;
+                let bytes = pki().nodes[&id(HUB)].seal(Kind::Trust, child.as_str(), iat, &trust, true);
+                self.send_down(&id(HUB), &child, Kind::Trust, bytes);
+            }
+            hub::Action::TrustChanged(view) => self.view_changes(&id(HUB), view),
+            hub::Action::SignDocument(draft) => self.hub_signs_document(draft),
             hub::Action::Forward { child, kind, bytes } => {
                 if kind == Kind::Twin {
                     self.oracle.seen_twins.insert(bytes.clone());
@@ -566,6 +586,5 @@ impl World {
 }
 
 fn is_twin(bytes: &[u8], twin: &v1::Twin) -> bool {
-    let opened = cnova_shared::twin::VerifiedTwin::reopen(bytes, &pki().trust);
-    opened.is_ok_and(|t| t.twin() == twin)
+    super::rotate::contents(bytes).is_some_and(|t| t == *twin)
 }

@@ -39,6 +39,7 @@ fn config() -> Config {
     Config {
         node: NodeId::new("hub").unwrap(),
         trust: TrustBundle::flashed(&bundle::sign(&contents, &[&root]).unwrap()).unwrap(),
+        delegation: cnova_hub_core::DelegationRules::default(),
     }
 }
 
@@ -65,7 +66,7 @@ impl Bench {
         while let Some(action) = self.hub.poll_action() {
             match action {
                 Action::Persist(ops) => self.stored.apply(&ops),
-                Action::Note(_) => {}
+                Action::Note(_) | Action::TrustChanged(_) => {}
                 other => all.push(other),
             }
         }

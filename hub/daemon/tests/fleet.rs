@@ -121,6 +121,8 @@ impl Played {
             },
             software: "test".into(),
             trust_version: 1,
+            documents: Default::default(),
+            renew: false,
             alarms: Vec::new(),
         };
         self.say(Kind::Hello, HUB_AUDIENCE, &hello);

@@ -14,6 +14,7 @@ use cnova_shared::ids::{Digest, SitePath};
 use cnova_shared::report::StreamOp;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
+use cnova_shared::trust::TrustOp;
 use cnova_shared::wire::v1::{self, Body, WorkloadState};
 use support::{EPOCH_S, HUB, claims, hub_key, node, workload, workload_id};
 
@@ -158,7 +159,10 @@ impl Rig {
                 Action::Send(Message::ChunkRequest(_)) => assert!(self.stored.twin.is_some()),
                 _ => {}
             }
-            done.push(brief(&action));
+            // What the agent was flashed with is said at every start.
+            if !matches!(&action, Action::TrustChanged(view) if view.version == 1) {
+                done.push(brief(&action));
+            }
         }
         done
     }
@@ -195,6 +199,11 @@ pub fn brief_op(op: &Op) -> String {
         Op::TimeFloor(_) => "time".into(),
         Op::PutInstance(r) => format!("{}#{} {:?}", r.id, r.attempt, r.phase),
         Op::DeleteInstance(id) => format!("no {id}"),
+        Op::Trust(op) => match op {
+            TrustOp::PutBundle { version, .. } => format!("bundle {version}"),
+            TrustOp::PutRevocations(_) => "revocations".into(),
+            TrustOp::PutDelegation { gateway, .. } => format!("delegation {gateway}"),
+        },
         Op::Stream(StreamOp::Put(e)) => format!("say {}", e.key),
         Op::Stream(StreamOp::Delete(key)) => format!("unsay {key}"),
         Op::Stream(StreamOp::Acked(p)) => format!("acked {}", p.seq),
@@ -219,6 +228,7 @@ pub fn brief(action: &Action) -> String {
         Action::Start(l) => format!("start {}#{} of {}", l.workload.id, l.attempt, l.version),
         Action::Stop { id, attempt, grace_ms } => format!("stop {id}#{attempt} {grace_ms}"),
         Action::Answer { id, attempt, .. } => format!("answer {id} {attempt:?}"),
+        Action::TrustChanged(view) => format!("trust {}", view.version),
         Action::KeepArtifacts(keep) => format!("keep [{}]", keep.iter().map(name_of).collect::<Vec<_>>().join(", ")),
         Action::Stage(Stage::Accepted(v)) => format!("accepted {v}"),
         Action::Stage(Stage::Refused(why)) => format!("refused {}", why.split(':').next().unwrap()),

@@ -6,7 +6,7 @@ impl Hub {
     pub(super) fn on_signed(&mut self, bytes: &[u8], now: Now) {
         let twin = match VerifiedTwin::open(bytes, self.trust.bundle(), now.wall_ms / 1000) {
             Ok(twin) => twin,
-            Err(e) => return self.note(format!("the hub's own signer made a twin that nodes would refuse: {e}")),
+            Err(e) => return self.on_badly_signed(bytes, &e.to_string(), now),
         };
         let node = twin.twin().node.clone();
         if self.tree.desired(&node) == Some(twin.version()) {
@@ -25,6 +25,19 @@ impl Hub {
             self.signing.remove(&node);
         }
         self.tree.put_twin(&twin, now);
+    }
+
+    /// Signed with a key that has left the bundle meanwhile, it is signed again; otherwise when the node's twin changes.
+    fn on_badly_signed(&mut self, bytes: &[u8], why: &str, now: Now) {
+        self.note(format!("the hub's own signer made a twin that nodes would refuse: {why}"));
+        let Ok((claims, kid)) = cnova_shared::envelope::peek(bytes) else {
+            return;
+        };
+        self.signing.remove(&claims.aud);
+        self.composed.remove(&claims.aud);
+        if self.signer.is_some_and(|s| s != kid) {
+            self.reconcile(now);
+        }
     }
 
     /// What placement may know of the fleet. `apart_from` is the application that is being placed.
