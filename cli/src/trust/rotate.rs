@@ -75,8 +75,7 @@ fn report(
     let (value, what) = match old_keys {
         Old::Overlap(days) => {
             let until = date(now_s + days * DAY_S);
-            let value =
-                json!({ "dir": dir, "version": version, "hub_key": id.to_string(), "old_keys_until": until });
+            let value = json!({ "dir": dir, "version": version, "hub_key": id.to_string(), "old_keys_until": until });
             (value, format!("older keys sign until {until}"))
         }
         Old::Revoke(key) => {

@@ -62,7 +62,10 @@ fn the_same_twin_signed_anew_takes_the_place_of_the_old_bytes() {
     let renewed = twin_by(&second_key(), &support::twin(ME, 1, vec![a("one")]));
     let actions = send(&mut rig, renewed.clone());
     assert!(actions[0].starts_with("persist [twin"), "{actions:?}");
-    assert!(!actions.iter().any(|a| a.starts_with("stop") || a.starts_with("start")), "{actions:?}");
+    assert!(
+        !actions.iter().any(|a| a.starts_with("stop") || a.starts_with("start")),
+        "{actions:?}"
+    );
     assert_eq!(rig.stored.twin.as_ref(), Some(&renewed));
 }
 

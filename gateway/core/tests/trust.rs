@@ -139,7 +139,9 @@ fn handed_on(actions: &[Action]) -> Vec<&v1::Trust> {
 }
 
 fn forwarded(actions: &[Action]) -> bool {
-    actions.iter().any(|a| matches!(a, Action::Forward { kind: Kind::Twin, .. }))
+    actions
+        .iter()
+        .any(|a| matches!(a, Action::Forward { kind: Kind::Twin, .. }))
 }
 
 /// A gateway whose child holds the first bundle, with this gateway's parent connected.
@@ -155,7 +157,9 @@ fn greeted() -> Rig {
 fn a_chain_is_kept_before_it_is_handed_on_and_said_again_until_the_child_says_that_it_has_it() {
     let mut rig = greeted();
     let actions = rig.trust(vec![bundle_item(2), bundle_item(3)], &hub_key());
-    let kept = actions.iter().position(|a| matches!(a, Action::Persist(ops) if ops.iter().any(|o| matches!(o, Op::Trust(_)))));
+    let kept = actions
+        .iter()
+        .position(|a| matches!(a, Action::Persist(ops) if ops.iter().any(|o| matches!(o, Op::Trust(_)))));
     let sent = actions.iter().position(|a| matches!(a, Action::Trust { .. }));
     assert!(kept.unwrap() < sent.unwrap());
     assert_eq!(handed_on(&actions)[0].items, [bundle_item(2), bundle_item(3)]);
@@ -183,14 +187,19 @@ fn a_stolen_key_is_cut_off_also_while_the_hub_is_away() {
     rig.take(Event::ParentDisconnected);
     let actions = rig.twin_by(&hub_key(), 2);
     assert!(!forwarded(&actions));
-    let refused = actions.iter().any(|a| matches!(a, Action::Note(n) if n.contains("is not trusted here")));
+    let refused = actions
+        .iter()
+        .any(|a| matches!(a, Action::Note(n) if n.contains("is not trusted here")));
     assert!(refused, "{actions:?}");
     // What it held of that key before is not sent any more either, not even after a restart.
     assert!(!forwarded(&rig.wait(limits::RESEND_MAX_MS * 2)));
     let mut rig = Rig::boot(rig.stored.clone());
     rig.take(Event::ChildConnected(node(CHILD)));
     let actions = rig.child_says(Kind::Hello, &hello(1));
-    assert!(!forwarded(&actions) && handed_on(&actions).len() == 1, "the child hears of the rotation from its gateway");
+    assert!(
+        !forwarded(&actions) && handed_on(&actions).len() == 1,
+        "the child hears of the rotation from its gateway"
+    );
 }
 
 #[test]
@@ -201,12 +210,20 @@ fn the_same_twin_signed_anew_replaces_the_stored_bytes_and_goes_to_whoever_needs
     let renewed = twin_by(&second_key(), &twin(CHILD, 1, Vec::new()));
     let actions = rig.twin_by(&second_key(), 1);
     let put = |op: &Op| matches!(op, Op::Tree(TreeOp::PutTwin { bytes, .. }) if *bytes == renewed);
-    assert!(actions.iter().any(|a| matches!(a, Action::Persist(ops) if ops.iter().any(put))));
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Persist(ops) if ops.iter().any(put)))
+    );
     assert!(forwarded(&actions), "the child has no twin yet");
     let same = v1::Hello {
         epoch: 1,
         generation: 1,
-        digest: Some(cnova_shared::twin::VerifiedTwin::reopen(&renewed, rig.gateway.trust().bundle()).unwrap().digest()),
+        digest: Some(
+            cnova_shared::twin::VerifiedTwin::reopen(&renewed, rig.gateway.trust().bundle())
+                .unwrap()
+                .digest(),
+        ),
         ..hello(3)
     };
     assert!(!forwarded(&rig.child_says(Kind::Hello, &same)));
@@ -240,8 +257,13 @@ fn a_revoked_node_is_not_heard_also_after_a_restart_without_the_hub() {
     let mut rig = Rig::boot(rig.stored.clone());
     rig.take(Event::ChildConnected(node(CHILD)));
     let actions = rig.child_says(Kind::Hello, &hello(2));
-    let refused = actions.iter().any(|a| matches!(a, Action::Note(n) if n.contains("revoked: stolen")));
-    assert!(refused && !actions.iter().any(|a| matches!(a, Action::Ack { .. })), "{actions:?}");
+    let refused = actions
+        .iter()
+        .any(|a| matches!(a, Action::Note(n) if n.contains("revoked: stolen")));
+    assert!(
+        refused && !actions.iter().any(|a| matches!(a, Action::Ack { .. })),
+        "{actions:?}"
+    );
     assert_eq!(rig.gateway.spooled(), before);
     // Another device may take the name.
     rig.child = identity(CHILD, 11);
@@ -286,7 +308,9 @@ fn a_revoked_node_is_not_heard_when_another_gateway_carries_it() {
     let before = rig.gateway.spooled();
     let relay = carrier.seal(Kind::Relay, &carried(1, &rig.child), false);
     let actions = rig.take(from(Kind::Relay, relay));
-    let refused = actions.iter().any(|a| matches!(a, Action::Note(n) if n.contains("revoked: stolen")));
+    let refused = actions
+        .iter()
+        .any(|a| matches!(a, Action::Note(n) if n.contains("revoked: stolen")));
     assert!(refused && rig.gateway.spooled() == before, "{actions:?}");
 }
 

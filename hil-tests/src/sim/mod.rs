@@ -14,8 +14,8 @@ pub mod manifests;
 mod mishaps;
 pub mod net;
 mod perform;
-mod rotate;
 pub mod pki;
+mod rotate;
 pub mod world;
 
 pub use faults::Faults;

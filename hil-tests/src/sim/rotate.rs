@@ -107,15 +107,23 @@ impl World {
     pub(super) fn why_trust_differs(&self, hub: &Hub) -> Option<String> {
         let version = hub.trust().version();
         let documents = hub.trust().documents();
-        let agents = self.agents.values().filter_map(|a| Some((&a.node, a.core.as_ref()?.trust())));
-        let gateways = self.gateways.values().filter_map(|g| Some((&g.node, g.core.as_ref()?.trust())));
+        let agents = self
+            .agents
+            .values()
+            .filter_map(|a| Some((&a.node, a.core.as_ref()?.trust())));
+        let gateways = self
+            .gateways
+            .values()
+            .filter_map(|g| Some((&g.node, g.core.as_ref()?.trust())));
         for (node, trust) in agents.chain(gateways) {
             if trust.version() != version {
                 return Some(format!("{node} trusts bundle {}, the hub {version}", trust.version()));
             }
             let held = trust.documents();
             if let Some((name, _)) = documents.iter().find(|(n, v)| held.get(*n) != Some(*v)) {
-                return Some(format!("{node} does not hold the hub's document {name}: {held:?}, {documents:?}"));
+                return Some(format!(
+                    "{node} does not hold the hub's document {name}: {held:?}, {documents:?}"
+                ));
             }
         }
         let void = self.agents.values().find(|a| {

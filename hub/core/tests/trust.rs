@@ -111,7 +111,10 @@ impl Rig {
     /// The next bundle, with the second key.
     fn rotate(&mut self, version: u64) -> Vec<Action> {
         let bytes = bundle(version);
-        let mut actions = self.take(Event::PushBundle { request: version, bytes });
+        let mut actions = self.take(Event::PushBundle {
+            request: version,
+            bytes,
+        });
         self.key = second_key;
         actions.extend(self.take(Event::Signer(second_key().public_key().id())));
         actions
@@ -140,7 +143,10 @@ fn the_hub_keeps_every_bundle_and_sends_each_node_what_it_missed() {
     assert_eq!(rig.stored.trust.bundles.keys().copied().collect::<Vec<_>>(), [1]);
     for version in 2..=4 {
         let actions = rig.rotate(version);
-        assert!(matches!(answer(&actions), Outcome::Trusted { changed: true, .. }), "{actions:?}");
+        assert!(
+            matches!(answer(&actions), Outcome::Trusted { changed: true, .. }),
+            "{actions:?}"
+        );
     }
     let mut rig = Rig::boot(rig.stored.clone());
     assert_eq!(rig.hub.trust().version(), 4);
@@ -152,7 +158,10 @@ fn the_hub_keeps_every_bundle_and_sends_each_node_what_it_missed() {
         request: 9,
         bytes: bundle(2),
     });
-    assert!(matches!(answer(&actions), Outcome::Trusted { changed: false, .. }), "it is in the chain");
+    assert!(
+        matches!(answer(&actions), Outcome::Trusted { changed: false, .. }),
+        "it is in the chain"
+    );
     let mut other = Rig::boot(Stored::default());
     let actions = other.take(Event::PushBundle {
         request: 9,
@@ -173,7 +182,11 @@ fn twins_in_force_are_signed_anew_by_a_new_key_with_their_versions() {
     let mut rig = Rig::boot(rig.stored.clone());
     rig.rotate(2);
     let bytes = &rig.stored.tree.twins[&node("plc-1")];
-    assert_eq!(*bytes, twin_by(&second_key(), &held), "the same twin by the new key, on disk");
+    assert_eq!(
+        *bytes,
+        twin_by(&second_key(), &held),
+        "the same twin by the new key, on disk"
+    );
     assert_eq!(rig.hub.twin(&node("plc-1")), Some(held));
 }
 
@@ -215,7 +228,10 @@ fn a_node_is_revoked_and_let_in_again() {
     assert!(rig.hub.trust_info().revocations_version > before);
     rig.take(Event::ChildConnected(node("plc-1")));
     let acked = |actions: &[Action]| actions.iter().any(|a| matches!(a, Action::Ack { .. }));
-    assert!(!acked(&rig.hello(&child, v1::NodeRole::Agent, 2)), "the old key stays refused");
+    assert!(
+        !acked(&rig.hello(&child, v1::NodeRole::Agent, 2)),
+        "the old key stays refused"
+    );
     assert!(acked(&rig.hello(&identity("plc-1", 11), v1::NodeRole::Agent, 2)));
 }
 
@@ -226,6 +242,7 @@ fn gateways_that_may_decide_get_a_delegation_and_it_is_renewed_long_before_its_e
     let gateway = identity("line-gw", 20);
     rig.take(Event::ChildConnected(node("line-gw")));
     rig.hello(&gateway, v1::NodeRole::Gateway, 2);
+    rig.take(Event::Tick);
     let of = |rig: &Rig| rig.hub.trust().delegation(&node("line-gw")).unwrap().value().clone();
     let first = of(&rig);
     assert_eq!(first.key, *gateway.key.public_key());

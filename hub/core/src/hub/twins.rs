@@ -29,7 +29,9 @@ impl Hub {
 
     /// Signed with a key that has left the bundle meanwhile, it is signed again; otherwise when the node's twin changes.
     fn on_badly_signed(&mut self, bytes: &[u8], why: &str, now: Now) {
-        self.note(format!("the hub's own signer made a twin that nodes would refuse: {why}"));
+        self.note(format!(
+            "the hub's own signer made a twin that nodes would refuse: {why}"
+        ));
         let Ok((claims, kid)) = cnova_shared::envelope::peek(bytes) else {
             return;
         };
