@@ -10,7 +10,7 @@ use cnova_shared::ids::{Name, NodeId, WorkloadId};
 
 use crate::output::{Format, Screen};
 
-pub(crate) use keys::{IssueArgs, Token, TokenArgs, Trust, TrustArgs};
+pub(crate) use keys::{IssueArgs, Node, NodeArgs, Token, TokenArgs, Trust, TrustArgs};
 pub(crate) use provenance::{AddArgs, BuildArgs, Builder, BuilderArgs, RequireArgs, SignArgs};
 
 const ABOUT: &str = "\
@@ -150,7 +150,13 @@ Examples:
   cnova delete vibration-watch        # asks first
   cnova delete vibration-watch --yes  # for scripts")]
     Delete(DeleteArgs),
-    /// Make and show the keys that the fleet trusts; needs no hub
+    /// Trust a node no longer, or again
+    #[command(after_long_help = "\
+Examples:
+  cnova node revoke plc-14 --reason \"stolen on 3 May\"
+  cnova node readmit plc-14 --new-key")]
+    Node(NodeArgs),
+    /// Make and show the keys that the fleet trusts; only `push` needs a hub
     #[command(after_long_help = "\
 Root keys sign trust bundles and nothing else: keep DIR/roots offline. The hub needs DIR/hub-signing.key and \
 DIR/trust-bundle.cose; every image needs the trust bundle; every node its own key and certificate.
@@ -159,6 +165,7 @@ Examples:
   cnova trust init ./trust --tree acme --roots 3 --threshold 2
   cnova trust issue plc-14 --site plant-7/line-2/plc-14 --dir ./trust
   cnova trust rotate ./trust
+  cnova trust push ./trust/trust-bundle.cose
   cnova trust show ./trust/trust-bundle.cose")]
     Trust(TrustArgs),
     /// Make tokens for people and scripts; needs no hub

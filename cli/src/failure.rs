@@ -10,10 +10,11 @@ use crate::client::HubError;
 use crate::delete::DeleteError;
 use crate::get::GetError;
 use crate::logs::LogsError;
+use crate::node::NodeError;
 use crate::provenance::AttestError;
 use crate::settings::SettingsError;
 use crate::token::TokenError;
-use crate::trust::TrustError;
+use crate::trust::{PushError, TrustError};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -41,6 +42,10 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Trust(#[from] TrustError),
     #[error(transparent)]
+    Push(#[from] PushError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
     Token(#[from] TokenError),
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
@@ -60,6 +65,7 @@ impl Failure {
             Self::Get(GetError::Hub(e)) | Self::Logs(LogsError::Hub(e)) | Self::Delete(DeleteError::Hub(e)) => {
                 hub_code(e)
             }
+            Self::Push(PushError::Hub(e)) | Self::Node(NodeError::Hub(e)) => hub_code(e),
             Self::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })
             | Self::Apply(ApplyError::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })) => {
                 hub_code(e)

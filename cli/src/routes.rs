@@ -9,6 +9,16 @@ pub(crate) const NODES: &str = "/v1/nodes";
 pub(crate) const AUDIT: &str = "/v1/audit";
 pub(crate) const WORKLOADS: &str = "/v1/workloads";
 
+pub(crate) const TRUST_BUNDLE: &str = "/v1/trust/bundle";
+
+pub(crate) fn revoke(node: &NodeId) -> String {
+    format!("{NODES}/{node}/revoke")
+}
+
+pub(crate) fn readmit(node: &NodeId) -> String {
+    format!("{NODES}/{node}/readmit")
+}
+
 pub(crate) fn application(name: &Name) -> String {
     format!("{APPLICATIONS}/{name}")
 }

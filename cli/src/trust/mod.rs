@@ -16,6 +16,7 @@ mod builder;
 mod files;
 mod init;
 mod issue;
+mod push;
 mod rotate;
 mod show;
 
@@ -24,6 +25,8 @@ const HUB_KEY: &str = "hub-signing.key";
 const CA_CERTIFICATE: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
 const ROOTS: &str = "roots";
+
+use rotate::Old;
 
 const DAY_S: u64 = 86_400;
 /// How long a new hub key may sign.
@@ -70,6 +73,10 @@ pub(crate) enum TrustError {
     TooManyPatterns(usize),
     #[error("{} is neither a public nor a private key (PEM; Ed25519 or P-256)", path.display())]
     NotAPublicKey { path: PathBuf },
+    #[error("the trust bundle names no key {key} (its keys: {})", join(keys))]
+    NoSuchKey { key: KeyId, keys: Vec<KeyId> },
+    #[error("{0:?} is not a key id: 16 hexadecimal digits, as cnova trust show prints them")]
+    NotAKeyId(String),
     #[error("the system gave no random bytes")]
     NoRandomness,
     #[error("the certificate was not made: {0}")]
@@ -85,6 +92,21 @@ pub(crate) fn read_key(path: &std::path::Path) -> Result<cnova_shared::keys::Sof
 
 fn join(keys: &[KeyId]) -> String {
     keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) use push::{PushError, run as push};
+
+/// A key id as it is printed.
+fn key_id(text: &str) -> Result<KeyId, TrustError> {
+    let bad = || TrustError::NotAKeyId(text.to_owned());
+    let mut id = [0; 8];
+    if text.len() != 2 * id.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    for (i, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+    }
+    Ok(KeyId(id))
 }
 
 /// Runs the command.
@@ -112,7 +134,12 @@ pub(crate) fn run(what: &Trust, screen: &mut Screen<'_>) -> Result<(), TrustErro
             dir,
             overlap_days,
             roots,
-        } => rotate::run(dir, roots.as_deref(), *overlap_days, now_s, screen),
+        } => rotate::run(dir, roots.as_deref(), Old::Overlap(*overlap_days), now_s, screen),
+        Trust::Revoke { dir, key, roots } => {
+            rotate::run(dir, roots.as_deref(), Old::Revoke(key_id(key)?), now_s, screen)
+        }
         Trust::Show { file } => show::run(file, now_s, screen),
+        // It alone needs a hub; `main` runs it.
+        Trust::Push { .. } => Ok(()),
     }
 }

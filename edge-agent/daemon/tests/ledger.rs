@@ -58,6 +58,10 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutTwin),
         any::<u64>().prop_map(Op::TimeFloor),
+        any::<u64>().prop_map(Op::Counter),
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutEar),
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutParentEar),
+        (any::<u64>(), any::<u64>()).prop_map(|(epoch, generation)| Op::Floor { epoch, generation }),
         (workload(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), phase).prop_map(
             |(id, attempt, spec, failures, phase)| {
                 Op::PutInstance(InstanceRow {

@@ -22,5 +22,5 @@ mod uplink;
 pub use address::{Address, InvalidAddress};
 pub use certified::{Certified, replace_file, store_issued};
 pub use identity::{Identity, IdentityError, NodeKey, read_trust};
-pub use tls::{FloorClock, TlsError, client_tls};
+pub use tls::{Authorities, FloorClock, TlsError, client_tls, client_tls_with};
 pub use uplink::{SendError, Uplink, UplinkConfig, UplinkEvent};

@@ -174,7 +174,7 @@ fn refused(reasons: Vec<String>) -> ApiError {
     ApiError::unprocessable("refused", format!("nothing was changed: {}", reasons.join("; "))).with(reasons)
 }
 
-fn answer(outcome: Outcome) -> Result<Response, ApiError> {
+pub(super) fn answer(outcome: Outcome) -> Result<Response, ApiError> {
     match outcome {
         Outcome::Refused { reasons } => Err(refused(reasons)),
         Outcome::Mistakes(errors) => Err(manifest_error(&errors)),
@@ -183,7 +183,7 @@ fn answer(outcome: Outcome) -> Result<Response, ApiError> {
     }
 }
 
-fn draft(app: &App, caller: &Caller, action: &'static str, object: String) -> Draft {
+pub(super) fn draft(app: &App, caller: &Caller, action: &'static str, object: String) -> Draft {
     let at_ms = app.clock.now().wall_ms;
     Draft {
         at_ms,

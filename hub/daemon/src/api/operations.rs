@@ -48,6 +48,10 @@ pub enum Id {
     PutReference,
     DeleteReference,
     GetAudit,
+    GetTrust,
+    PushBundle,
+    RevokeNode,
+    ReadmitNode,
     Health,
     Metrics,
     OpenApi,
@@ -113,10 +117,10 @@ pub struct Operation {
     pub errors: &'static [(u16, &'static str)],
 }
 
-const VIEWER: Access = Access::Role(Role::Viewer);
+pub(super) const VIEWER: Access = Access::Role(Role::Viewer);
 const OPERATOR: Access = Access::Role(Role::Operator);
 
-const fn json(schema: &'static str) -> Content {
+pub(super) const fn json(schema: &'static str) -> Content {
     Content {
         media: "application/json",
         schema,
@@ -133,7 +137,7 @@ const fn path(name: &'static str, description: &'static str) -> Parameter {
 }
 
 const NAME: Parameter = path("name", "The application's name.");
-const NODE: Parameter = path("node", "The node's id: the CN of its certificate.");
+pub(super) const NODE: Parameter = path("node", "The node's id: the CN of its certificate.");
 const WORKLOAD: &[Parameter] = &[
     NODE,
     path("application", "The application's name."),
@@ -147,7 +151,7 @@ const ENTRIES: Parameter = Parameter {
     schema: r#"{"type":"integer","minimum":1,"maximum":1000,"default":100}"#,
 };
 
-const BASE: Operation = Operation {
+pub(super) const BASE: Operation = Operation {
     id: Id::Page,
     name: "",
     method: "get",
@@ -162,7 +166,12 @@ const BASE: Operation = Operation {
 };
 
 /// All operations.
-pub const OPERATIONS: &[Operation] = &[
+pub fn operations() -> impl Iterator<Item = &'static Operation> {
+    OPERATIONS.iter().chain(super::trust_operations::OPERATIONS)
+}
+
+/// All but those about trust.
+const OPERATIONS: &[Operation] = &[
     Operation {
         id: Id::UploadArtifact,
         name: "uploadArtifact",

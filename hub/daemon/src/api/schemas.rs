@@ -46,6 +46,7 @@ pub(super) fn schemas() -> Value {
         explanation(),
         nodes(),
         records(),
+        trust(),
     ] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
             all.extend(part);
@@ -219,8 +220,10 @@ fn nodes() -> Value {
             "role": {"enum": ["agent", "gateway"]},
             "site": string(),
             "link": {"enum": ["connected", "disconnected", "unknown"]},
-            "trust": text("`affirming`, `stale`, `warning`, `CONTRAINDICATED`, `pending`, or `UNATTESTED` for a software key."),
+            "trust": text("`affirming`, `stale`, `warning`, `CONTRAINDICATED`, `pending`, `UNATTESTED` for a software key, or `REVOKED` for a node that is not trusted any more."),
             "standing": {"type": "object", "description": "What placement makes of it: meets (for what is new), keeps (for what runs there), why."},
+            "trust_version": text_number("The trust bundle that it said it holds."),
+            "revoked": {"type": ["string", "null"], "description": "Why it is not trusted any more."},
             "via": text("The direct child of the hub behind which it hangs."),
             "desired": text("The twin that it should have, `epoch.generation`, or `-`."),
             "reported": text("The twin that it said it has."),
@@ -300,6 +303,49 @@ fn nodes() -> Value {
     })
 }
 
+fn text_number(description: &str) -> Value {
+    json!({"type": "integer", "minimum": 0, "description": description})
+}
+
+fn trust() -> Value {
+    let seconds = || text_number("Seconds since 1970.");
+    json!({
+        "Trust": object(json!({
+            "version": text_number("Of the bundle in force."),
+            "issued_at": seconds(),
+            "ends_at": text_number("When the last key for twins runs out, seconds since 1970."),
+            "since_ms": millis("hub"),
+            "signing_key": {"type": ["string", "null"]},
+            "keys": {"type": "array", "items": object(json!({
+                "id": string(), "roles": {"type": "array", "items": string()}, "not_after": seconds(),
+            }), &[])},
+            "revocations_version": number(),
+            "revoked": {"type": "array", "items": object(json!({
+                "node": string(), "whole_name": {"type": "boolean"}, "keys": {"type": "array", "items": string()},
+                "reason": string(), "at": seconds(),
+            }), &[])},
+            "delegations": {"type": "array", "items": object(json!({
+                "gateway": string(), "site": string(), "rights": {"type": "array", "items": string()},
+                "not_after": seconds(),
+            }), &[])},
+            "behind": map_of(text_number("The bundle that the node said it holds.")),
+        }), &[]),
+        "Trusted": object(json!({
+            "result": {"const": "trusted"},
+            "version": text_number("Of the bundle, or of the list of revocations."),
+            "changed": {"type": "boolean"},
+            "text": string(),
+        }), &[]),
+        "Revoke": object(json!({
+            "reason": text("1 to 256 bytes."),
+            "keys_only": {"type": "boolean", "description": "Refuse only the keys that the hub knows of the node; another device may take the name."},
+        }), &["keys_only"]),
+        "Readmit": object(json!({
+            "new_key": {"type": "boolean", "description": "The keys that it had stay refused; another device takes the name."},
+        }), &["new_key"]),
+    })
+}
+
 fn records() -> Value {
     json!({
         "History": object(json!({"node": string(), "entries": list("HistoryEntry")}), &[]),
@@ -322,7 +368,7 @@ fn records() -> Value {
             "seq": number(),
             "at_ms": millis("hub"),
             "user": string(),
-            "action": {"enum": ["apply", "collect", "delete", "upload"]},
+            "action": {"enum": ["apply", "collect", "delete", "readmit", "revoke", "trust", "upload"]},
             "object": string(),
             "outcome": {"enum": ["done", "unchanged", "refused", "denied"]},
             "detail": string(),
