@@ -78,7 +78,7 @@ impl Played {
         let bytes = self.hear(kind).await;
         let opened = self
             .parent
-            .open(kind, &bytes, &node("plc-1"), &self.trust, now_s())
+            .open(kind, &bytes, &node("plc-1"), &self.trust.clone().into(), now_s())
             .unwrap();
         opened.decode::<T>().unwrap().into_value()
     }
