@@ -11,7 +11,7 @@ use crate::output::Screen;
 use crate::routes;
 
 read_and_print_error!(PushError {
-    #[error(transparent)]
+    #[error("{0}")]
     Trust(#[from] TrustError),
 });
 

@@ -37,10 +37,11 @@ impl World {
         }
         self.log(format!("{node} is revoked"));
         self.revoked.insert(node.clone());
+        let keys_only = self.rng.bool();
         self.hub_event(Event::Revoke {
             request,
             node,
-            keys_only: self.rng.bool(),
+            keys_only,
             reason: "as simulated".into(),
         });
     }

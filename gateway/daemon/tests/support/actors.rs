@@ -342,7 +342,7 @@ impl Child {
     ) -> T {
         let opened = self
             .link
-            .open(kind, bytes, &self.issued.node, &self.plant_trust, now_s());
+            .open(kind, bytes, &self.issued.node, &self.plant_trust.clone().into(), now_s());
         opened.unwrap().decode::<T>().unwrap().into_value()
     }
 
