@@ -1,5 +1,6 @@
 //! The command line: every command, every flag, and the help that teaches them.
 
+mod attest;
 mod keys;
 mod provenance;
 
@@ -10,6 +11,7 @@ use cnova_shared::ids::{Name, NodeId, WorkloadId};
 
 use crate::output::{Format, Screen};
 
+pub(crate) use attest::{Attest, AttestArgs, Reference, ReferenceAdd, ReferenceArgs};
 pub(crate) use keys::{IssueArgs, Node, NodeArgs, Token, TokenArgs, Trust, TrustArgs};
 pub(crate) use provenance::{AddArgs, BuildArgs, Builder, BuilderArgs, RequireArgs, SignArgs};
 
@@ -122,8 +124,8 @@ The provenance (SLSA v1, in-toto, DSSE) lies beside each output: app.wasm.intoto
 commit and what differs from it, and the inputs that are named. `cnova apply` uploads it with the artifact.
 
 Examples:
-  cnova build --key ci.key --builder https://ci.example/line-2 --output app.wasm -- clang --target=wasm32-wasi -O2 app.c -o app.wasm
-  cnova build --key ci.key --builder https://ci.example/line-2 --input models --env CARGO_HOME --output app.wasm -- make app.wasm")]
+  cnova build --key ci.key --builder https://ci.example/line-2 --out app.wasm -- clang --target=wasm32-wasi -O2 app.c -o app.wasm
+  cnova build --key ci.key --builder https://ci.example/line-2 --input models --env CARGO_HOME --out app.wasm -- make app.wasm")]
     Build(BuildArgs),
     /// Import container images, sign artifacts, list what the hub keeps, remove what nothing uses
     #[command(after_long_help = "\
@@ -156,6 +158,20 @@ Examples:
   cnova node revoke plc-14 --reason \"stolen on 3 May\"
   cnova node readmit plc-14 --new-key")]
     Node(NodeArgs),
+    /// What nodes with a TPM have proven: how they booted, and what was launched on them
+    #[command(after_long_help = "\
+Examples:
+  cnova attest show plc-14
+  cnova attest now plc-14
+  cnova attest release plc-14")]
+    Attest(AttestArgs),
+    /// What nodes shall have booted: the values that attestation compares with
+    #[command(after_long_help = "\
+Examples:
+  cnova reference add plc-image-1-4 --from-node plc-14 --site plant-7
+  cnova reference list
+  cnova reference remove plc-image-1-3")]
+    Reference(ReferenceArgs),
     /// Make and show the keys that the fleet trusts; only `push` needs a hub
     #[command(after_long_help = "\
 Root keys sign trust bundles and nothing else: keep DIR/roots offline. The hub needs DIR/hub-signing.key and \
@@ -435,6 +451,19 @@ mod tests {
                 .map(ToString::to_string)
                 .unwrap_or_default();
             assert!(help.contains("cnova "), "{} has no example", command.get_name());
+            // clap itself does not notice, and then ends the program where the flag is read.
+            let globals = ["hub", "token", "token_file", "ca", "output", "json"];
+            for arg in command
+                .get_arguments()
+                .filter(|a| globals.contains(&a.get_id().as_str()))
+            {
+                assert!(
+                    arg.is_global_set(),
+                    "{} has a --{} of its own",
+                    command.get_name(),
+                    arg.get_id()
+                );
+            }
             all.extend(subs);
         }
     }

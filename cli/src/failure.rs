@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::apply::ApplyError;
 use crate::artifact::ImportError;
+use crate::attest::ProofError;
 use crate::client::HubError;
 use crate::delete::DeleteError;
 use crate::get::GetError;
@@ -33,6 +34,8 @@ pub(crate) enum Failure {
     Import(#[from] ImportError),
     #[error(transparent)]
     Attest(#[from] AttestError),
+    #[error(transparent)]
+    Proof(#[from] ProofError),
     #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
@@ -66,6 +69,8 @@ impl Failure {
                 hub_code(e)
             }
             Self::Push(PushError::Hub(e)) | Self::Node(NodeError::Hub(e)) => hub_code(e),
+            Self::Proof(ProofError::Hub(e)) => hub_code(e),
+            Self::Proof(ProofError::Label(_) | ProofError::ForNobody) => USAGE,
             Self::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })
             | Self::Apply(ApplyError::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })) => {
                 hub_code(e)

@@ -9,6 +9,7 @@ mod age;
 mod apply;
 mod args;
 mod artifact;
+mod attest;
 mod client;
 mod delete;
 mod describe;
@@ -77,6 +78,8 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
             what => artifact::run(what, &hub()?, screen)?,
         },
         Command::Build(args) => provenance::build::run(args, screen)?,
+        Command::Attest(args) => attest::run(&args.what, &hub()?, screen)?,
+        Command::Reference(args) => attest::references(&args.what, &hub()?, screen)?,
         Command::Logs(args) => logs::run(args, &hub()?, screen)?,
         Command::Delete(args) => delete::run(args, &hub()?, screen)?,
         Command::Node(args) => node::run(&args.what, &hub()?, screen)?,

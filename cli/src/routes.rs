@@ -6,6 +6,7 @@ pub(crate) const APPLICATIONS: &str = "/v1/applications";
 pub(crate) const ARTIFACTS: &str = "/v1/artifacts";
 pub(crate) const COLLECT: &str = "/v1/artifacts/collect";
 pub(crate) const NODES: &str = "/v1/nodes";
+pub(crate) const REFERENCES: &str = "/v1/references";
 pub(crate) const AUDIT: &str = "/v1/audit";
 pub(crate) const WORKLOADS: &str = "/v1/workloads";
 
@@ -45,6 +46,18 @@ pub(crate) fn explanation(id: &WorkloadId, node: Option<&NodeId>) -> String {
 
 pub(crate) fn node(node: &NodeId) -> String {
     format!("{NODES}/{node}")
+}
+
+pub(crate) fn attestation(node: &NodeId) -> String {
+    format!("{NODES}/{node}/attestation")
+}
+
+pub(crate) fn release(node: &NodeId) -> String {
+    format!("{NODES}/{node}/release")
+}
+
+pub(crate) fn reference(name: &Name) -> String {
+    format!("{REFERENCES}/{name}")
 }
 
 pub(crate) fn twin(node: &NodeId) -> String {

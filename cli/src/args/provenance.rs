@@ -50,7 +50,7 @@ pub(crate) struct BuildArgs {
     pub(crate) signer: SignerArgs,
     /// What the build makes; removed before it, so that what is signed is what the build made
     #[arg(long, required = true, value_name = "FILE")]
-    pub(crate) output: Vec<PathBuf>,
+    pub(crate) out: Vec<PathBuf>,
     /// The outputs are container images
     #[arg(long)]
     pub(crate) image: bool,
@@ -83,12 +83,12 @@ pub(crate) enum Builder {
     },
     /// Trust a builder: the root keys sign a bundle that names its key, its URI and how far it is believed
     #[command(after_long_help = "\
-The same key and URI again replace what the bundle says of them. --hub names the key that the hub signs with, which \
+The same key and URI again replace what the bundle says of them. --hub-key names the key that the hub signs with, which \
 compiles Wasm for nodes.
 
 Examples:
   cnova trust builder add ./trust --builder https://ci.example/line-2 --key ci.key.pub --level 2
-  cnova trust builder add ./trust --hub --level 3")]
+  cnova trust builder add ./trust --hub-key --level 3")]
     Add(AddArgs),
     /// Trust a builder no more: what it signed is refused from then on, also what was accepted before
     #[command(after_long_help = "Example:\n  cnova trust builder remove ./trust 0123456789abcdef")]
@@ -121,14 +121,19 @@ pub(crate) struct AddArgs {
     /// The folder that `cnova trust init` made
     pub(crate) dir: PathBuf,
     /// The builder's URI, as it stands in its provenance
-    #[arg(long, value_name = "URI", required_unless_present = "hub")]
+    #[arg(long, value_name = "URI", required_unless_present = "hub_key")]
     pub(crate) builder: Option<String>,
     /// The builder's key (PEM), its public half or the whole
-    #[arg(long, value_name = "FILE", required_unless_present = "hub", conflicts_with = "hub")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "hub_key",
+        conflicts_with = "hub_key"
+    )]
     pub(crate) key: Option<PathBuf>,
-    /// The hub itself, as compiler of Wasm
+    /// The key that the hub signs with: the hub as compiler of Wasm
     #[arg(long)]
-    pub(crate) hub: bool,
+    pub(crate) hub_key: bool,
     /// SLSA build level that its provenance is believed up to
     #[arg(long, value_name = "0-3", value_parser = clap::value_parser!(u8).range(0..=3))]
     pub(crate) level: u8,

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &BuildArgs, screen: &mut Screen<'_>) -> Result<(), Attes
         path: PathBuf::from("."),
         source,
     })?;
-    for output in &args.output {
+    for output in &args.out {
         remove(output)?;
         remove(&beside(output))?;
     }
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &BuildArgs, screen: &mut Screen<'_>) -> Result<(), Attes
     make(args, screen)?;
     let finished_s = age::now_ms() / 1000;
     let mut made = Vec::new();
-    for path in &args.output {
+    for path in &args.out {
         if !path.exists() {
             return Err(AttestError::NotMade { path: path.clone() });
         }
@@ -135,6 +135,6 @@ fn parameters(args: &BuildArgs) -> Value {
             "passed": PASSED.iter().map(|n| (*n).to_owned()).chain(args.env.iter().cloned()).collect::<Vec<_>>(),
             "set": BTreeMap::from(SET),
         },
-        "outputs": args.output,
+        "outputs": args.out,
     })
 }

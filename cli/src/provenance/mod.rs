@@ -57,9 +57,9 @@ pub(crate) enum AttestError {
     Start { program: String, source: io::Error },
     #[error("{program:?} failed ({status}): nothing is signed")]
     Failed { program: String, status: String },
-    #[error("--output {} is a folder that is no OCI image layout; it would have to be removed before the build: remove it yourself, or name a file", path.display())]
+    #[error("--out {} is a folder that is no OCI image layout; it would have to be removed before the build: remove it yourself, or name a file", path.display())]
     Folder { path: PathBuf },
-    #[error("the build ended well and did not make {}: correct --output", path.display())]
+    #[error("the build ended well and did not make {}: correct --out", path.display())]
     NotMade { path: PathBuf },
     #[error(
         "{what} was not uploaded: {source}\n  {file} is written; bring it to the hub with: cnova artifact sign, or cnova apply"

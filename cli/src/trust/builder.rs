@@ -49,7 +49,7 @@ fn make_key(file: &Path, screen: &mut Screen<'_>) -> Result<(), TrustError> {
 }
 
 fn add(args: &AddArgs, now_s: u64, screen: &mut Screen<'_>) -> Result<(), TrustError> {
-    let (key, builder) = match (&args.key, args.hub) {
+    let (key, builder) = match (&args.key, args.hub_key) {
         (Some(path), false) => (files::read_public_key(path)?, args.builder.clone().unwrap_or_default()),
         _ => {
             let hub = files::read_key(&args.dir.join(HUB_KEY))?;

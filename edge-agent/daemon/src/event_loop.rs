@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cnova_agent_core::ledger::Op;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
-use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent};
+use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent, Witness};
 use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
@@ -23,7 +23,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::answers;
-use crate::attest::Witness;
 use crate::instance::InstanceId;
 use crate::ledger::Ledger;
 use crate::observe;

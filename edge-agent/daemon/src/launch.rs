@@ -11,21 +11,21 @@ use std::sync::Arc;
 
 use cnova_agent_core::Launch;
 use cnova_attestation::event_log;
+use cnova_link::Witness;
 use cnova_ral::cgroup::GroupError;
 use cnova_ral::{FolderError, Mount, Part, Spec};
+use cnova_root_of_trust::measurer::MeasureError;
 use cnova_shared::ids::Digest;
 use cnova_shared::wire::v1::{InputFile, TrustRequirement, Workload};
 use cnova_store::Artifacts;
 use rustix::fs::inotify;
 use thiserror::Error;
 
-use crate::attest::Witness;
 use crate::catalog::Catalog;
 use crate::folders::Folders;
 use crate::groups::Groups;
 use crate::hardware::{Hardware, HardwareError};
 use crate::instance::{self, InstanceId, Record};
-use crate::measurer::MeasureError;
 
 /// The folder of input files in an instance's folder.
 const FILES: &str = "files";

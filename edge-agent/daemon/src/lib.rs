@@ -11,7 +11,6 @@
 //! A library only so that its parts can be tested; the program is `cnova-agent`.
 
 mod answers;
-mod attest;
 mod catalog;
 pub mod check;
 pub mod config;
@@ -23,7 +22,6 @@ mod health;
 pub mod instance;
 mod launch;
 pub mod ledger;
-mod measurer;
 mod observe;
 mod proof;
 pub mod run;

@@ -54,7 +54,7 @@ pub enum StartError {
     },
     /// The launch log.
     #[error(transparent)]
-    Measure(#[from] crate::measurer::MeasureError),
+    Measure(#[from] cnova_root_of_trust::measurer::MeasureError),
     /// Nobody says where the node hangs.
     #[error("the certificate names no site: say it in the configuration, such as site = \"plant-7/line-2/plc-14\"")]
     NoSite,

@@ -6,13 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
-use cnova_link::Identity;
+use cnova_link::{Identity, Witness};
+use cnova_root_of_trust::measurer::{MeasureError, Measurer, Program};
 use cnova_root_of_trust::{RootError, RootOfTrust};
 use cnova_shared::wire::v1::Alarm;
 
-use crate::attest::Witness;
 use crate::config::{AttestationConfig, ParentTrust};
-use crate::measurer::{self, Agent, MeasureError, Measurer};
 
 /// The launch log's file in the state folder.
 const LAUNCH_LOG: &str = "launch.log";
@@ -49,7 +48,12 @@ pub(crate) fn ask(identity: &Identity, config: &AttestationConfig, state_dir: &P
         CounterState::Unknown
     });
     let path = state_dir.join(LAUNCH_LOG);
-    let (measurer, problem) = Measurer::open(&path, tpm.clone(), config.launch_pcr, this_agent()?)?;
+    let (measurer, problem) = Measurer::open(
+        &path,
+        tpm.clone(),
+        config.launch_pcr,
+        Program::this(env!("CARGO_PKG_VERSION"))?,
+    )?;
     if let Some(problem) = problem {
         alarm("launch-log", format!("launches are not measured: {problem}"));
     }
@@ -73,19 +77,6 @@ fn counter_of(tpm: &dyn RootOfTrust) -> Result<CounterState, RootError> {
         None => (tpm.count_up()?, true),
     };
     Ok(CounterState::Value(Counter { value, is_new }))
-}
-
-fn this_agent() -> Result<Agent, MeasureError> {
-    let fail = |action, path: &str| {
-        let path = path.into();
-        move |source| MeasureError::File { action, path, source }
-    };
-    let exe = "/proc/self/exe";
-    Ok(Agent {
-        digest: measurer::digest_of_file(Path::new(exe)).map_err(fail("read the agent's own program for", exe))?,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        boot: cnova_ral::boot_id().map_err(fail("read the boot's id for", "/proc/sys/kernel/random/boot_id"))?,
-    })
 }
 
 /// Lets the TPM vouch for the key of this start, in a thread of its own, until it has.

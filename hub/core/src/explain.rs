@@ -271,6 +271,7 @@ impl Hub {
                 None => all[0].state = "in work".to_owned(),
             }
         }
+        all.extend(self.provenance_state(def));
         let files = def.files.iter();
         all.extend(files.map(|f| {
             stored(

@@ -166,6 +166,30 @@ fn uploaded(artifacts: &ArtifactView<'_>, digest: Digest) -> Result<v1::Artifact
     }
 }
 
+/// What a node loads of a Wasm workload.
+fn compiled(
+    def: &WorkloadDef,
+    source: Digest,
+    capabilities: &v1::Capabilities,
+    artifacts: &ArtifactView<'_>,
+) -> Result<v1::Artifact, Unready> {
+    let (target, engine) = wasm_target(def, capabilities)
+        .ok_or_else(|| Unready::Problem("the node names no target for its Wasm runtime".into()))?;
+    let key = CompileKey {
+        source,
+        target: target.to_owned(),
+        engine: engine.to_owned(),
+    };
+    // What was compiled before the hub signed what it compiles is compiled again where that has to be proved.
+    let compiled = artifacts.compiled.get(&key);
+    let compiled = compiled.filter(|a| !artifacts.must_prove(def) || artifacts.provenance.contains_key(&a.digest));
+    match (compiled, artifacts.failed.get(&key)) {
+        (Some(artifact), _) => Ok(artifact.clone()),
+        (None, Some(why)) => Err(Unready::Problem(why.clone())),
+        (None, None) => Err(Unready::Compile(key)),
+    }
+}
+
 fn workload(
     id: WorkloadId,
     app_generation: u64,
@@ -176,24 +200,7 @@ fn workload(
     let source = digest_of(&def.artifact)?;
     let mut parts = Vec::new();
     let artifact = match def.runtime {
-        RuntimeKind::Wasm => {
-            let (target, engine) = wasm_target(def, capabilities)
-                .ok_or_else(|| Unready::Problem("the node names no target for its Wasm runtime".into()))?;
-            let key = CompileKey {
-                source,
-                target: target.to_owned(),
-                engine: engine.to_owned(),
-            };
-            // What was compiled before the hub signed what it compiles is compiled again where that has to be proved.
-            let compiled = artifacts.compiled.get(&key);
-            let compiled =
-                compiled.filter(|a| !artifacts.must_prove(def) || artifacts.provenance.contains_key(&a.digest));
-            match (compiled, artifacts.failed.get(&key)) {
-                (Some(artifact), _) => artifact.clone(),
-                (None, Some(why)) => return Err(Unready::Problem(why.clone())),
-                (None, None) => return Err(Unready::Compile(key)),
-            }
-        }
+        RuntimeKind::Wasm => compiled(def, source, capabilities, artifacts)?,
         RuntimeKind::Container | RuntimeKind::Ebpf => {
             let artifact = uploaded(artifacts, source)?;
             let key = InspectKey {

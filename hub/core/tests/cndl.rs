@@ -214,7 +214,7 @@ m.yaml:19:15 /workloads/1/priority: expected a whole number from 0 to 1000, foun
 m.yaml:20:23 /workloads/1/placement/site: the site pattern "plant-7/**/plc": "**" stands for any tail and must be the last segment (segments joined by "/", for example plant-7/line-2/**)
 m.yaml:20:51 /workloads/1/placement/replicas: expected a number of nodes from 1 to 100000, or "each", found the text "all"
 m.yaml:20:64 /workloads/1/placement/spread: false is not possible: a node runs a workload at most once (remove the line)
-m.yaml:21:1 /extra: unknown field "extra" (known fields: apiVersion, kind, metadata, workloads)
+m.yaml:21:1 /extra: unknown field "extra" (known fields: apiVersion, attestationPolicy, kind, metadata, workloads)
 "#;
     assert_eq!(said(text), expected.trim_end());
 }

@@ -11,7 +11,8 @@ use cnova_hub_core::enrol::EnrolRules;
 use cnova_hub_core::policy::{PolicyError, PolicySet, PolicySource};
 use cnova_hub_core::{Hub, Outcome};
 use cnova_link::{Identity, IdentityError};
-use cnova_shared::bundle::TrustBundle;
+use cnova_provenance::AOT_BUILDER;
+use cnova_shared::bundle::{TrustBundle, TrustedBuilder};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_store::OnCorrupt;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -140,6 +141,16 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     }
     for warning in identity.warnings() {
         tracing::warn!("{warning}");
+    }
+    let builders = &identity.trust().contents().builders;
+    let compiles = |b: &TrustedBuilder| b.builder == AOT_BUILDER && b.key.id() == signer.kid() && now_s < b.not_after;
+    if !builders.is_empty() && !builders.iter().any(compiles) {
+        tracing::warn!(
+            builder = AOT_BUILDER,
+            kid = %signer.kid(),
+            "the trust bundle does not name this hub's key as the compiler of Wasm: Wasm that must prove where it is from is \
+             refused; have the roots sign one that does (cnova trust builder add DIR --hub-key --level 3)"
+        );
     }
     for (what, end) in [
         ("certificate", identity.not_after_s()),

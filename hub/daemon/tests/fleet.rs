@@ -17,7 +17,7 @@ use cnova_shared::topics::Kind;
 use cnova_shared::twin::VerifiedTwin;
 use cnova_shared::wire::v1::{self, Body};
 use serde_json::{Value, json};
-use support::{Client, ENGINE, OPERATOR, PATIENCE, Site, TARGET, VIEWER, by_digest, node, now_s};
+use support::{Client, ENGINE, OPERATOR, PATIENCE, Site, TARGET, VIEWER, by_digest, node, now_s, provenance};
 use tokio::sync::mpsc;
 
 const WASM: &[u8] = b"\0asm\x01\0\0\0";
@@ -408,4 +408,103 @@ async fn a_containers_twin_names_the_parts_of_its_image_and_its_conditions() {
     let (status, body) = api.get("/v1/applications/web/workloads/one/explanation?node=plc-9", VIEWER);
     assert_eq!(status, 404, "there is no such node: {body}");
     assert!(body.to_string().contains("plc-9"), "{body}");
+}
+
+/// Attaches what proves nothing, which is refused or said, and at last what does.
+async fn attach_and_be_refused(client: Client, digest: &str) {
+    let path = format!("/v1/artifacts/{digest}/provenance");
+    let attach = |envelope: Vec<u8>| {
+        let path = path.clone();
+        ask(client, move |c| c.post(&path, OPERATOR, &[], &envelope))
+    };
+    let (status, about_other) = attach(provenance(21, b"other bytes")).await;
+    assert_eq!(
+        (status, &about_other["error"]["code"]),
+        (422, &json!("provenance")),
+        "{about_other}"
+    );
+    let mut changed = provenance(21, WASM);
+    let middle = changed.len() / 2;
+    changed[middle] = if changed[middle] == b'A' { b'B' } else { b'A' };
+    assert_eq!(attach(changed).await.0, 422);
+    assert_eq!(attach(b"no envelope".to_vec()).await.0, 422);
+    assert_eq!(attach(vec![b' '; 200_000]).await.0, 413);
+    let (status, stranger) = attach(provenance(22, WASM)).await;
+    assert!(
+        status == 201 && stranger["problem"].as_str().unwrap().contains("no builder"),
+        "{stranger}"
+    );
+    let (status, kept) = attach(provenance(21, WASM)).await;
+    assert_eq!(
+        (status, &kept["builder"], &kept["level"]),
+        (201, &json!(support::CI), &json!(2)),
+        "{kept}"
+    );
+    assert_eq!(attach(provenance(21, WASM)).await.0, 200);
+    let unknown = format!("/v1/artifacts/{}/provenance", Digest::of(b"never uploaded"));
+    let envelope = provenance(21, b"never uploaded");
+    assert_eq!(
+        ask(client, move |c| c.post(&unknown, OPERATOR, &[], &envelope)).await.0,
+        404
+    );
+}
+
+/// From the upload of an envelope to what a node needs to check it offline, with a compiler that makes something new.
+#[tokio::test]
+async fn provenance_travels_with_what_asks_for_it() {
+    let site = Site::new();
+    let worker = std::fs::read_to_string(site.path("worker")).unwrap();
+    let changing = worker.replacen("&& printf", "&& printf compiled >> \"$6\" && printf", 1);
+    std::fs::write(site.path("worker"), changing).unwrap();
+    let hub = site.start();
+    let client = hub.client();
+    let mut child = Played::connect(&site).await;
+    child.say_hello().await;
+    let digest = ask(client, |c| c.upload(WASM)).await;
+    let asking = format!(
+        "{}    attestationPolicy: {{provenance: required, minLevel: 2, builders: [\"https://ci.example/*\"]}}\n",
+        by_digest("shaker", &digest)
+    );
+    let (status, refused) = apply(client, asking.clone()).await;
+    let why = refused["error"]["message"].as_str().unwrap_or_default();
+    assert!(
+        status == 422 && why.contains("app.yaml:7:15") && why.contains("has no provenance"),
+        "{refused}"
+    );
+
+    attach_and_be_refused(client, &digest).await;
+
+    // It outlives the hub's process.
+    drop(hub);
+    let hub = site.start();
+    let client = hub.client();
+    let mut child = Played::connect(&site).await;
+    child.say_hello().await;
+    let (status, applied) = apply(client, asking).await;
+    assert_eq!(status, 200, "{applied}");
+    let twin = child.twin().await;
+    let workload = &twin.twin().workloads[0];
+    assert_ne!(
+        workload.artifact.digest, workload.source,
+        "the compiler made something new"
+    );
+    assert_eq!(workload.provenance.len(), 2);
+    let mut envelopes = BTreeMap::new();
+    for artifact in &workload.provenance {
+        envelopes.insert(artifact.digest, child.fetch(artifact).await);
+    }
+    let trust = child.trust.contents();
+    let held = cnova_provenance::check_workload(workload, &envelopes, trust, Some(now_s()));
+    assert_eq!(held, Ok(()));
+    envelopes.remove(&workload.provenance[0].digest);
+    assert!(cnova_provenance::check_workload(workload, &envelopes, trust, None).is_err());
+
+    // What asks for nothing carries nothing.
+    let (status, _) = apply(client, by_digest("shaker", &digest)).await;
+    assert_eq!(status, 200);
+    let plain = child.twin().await;
+    let workload = &plain.twin().workloads[0];
+    assert_eq!((workload.provenance.len(), &workload.attestation), (0, &None));
+    let (_, audit) = ask(client, |c| c.get("/v1/audit?limit=50", support::ADMIN)).await;
+    assert!(audit.to_string().contains("\"attest\""), "{audit}");
 }

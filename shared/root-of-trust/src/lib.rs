@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 pub mod boot_policy;
 mod error;
+pub mod measurer;
 mod soft;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -39,9 +39,10 @@ impl Machine {
     /// A version's provenance does not hold; until it does, the last good version runs.
     pub(crate) fn refuse_proof(&mut self, spec: Digest, why: &str) {
         if self.desired.as_ref().is_some_and(|d| d.spec == spec) {
-            // The artifacts of the version before may have to be fetched again.
-            self.is_changed |= self.unproven.is_none();
+            let had_returned = self.has_returned();
             self.unproven = Some(why.to_owned());
+            // The artifacts of the version before may have to be fetched again.
+            self.is_changed |= self.has_returned() && !had_returned;
         }
     }
 

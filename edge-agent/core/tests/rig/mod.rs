@@ -247,6 +247,7 @@ pub fn brief(action: &Action) -> String {
         } => {
             format!("append {} {offset}+{} complete {complete}", name_of(digest), data.len())
         }
+        Action::CheckProvenance(c) => format!("check {} accepted {}", c.workload.id, c.was_accepted),
         Action::Start(l) => format!("start {}#{} of {}", l.workload.id, l.attempt, l.version),
         Action::Stop { id, attempt, grace_ms } => format!("stop {id}#{attempt} {grace_ms}"),
         Action::Answer { id, attempt, .. } => format!("answer {id} {attempt:?}"),

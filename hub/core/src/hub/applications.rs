@@ -26,7 +26,7 @@ impl Hub {
             return self.refuse(request, vec![why]);
         }
         let compilations = self.compilations(&manifest);
-        self.compile_unproved_again(&compilations, manifest.application());
+        self.compile_unproved_again(&compilations, manifest.application(), now.wall_ms / 1000);
         let candidate = Candidate {
             request,
             compilations,
@@ -50,15 +50,15 @@ impl Hub {
         self.judge_candidates(now);
     }
 
-    /// What an earlier version of this program compiled has no provenance; where that is asked for it is compiled again.
-    fn compile_unproved_again(&mut self, keys: &BTreeMap<CompileKey, String>, application: &Application) {
+    /// What an earlier version of this program compiled has no provenance, and what an earlier key of the hub signed may
+    /// be out of time; where provenance is asked for, it is compiled again.
+    fn compile_unproved_again(&mut self, keys: &BTreeMap<CompileKey, String>, application: &Application, now_s: u64) {
         for (key, workload) in keys {
-            let is_unproved = self
-                .compiled
-                .get(key)
-                .is_some_and(|a| !self.provenance.contains_key(&a.digest));
-            let def = application.workload(workload);
-            if is_unproved && def.is_some_and(|d| self.artifact_view().must_prove(d)) {
+            let is_asked = application
+                .workload(workload)
+                .is_some_and(|d| self.artifact_view().must_prove(d));
+            let proved = |a: &v1::Artifact| self.is_proved_compiled(&a.digest, &key.source, now_s);
+            if is_asked && self.compiled.get(key).is_some_and(|a| !proved(a)) {
                 self.compiled.remove(key);
             }
         }

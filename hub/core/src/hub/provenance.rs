@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::*;
 use crate::cndl::{Application, WorkloadDef};
+use crate::explain::ArtifactState;
 
 /// What an envelope says of an artifact, verified; policies see it, too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -105,6 +106,30 @@ impl Hub {
         workloads.filter_map(mistake).collect()
     }
 
+    /// Whether the hub's word on what it compiled holds for something new.
+    pub(super) fn is_proved_compiled(&self, compiled: &Digest, source: &Digest, now_s: u64) -> bool {
+        let view = self.artifact_view();
+        let builders = &self.config.trust.contents().builders;
+        prove_compiled(compiled, source, &view.envelopes(compiled), &[], builders, Some(now_s)).is_ok()
+    }
+
+    /// For people: whether what a workload has to prove is proved.
+    pub(crate) fn provenance_state(&self, def: &WorkloadDef) -> Option<ArtifactState> {
+        if !self.artifact_view().must_prove(def) {
+            return None;
+        }
+        let state = match self.unproven_workload(def, &[], None) {
+            None => "there".to_owned(),
+            Some(unproven) => format!("failed: {unproven}"),
+        };
+        Some(ArtifactState {
+            what: "provenance".to_owned(),
+            digest: None,
+            size: None,
+            state,
+        })
+    }
+
     fn unproven_workload(
         &self,
         def: &WorkloadDef,
@@ -142,7 +167,7 @@ fn advice(unproven: &Unproven) -> String {
     if unproven.what == "its compiled form" {
         let builder = cnova_provenance::AOT_BUILDER;
         return format!(
-            "let the hub's key stand in the trust bundle as a builder: cnova trust builder add DIR --hub --builder {builder}"
+            "let the hub's key stand in the trust bundle as a builder: cnova trust builder add DIR --hub-key --builder {builder}"
         );
     }
     "sign it with: cnova artifact sign FILE --key KEY --builder URI (docs/PROVENANCE.md)".to_owned()

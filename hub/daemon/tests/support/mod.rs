@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle};
+use cnova_provenance::AOT_BUILDER;
+use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle, TrustedBuilder};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::keys::{Signer, SoftKey};
 use rcgen::{
@@ -24,6 +25,7 @@ pub const ADMIN: &str = "admin-token-0123456789";
 pub const OPERATOR: &str = "operator-token-0123456789";
 pub const VIEWER: &str = "viewer-token-0123456789";
 pub const ENGINE: &str = "cnova-1-wasmtime-48.0.8";
+pub const CI: &str = "https://ci.example/line-2";
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 pub fn node(name: &str) -> NodeId {
@@ -32,6 +34,33 @@ pub fn node(name: &str) -> NodeId {
 
 pub fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn builder(key: &SoftKey, builder: &str, level: u8) -> TrustedBuilder {
+    TrustedBuilder {
+        key: key.public_key().clone(),
+        builder: builder.to_owned(),
+        level,
+        not_after: u64::from(u32::MAX),
+    }
+}
+
+/// An envelope of provenance of these bytes; seed 21 is the key of [`CI`].
+pub fn provenance(seed: u8, subject: &[u8]) -> Vec<u8> {
+    let statement = cnova_provenance::make(&cnova_provenance::Made {
+        subjects: &[cnova_provenance::Subject {
+            name: "app".into(),
+            digest: Digest::of(subject),
+        }],
+        build_type: "urn:x",
+        parameters: Value::Null,
+        dependencies: &[],
+        builder: CI,
+        builder_version: std::collections::BTreeMap::new(),
+        started_s: 0,
+        finished_s: 0,
+    });
+    cnova_provenance::sign(&statement, &[&SoftKey::ed25519_from_seed(&[seed; 32])]).unwrap()
 }
 
 fn free_port() -> SocketAddr {
@@ -81,7 +110,10 @@ impl Plant {
                 not_after,
             }],
             authorities: vec![self.authority.clone().into()],
-            builders: Vec::new(),
+            builders: vec![
+                builder(&key, AOT_BUILDER, 3),
+                builder(&SoftKey::ed25519_from_seed(&[21; 32]), CI, 2),
+            ],
             attestation: None,
         };
         bundle::sign(&contents, &[&self.root]).unwrap()

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cnova_broker::{Endpoint, EndpointConfig, EndpointEvent, Limits, TlsMaterial};
 use cnova_link::Identity;
-use cnova_shared::bundle::{self, Bundle, Role, SigningKey};
+use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustedBuilder};
 use cnova_shared::ids::NodeId;
 use cnova_shared::keys::{Signer, SoftKey};
 use rcgen::{
@@ -72,9 +72,14 @@ impl Pki {
     }
 
     pub fn bundle(&self) -> Vec<u8> {
+        self.bundle_with(1, Vec::new())
+    }
+
+    /// A bundle that names builders.
+    pub fn bundle_with(&self, version: u64, builders: Vec<TrustedBuilder>) -> Vec<u8> {
         let bundle = Bundle {
             v: 1,
-            version: 1,
+            version,
             issued_at: 1_700_000_000,
             roots: vec![self.root.public_key().clone()],
             threshold: 1,
@@ -84,7 +89,7 @@ impl Pki {
                 not_after: u64::from(u32::MAX),
             }],
             authorities: vec![self.authority.clone().into()],
-            builders: Vec::new(),
+            builders,
             attestation: None,
         };
         bundle::sign(&bundle, &[&self.root]).unwrap()

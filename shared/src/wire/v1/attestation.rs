@@ -25,7 +25,7 @@ impl AttestationPolicy {
     /// Those of several policies that ask for provenance. All of them must be met: the workload's own and the trust
     /// bundle's, which no twin can loosen.
     #[must_use]
-    pub fn in_force<'a>(policies: [Option<&'a Self>; 2]) -> Vec<&'a Self> {
+    pub fn in_force(policies: [Option<&Self>; 2]) -> Vec<&Self> {
         policies.into_iter().flatten().filter(|p| p.required).collect()
     }
 }

@@ -15,11 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cnova_attestation::event_log::{self, Boot, Event, Launch, Log, LogError, Slice, Standing};
-use cnova_root_of_trust::{RootError, RootOfTrust};
+
 use cnova_shared::ids::Digest;
 use cnova_shared::wire::v1::LogPrefix;
 use ring::digest::{Context, SHA256};
 use thiserror::Error;
+
+use crate::{RootError, RootOfTrust};
 
 /// Longest log file that is read. [`cnova_attestation::limits::LOG_ENTRIES`] entries of the longest kind are shorter.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -30,26 +32,37 @@ const WAITING_MAX: usize = 1024;
 
 /// Why a launch was not measured.
 #[derive(Debug, Error)]
-pub(crate) enum MeasureError {
+pub enum MeasureError {
+    /// A file.
     #[error("cannot {action} the launch log {path}: {source}")]
     File {
+        /// What was tried.
         action: &'static str,
+        /// On what.
         path: PathBuf,
+        /// What the system answered.
         source: io::Error,
     },
+    /// The log takes no more.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The TPM.
     #[error(transparent)]
     Tpm(#[from] RootError),
+    /// It is too early to ask the TPM again.
     #[error("the TPM did not answer a moment ago, and is asked again soon")]
     Pausing,
+    /// Something else was extended into the register, or the log was changed.
     #[error("the launch log and PCR {pcr} do not agree: one of them was changed since the machine started; restart it")]
-    Differs { pcr: u8 },
+    Differs {
+        /// The launch register.
+        pcr: u8,
+    },
 }
 
 /// Keeps the launch log and the TPM's launch register in step.
 #[derive(Debug)]
-pub(crate) struct Measurer {
+pub struct Measurer {
     root: Arc<dyn RootOfTrust>,
     pcr: u8,
     path: PathBuf,
@@ -59,7 +72,7 @@ pub(crate) struct Measurer {
 #[derive(Debug)]
 struct Inner {
     /// Until the agent itself is in the log.
-    agent: Option<Agent>,
+    agent: Option<Program>,
     file: File,
     log: Log,
     /// Logged and not extended.
@@ -71,28 +84,51 @@ struct Inner {
     executables: BTreeMap<PathBuf, (Version, Digest)>,
 }
 
+impl Program {
+    /// The program that is running, in this boot of the machine. `version` is its own.
+    ///
+    /// # Errors
+    /// [`MeasureError::File`].
+    pub fn this(version: &str) -> Result<Self, MeasureError> {
+        let fail = |action, path: &str| {
+            let path = path.into();
+            move |source| MeasureError::File { action, path, source }
+        };
+        let (exe, boot_id) = ("/proc/self/exe", "/proc/sys/kernel/random/boot_id");
+        let boot = fs::read_to_string(boot_id).map_err(fail("read the boot's id for", boot_id))?;
+        Ok(Self {
+            digest: digest_of_file(Path::new(exe)).map_err(fail("read this very program for", exe))?,
+            version: version.to_owned(),
+            boot: boot.trim().to_owned(),
+        })
+    }
+}
+
 /// What tells one version of a file from the next.
 type Version = (u64, i64, i64, u64);
 
-/// What the agent says of itself in the log.
+/// What a program says of itself in the log.
 #[derive(Clone, Debug)]
-pub(crate) struct Agent {
+pub struct Program {
     /// SHA-256 of its executable.
-    pub(crate) digest: Digest,
+    pub digest: Digest,
     /// Its version.
-    pub(crate) version: String,
+    pub version: String,
     /// The kernel's id of this boot.
-    pub(crate) boot: String,
+    pub boot: String,
 }
 
 impl Measurer {
     /// Takes the log of this boot up again, or begins one. What is wrong with the TPM keeps nobody from starting: it is
     /// returned beside the measurer.
-    pub(crate) fn open(
+    ///
+    /// # Errors
+    /// [`MeasureError::File`] when the log cannot be written at all.
+    pub fn open(
         path: &Path,
         root: Arc<dyn RootOfTrust>,
         pcr: u8,
-        agent: Agent,
+        agent: Program,
     ) -> Result<(Self, Option<MeasureError>), MeasureError> {
         let fail = |action| {
             let path = path.to_owned();
@@ -140,7 +176,7 @@ impl Measurer {
     }
 
     /// Compares log and register, and logs that the agent is here.
-    fn begin(&self, inner: &mut Inner, agent: Agent) -> Result<(), MeasureError> {
+    fn begin(&self, inner: &mut Inner, agent: Program) -> Result<(), MeasureError> {
         let register = self.register()?;
         if inner.log.count() == 0 {
             let before = (register != event_log::ZERO).then_some(register);
@@ -180,7 +216,10 @@ impl Measurer {
 
     /// Measures a launch that is about to happen, and what waits. A launch that was measured since the machine started
     /// costs nothing. When this fails the launch is remembered: whoever launches it anyway has it logged later.
-    pub(crate) fn measure(&self, launch: Launch) -> Result<(), MeasureError> {
+    ///
+    /// # Errors
+    /// [`MeasureError`]; nothing that asks for attestation may be launched then.
+    pub fn measure(&self, launch: Launch) -> Result<(), MeasureError> {
         let inner = &mut *self.lock();
         let is_known = inner.log.has(&launch) || inner.waiting.contains(&launch);
         if !is_known && inner.waiting.len() < WAITING_MAX {
@@ -213,7 +252,10 @@ impl Measurer {
         }
         self.catch_up(inner)?;
         while let Some(launch) = inner.waiting.front().cloned() {
-            self.log(inner, Event::Launch(launch))?;
+            // It may have been logged before the TPM fell silent.
+            if !inner.log.has(&launch) {
+                self.log(inner, Event::Launch(launch))?;
+            }
             inner.waiting.pop_front();
         }
         Ok(())
@@ -261,7 +303,10 @@ impl Measurer {
 
     /// The part of the log that a verifier asks for, and what `quote` makes of the TPM before anything else is launched.
     /// Everything that waits is logged before.
-    pub(crate) fn with_slice<T>(
+    ///
+    /// # Errors
+    /// [`MeasureError`].
+    pub fn with_slice<T>(
         &self,
         known: Option<&LogPrefix>,
         quote: impl FnOnce(&dyn RootOfTrust) -> Result<T, RootError>,
@@ -280,7 +325,10 @@ impl Measurer {
     }
 
     /// SHA-256 of an executable; computed again only when the file is another.
-    pub(crate) fn executable(&self, path: &Path) -> Result<Digest, MeasureError> {
+    ///
+    /// # Errors
+    /// [`MeasureError::File`].
+    pub fn executable(&self, path: &Path) -> Result<Digest, MeasureError> {
         let fail = |source| MeasureError::File {
             action: "measure an executable for",
             path: path.to_owned(),
@@ -300,7 +348,10 @@ impl Measurer {
 }
 
 /// SHA-256 of a file, read piece by piece.
-pub(crate) fn digest_of_file(path: &Path) -> io::Result<Digest> {
+///
+/// # Errors
+/// What the system answered.
+pub fn digest_of_file(path: &Path) -> io::Result<Digest> {
     let mut file = File::open(path)?;
     let mut context = Context::new(&SHA256);
     let mut buffer = vec![0; 64 << 10];

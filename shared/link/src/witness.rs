@@ -6,43 +6,51 @@ use std::path::Path;
 
 use cnova_attestation::evidence::{EncodeError, Evidence, TpmEvidence, qualifying};
 use cnova_attestation::limits::FIRMWARE_LOG_BYTES;
-use cnova_link::Identity;
 use cnova_root_of_trust::RootError;
+use cnova_root_of_trust::measurer::{MeasureError, Measurer};
 use cnova_shared::envelope::{Claims, Introduction, SealError, seal_payload};
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
 use cnova_shared::wire::v1::Challenge;
 use thiserror::Error;
 
-use crate::measurer::{MeasureError, Measurer};
+use crate::identity::Identity;
 
 /// Where the kernel shows the firmware's log.
 const FIRMWARE_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
 
 /// Why a challenge was not answered.
 #[derive(Debug, Error)]
-pub(crate) enum AttestError {
+pub enum AttestError {
+    /// The launch log.
     #[error(transparent)]
     Measure(#[from] MeasureError),
+    /// The TPM.
     #[error(transparent)]
     Tpm(#[from] RootError),
+    /// The evidence breaks a limit.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// It could not be signed.
     #[error(transparent)]
     Seal(#[from] SealError),
 }
 
 /// What is quoted, and how.
 #[derive(Debug)]
-pub(crate) struct Witness {
-    pub(crate) measurer: Measurer,
+pub struct Witness {
+    /// The launch log.
+    pub measurer: Measurer,
     /// The registers of the boot, and the launch register.
-    pub(crate) pcrs: Vec<u8>,
+    pub pcrs: Vec<u8>,
 }
 
 impl Witness {
     /// Answers a challenge of `verifier`. Blocks for as long as the TPM takes.
-    pub(crate) fn answer(
+    ///
+    /// # Errors
+    /// [`AttestError`]; the verifier asks again.
+    pub fn answer(
         &self,
         identity: &Identity,
         verifier: &NodeId,
