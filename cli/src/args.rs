@@ -14,7 +14,7 @@ use crate::output::{Format, Screen};
 
 pub(crate) use attest::{Attest, AttestArgs, Reference, ReferenceAdd, ReferenceArgs};
 pub(crate) use enroll::{Enroll, EnrollArgs};
-pub(crate) use keys::{IssueArgs, Token, TokenArgs, Trust, TrustArgs};
+pub(crate) use keys::{IssueArgs, Node, NodeArgs, Token, TokenArgs, Trust, TrustArgs};
 pub(crate) use provenance::{AddArgs, BuildArgs, Builder, BuilderArgs, RequireArgs, SignArgs};
 
 const ABOUT: &str = "\
@@ -154,6 +154,12 @@ Examples:
   cnova delete vibration-watch        # asks first
   cnova delete vibration-watch --yes  # for scripts")]
     Delete(DeleteArgs),
+    /// Trust a node no longer, or again
+    #[command(after_long_help = "\
+Examples:
+  cnova node revoke plc-14 --reason \"stolen on 3 May\"
+  cnova node readmit plc-14 --new-key")]
+    Node(NodeArgs),
     /// What nodes with a TPM have proven: how they booted, and what was launched on them
     #[command(after_long_help = "\
 Examples:
@@ -177,7 +183,7 @@ Examples:
   cnova enroll ek --certificate plc-14-ek.pem --name plc-14 --site plant-7/line-2/plc-14
   cnova enroll list")]
     Enroll(EnrollArgs),
-    /// Make and show the keys that the fleet trusts; needs no hub
+    /// Make and show the keys that the fleet trusts; only `push` needs a hub
     #[command(after_long_help = "\
 Root keys sign trust bundles and nothing else: keep DIR/roots offline. The hub needs DIR/hub-signing.key and \
 DIR/trust-bundle.cose; every image needs the trust bundle; every node its own key and certificate.
@@ -186,6 +192,7 @@ Examples:
   cnova trust init ./trust --tree acme --roots 3 --threshold 2
   cnova trust issue plc-14 --site plant-7/line-2/plc-14 --dir ./trust
   cnova trust rotate ./trust
+  cnova trust push ./trust/trust-bundle.cose
   cnova trust show ./trust/trust-bundle.cose")]
     Trust(TrustArgs),
     /// Make tokens for people and scripts; needs no hub

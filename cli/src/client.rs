@@ -225,13 +225,11 @@ impl Hub {
         self.read_json(&request, self.accepted(&request, response)?)
     }
 
-    /// Sends bytes, and reads JSON.
-    pub(crate) fn post_bytes<T: DeserializeOwned>(&self, path: &str, media: &str, body: &[u8]) -> Result<T, HubError> {
+    /// Sends bytes, and reads the answer's JSON.
+    pub(crate) fn post_bytes<T: DeserializeOwned>(&self, path: &str, media: &str, bytes: &[u8]) -> Result<T, HubError> {
         let request = format!("POST {path}");
-        let response = self
-            .with_token(self.agent.post(self.at(path)))
-            .header("content-type", media)
-            .send(body);
+        let post = self.with_token(self.agent.post(self.at(path)));
+        let response = post.header("content-type", media).send(bytes);
         self.read_json(&request, self.accepted(&request, response)?)
     }
 

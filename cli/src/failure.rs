@@ -12,10 +12,11 @@ use crate::delete::DeleteError;
 use crate::enroll::EnrollError;
 use crate::get::GetError;
 use crate::logs::LogsError;
+use crate::node::NodeError;
 use crate::provenance::AttestError;
 use crate::settings::SettingsError;
 use crate::token::TokenError;
-use crate::trust::TrustError;
+use crate::trust::{PushError, TrustError};
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -47,6 +48,10 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Trust(#[from] TrustError),
     #[error(transparent)]
+    Push(#[from] PushError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
     Token(#[from] TokenError),
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
@@ -66,6 +71,7 @@ impl Failure {
             Self::Get(GetError::Hub(e)) | Self::Logs(LogsError::Hub(e)) | Self::Delete(DeleteError::Hub(e)) => {
                 hub_code(e)
             }
+            Self::Push(PushError::Hub(e)) | Self::Node(NodeError::Hub(e)) => hub_code(e),
             Self::Proof(ProofError::Hub(e)) => hub_code(e),
             Self::Proof(ProofError::Label(_) | ProofError::ForNobody) => USAGE,
             Self::Import(ImportError::Hub(e) | ImportError::Upload { source: e, .. })

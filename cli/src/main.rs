@@ -20,6 +20,7 @@ mod get;
 mod logs;
 mod manifest_errors;
 mod model;
+mod node;
 mod output;
 mod provenance;
 mod routes;
@@ -83,7 +84,11 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
         Command::Logs(args) => logs::run(args, &hub()?, screen)?,
         Command::Delete(args) => delete::run(args, &hub()?, screen)?,
         Command::Enroll(args) => enroll::run(&args.what, &hub()?, screen)?,
-        Command::Trust(args) => trust::run(&args.what, screen)?,
+        Command::Node(args) => node::run(&args.what, &hub()?, screen)?,
+        Command::Trust(args) => match &args.what {
+            args::Trust::Push { file } => trust::push(file, &hub()?, screen)?,
+            offline => trust::run(offline, screen)?,
+        },
         Command::Token(args) => token::run(&args.what, screen)?,
         Command::Completions { shell } => args::completions(*shell, screen)?,
         Command::Version => version(screen)?,

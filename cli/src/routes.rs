@@ -28,6 +28,16 @@ pub(crate) fn enrolment_node(node: &NodeId) -> String {
     format!("{ENROLMENT}/nodes/{node}")
 }
 
+pub(crate) const TRUST_BUNDLE: &str = "/v1/trust/bundle";
+
+pub(crate) fn revoke(node: &NodeId) -> String {
+    format!("{NODES}/{node}/revoke")
+}
+
+pub(crate) fn readmit(node: &NodeId) -> String {
+    format!("{NODES}/{node}/readmit")
+}
+
 pub(crate) fn application(name: &Name) -> String {
     format!("{APPLICATIONS}/{name}")
 }

@@ -338,3 +338,25 @@ fn completions_version_and_help() {
     assert_eq!(place.run(&["get", "cows"]).code, 2);
     assert_eq!(place.run(&["get", "history", "Not A Node"]).code, 2);
 }
+
+#[test]
+fn a_stolen_key_leaves_the_bundle_at_once() {
+    let place = Place::new();
+    place.run(&["trust", "init", "t"]).assert_ok();
+    let dir = place.dir.path().join("t");
+    let first = bundle(&dir.join("trust-bundle.cose"));
+    let stolen = key(&dir.join("hub-signing.key")).public_key().id();
+    let run = place.run(&["trust", "revoke", "t", "--key", "0011223344556677"]);
+    assert!(run.code == 1 && run.err.contains(&stolen.to_string()), "{}", run.err);
+    let run = place.run(&["trust", "revoke", "t", "--key", "stolen"]);
+    assert!(run.code == 1 && run.err.contains("is not a key id"), "{}", run.err);
+    place
+        .run(&["trust", "revoke", "t", "--key", &stolen.to_string()])
+        .assert_ok();
+    let second = first
+        .succeed(&fs::read(dir.join("trust-bundle.cose")).unwrap())
+        .unwrap();
+    let new = key(&dir.join("hub-signing.key")).public_key().id();
+    assert!(second.key_at_any_time(stolen, Role::Twin).is_none());
+    assert!(second.key(new, Role::Twin, now_s()).is_some() && second.key(new, Role::Attestation, now_s()).is_some());
+}

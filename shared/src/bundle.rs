@@ -22,8 +22,10 @@ const AAD: &[u8] = b"cnova/v1/trust-bundle";
 pub enum Role {
     /// Twins and commands.
     Twin,
-    /// Attestation results and reference values.
+    /// Attestation results, reference values, revocations and delegations.
     Attestation,
+    /// Boots under which a node's sealed key may be opened (TPM2_PolicyAuthorize). An ES256 key that signs nothing else.
+    BootPolicy,
     /// A role of a later version.
     #[serde(other)]
     Unknown,
@@ -277,6 +279,15 @@ impl TrustBundle {
     #[must_use]
     pub fn key_at_any_time(&self, id: KeyId, role: Role) -> Option<&PublicKey> {
         self.key(id, role, 0)
+    }
+
+    /// When nothing new is taken any more from the hub under this bundle: the last of its keys for twins has run out.
+    /// Seconds since 1970. So a bundle is fresh for as long as its keys are, and one that is withheld from a node (a freeze
+    /// attack) ends with them.
+    #[must_use]
+    pub fn ends_s(&self) -> u64 {
+        let twins = self.bundle.keys.iter().filter(|k| k.roles.contains(&Role::Twin));
+        twins.map(|k| k.not_after).max().unwrap_or(0)
     }
 
     /// The authorities that certify nodes, DER.

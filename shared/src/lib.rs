@@ -19,5 +19,7 @@ pub mod time;
 pub mod topics;
 pub mod transfer;
 pub mod tree;
+pub mod trust;
+pub mod trust_documents;
 pub mod twin;
 pub mod wire;

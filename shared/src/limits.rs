@@ -91,6 +91,8 @@ pub fn clip_to(text: &str, max: usize) -> String {
 
 /// Largest step of an enrolment, and largest answer to one.
 pub const ENROL_BYTES: usize = 64 * 1024;
+/// Most bytes of trust bundles in an answer to a newcomer; the rest is for its certificates and the envelope.
+pub const ENROL_BUNDLES_BYTES: usize = 40 * 1024;
 /// Longest enrolment token.
 pub const ENROL_TOKEN_LEN: usize = 128;
 /// First pause before a certificate is asked for again; doubles up to [`RENEW_AGAIN_MAX_MS`].
@@ -99,3 +101,24 @@ pub const RENEW_AGAIN_MIN_MS: u64 = 5_000;
 pub const RENEW_AGAIN_MAX_MS: u64 = 3_600_000;
 /// Bytes of a nonce in a challenge.
 pub const NONCE_BYTES: usize = 32;
+/// Most nodes in one list of revocations.
+pub const REVOKED_NODES: usize = 4096;
+/// Most keys that are refused under one revoked name.
+pub const REVOKED_KEYS: usize = 16;
+/// Longest reason of a revocation.
+pub const REASON_BYTES: usize = 256;
+/// Most rights in one delegation.
+pub const RIGHTS: usize = 16;
+/// Most trust bundles that a node keeps, from the one that it was flashed with on.
+pub const BUNDLES_KEPT: usize = 256;
+/// Most delegations that one node keeps.
+pub const DELEGATIONS_KEPT: usize = 1024;
+/// Most kinds and names of documents that a hello says it holds.
+pub const DOCUMENTS_SAID: usize = 2048;
+/// First pause before documents about trust are sent again to a child that has not said that it holds them; above
+/// [`GREET_AGAIN_MS`], so that the child can say it. Doubles up to [`TRUST_RESEND_MAX_MS`].
+pub const TRUST_RESEND_MIN_MS: u64 = 15_000;
+/// Longest pause before documents about trust are sent again.
+pub const TRUST_RESEND_MAX_MS: u64 = 600_000;
+/// How long a node may hold an older trust bundle than the hub before that is an alarm.
+pub const TRUST_BEHIND_MS: u64 = 24 * 3_600_000;

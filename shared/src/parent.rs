@@ -8,6 +8,7 @@ use crate::keys::PublicKey;
 use crate::limits;
 use crate::time::Backoff;
 use crate::topics::Kind;
+use crate::trust::{TrustState, revoked_text};
 use thiserror::Error;
 
 /// Why the parent's words were not believed.
@@ -22,6 +23,9 @@ pub enum ParentError {
     /// It is signed by somebody who is not the parent.
     #[error("{0} signed it, which is not this node's parent")]
     NotTheParent(NodeId),
+    /// The hub has revoked the parent: only documents about trust are taken from it.
+    #[error("{0}; nothing is taken from this node's parent but documents about trust")]
+    Revoked(String),
 }
 
 /// The link's state.
@@ -103,6 +107,23 @@ impl Parent {
         }
     }
 
+    /// What the parent may do here has changed: a hello is due, and its answer counts as the first of the connection.
+    pub fn greet_anew(&mut self, mono_ms: u64) {
+        self.welcomed = false;
+        if self.connected {
+            self.backoff.reset();
+            self.hello_at = Some(mono_ms);
+        }
+    }
+
+    /// Why nothing but documents about trust is taken from this parent: the hub has revoked it.
+    #[must_use]
+    pub fn revoked(&self, trust: &TrustState) -> Option<String> {
+        // A list names certified keys; the one that signs may be a session's.
+        let key = self.certified.as_ref().map(PublicKey::id);
+        trust.revoked(&self.id, key).map(revoked_text)
+    }
+
     /// Whether a hello is due; it is repeated with backoff until [`Parent::welcomed`].
     pub fn poll_hello(&mut self, mono_ms: u64) -> bool {
         let due = self.connected && self.hello_at.is_some_and(|t| t <= mono_ms);
@@ -133,6 +154,22 @@ impl Parent {
     /// # Errors
     /// [`ParentError`]; nothing of the payload was decoded.
     pub fn open(
+        &mut self,
+        kind: Kind,
+        bytes: &[u8],
+        me: &NodeId,
+        trust: &TrustState,
+        now_s: u64,
+    ) -> Result<VerifiedBytes, ParentError> {
+        let opened = self.open_of(kind, bytes, me, trust.bundle(), now_s)?;
+        // A parent that the hub revoked may still bring the list that says that it is not any more.
+        match self.revoked(trust).filter(|_| kind != Kind::Trust) {
+            Some(why) => Err(ParentError::Revoked(why)),
+            None => Ok(opened),
+        }
+    }
+
+    fn open_of(
         &mut self,
         kind: Kind,
         bytes: &[u8],

@@ -3,9 +3,9 @@
 //! A [`Tree`] takes what children say, verifies every author's signature, accepts each stream in order and once, and
 //! repeats twins until they are reported. It holds no spool and places nothing; its owner does.
 
-mod gather;
-
 mod children;
+mod gather;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,10 +15,11 @@ use crate::certificate::{self, NodeCertificate};
 use crate::envelope::{Untrusted, VerifiedBytes};
 use crate::hop::{Admit, Position, admit};
 use crate::ids::{Digest, HUB_AUDIENCE, NodeId, SitePath};
-use crate::keys::PublicKey;
+use crate::keys::{KeyId, PublicKey};
 use crate::limits;
 use crate::time::{Backoff, Now};
 use crate::topics::Kind;
+use crate::trust::TrustState;
 use crate::twin::{VerifiedTwin, Version};
 use crate::wire::v1::{self, Body, Stream};
 
@@ -108,8 +109,8 @@ impl StoredTree {
 /// By what children's certificates are judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock<'a> {
-    /// The authorities of the tree, DER.
-    pub authorities: &'a [Vec<u8>],
+    /// Whom this node trusts.
+    pub trust: &'a TrustState,
     /// Wall time in seconds, at least the newest time that was verified.
     pub now_s: u64,
     /// Monotonic milliseconds.
@@ -178,6 +179,14 @@ pub enum TreeEvent {
         /// The signed bytes.
         raw: Vec<u8>,
     },
+    /// Sign and send documents about trust to a child, introduced by this node's certificate: the child may not know the
+    /// hub's newest key yet.
+    Trust {
+        /// The child.
+        child: NodeId,
+        /// The documents.
+        trust: v1::Trust,
+    },
     /// Send signed bytes to a child unchanged.
     Forward {
         /// The child.
@@ -199,6 +208,9 @@ pub enum TreeEvent {
 struct Wanted {
     version: Version,
     digest: Digest,
+    kid: KeyId,
+    /// Its key has left the trust bundle: nobody would take it any more.
+    is_void: bool,
     bytes: Vec<u8>,
     forwarded: bool,
     resend_at: u64,
@@ -213,6 +225,11 @@ struct Descendant {
     key: PublicKey,
     hello: Vec<u8>,
     has: Option<(Version, Option<Digest>)>,
+    /// It holds a twin whose key has left the trust bundle.
+    renew: bool,
+    site: SitePath,
+    trust_version: u64,
+    documents: BTreeMap<String, u64>,
 }
 
 /// Everything below one parent.
@@ -224,6 +241,10 @@ pub struct Tree {
     received: BTreeMap<(NodeId, Stream), Position>,
     connected: BTreeSet<NodeId>,
     gather: BTreeMap<NodeId, Gather>,
+    /// Direct children that have not said that they hold the newest documents about trust.
+    behind: BTreeMap<NodeId, trust::Behind>,
+    /// Descendants that the hub has revoked.
+    revoked: BTreeSet<NodeId>,
     events: VecDeque<TreeEvent>,
 }
 
@@ -236,13 +257,9 @@ struct Gather {
 }
 
 impl Tree {
-    /// A tree as its store holds it. `reopen` verifies a stored twin; what does not verify is left out and comes again.
+    /// A tree as its store holds it. What does not verify is left out and comes again.
     #[must_use]
-    pub fn new(
-        me: NodeId,
-        stored: StoredTree,
-        reopen: impl Fn(&[u8]) -> Result<VerifiedTwin, crate::twin::TwinError>,
-    ) -> Self {
+    pub fn new(me: NodeId, stored: StoredTree, trust: &TrustState) -> Self {
         let mut tree = Self {
             me,
             descendants: BTreeMap::new(),
@@ -250,37 +267,30 @@ impl Tree {
             received: stored.received,
             connected: BTreeSet::new(),
             gather: BTreeMap::new(),
+            behind: BTreeMap::new(),
+            revoked: BTreeSet::new(),
             events: VecDeque::new(),
         };
         for (node, (via, hello)) in stored.descendants {
-            // This node wrote these bytes after it had verified them; they only name a key and a route.
-            let read = Untrusted::read(&hello).ok().and_then(|u| {
-                let certificate = certificate::read(u.x5chain.first()?).ok()?;
-                let key = u.speaker(&certificate).ok()?;
-                Some((certificate, key))
-            });
-            match read {
-                Some((certificate, key)) if certificate.node == node => {
-                    let said = stored.reported.get(&node);
-                    let has = said.map(|(epoch, generation, digest)| {
-                        (
-                            Version {
-                                epoch: *epoch,
-                                generation: *generation,
-                            },
-                            *digest,
-                        )
+            // This node wrote these bytes after it had verified them; its certificate may have run out since.
+            match reread(&hello) {
+                Some((certificate, key, said)) if certificate.node == node => {
+                    let has = stored.reported.get(&node).map(|(epoch, generation, digest)| {
+                        let (epoch, generation) = (*epoch, *generation);
+                        (Version { epoch, generation }, *digest)
                     });
-                    tree.descendants.insert(
-                        node,
-                        Descendant {
-                            via,
-                            certificate,
-                            key,
-                            hello,
-                            has,
-                        },
-                    );
+                    let known = Descendant {
+                        via,
+                        certificate,
+                        key,
+                        hello,
+                        has,
+                        renew: said.renew,
+                        site: said.site,
+                        trust_version: said.trust_version,
+                        documents: said.documents,
+                    };
+                    tree.descendants.insert(node, known);
                 }
                 _ => tree.note(format!(
                     "the stored hello of {node} cannot be read; it will say hello again"
@@ -288,7 +298,7 @@ impl Tree {
             }
         }
         for (node, bytes) in stored.twins {
-            match reopen(&bytes) {
+            match trust.reopen_twin(&bytes) {
                 Ok(twin) if twin.twin().node == node => tree.hold(&twin),
                 Ok(_) => tree.note(format!("the stored twin of {node} names another node; it is left out")),
                 Err(e) => tree.note(format!(
@@ -296,6 +306,7 @@ impl Tree {
                 )),
             }
         }
+        tree.trust_changed(trust);
         tree
     }
 
@@ -303,6 +314,8 @@ impl Tree {
         let wanted = Wanted {
             version: twin.version(),
             digest: twin.digest(),
+            kid: twin.kid(),
+            is_void: false,
             bytes: twin.bytes().to_vec(),
             forwarded: false,
             resend_at: 0,
@@ -361,10 +374,17 @@ impl Tree {
         self.twins.get(node).map(|t| t.bytes.as_slice())
     }
 
-    /// The version that `node` last said it has.
+    /// The version that `node` last said it has. What it holds by a key that has left the trust bundle does not count:
+    /// whoever stole that key may have signed any version.
     #[must_use]
     pub fn reported(&self, node: &NodeId) -> Option<Version> {
-        self.descendants.get(node).and_then(|d| d.has).map(|(v, _)| v)
+        let d = self.descendants.get(node).filter(|d| !d.renew)?;
+        d.has.map(|(v, _)| v)
+    }
+
+    /// The nodes of twins that are held, each with the key that signed its twin.
+    pub fn twin_keys(&self) -> impl Iterator<Item = (&NodeId, KeyId)> {
+        self.twins.iter().map(|(n, t)| (n, t.kid))
     }
 
     /// Whether a direct child is connected.
@@ -389,9 +409,18 @@ impl Tree {
         if let Some(held) = self.twins.get_mut(&node) {
             if held.version == twin.version() && held.digest == twin.digest() {
                 held.resend_at = now.mono_ms;
-                return false;
+                if held.kid == twin.kid() {
+                    return false;
+                }
+                // The same twin, signed anew after a rotation.
+                (held.kid, held.is_void, held.bytes) = (twin.kid(), false, twin.bytes().to_vec());
+                self.events.push_back(TreeEvent::Persist(TreeOp::PutTwin {
+                    node,
+                    bytes: twin.bytes().to_vec(),
+                }));
+                return true;
             }
-            if held.version >= twin.version() {
+            if held.version >= twin.version() && !held.is_void {
                 let text = format!("a twin {} for {node} came, {} is held", twin.version(), held.version);
                 self.note(text);
                 return false;
@@ -452,7 +481,8 @@ impl Tree {
         self.poll_gather(now);
         for (node, twin) in &mut self.twins {
             let Some(d) = self.descendants.get(node) else { continue };
-            if !is_due(d, twin) || !self.connected.contains(&d.via) || twin.resend_at > now.mono_ms {
+            let is_open = self.connected.contains(&d.via) && !self.revoked.contains(&d.via);
+            if !is_due(d, twin) || !is_open || self.revoked.contains(node) || twin.resend_at > now.mono_ms {
                 continue;
             }
             twin.resend_at = now.mono_ms + twin.backoff.next_pause();
@@ -473,21 +503,35 @@ impl Tree {
     pub fn timeout(&self) -> Option<u64> {
         let due = self.twins.iter().filter_map(|(node, twin)| {
             let d = self.descendants.get(node)?;
-            (is_due(d, twin) && self.connected.contains(&d.via)).then_some(twin.resend_at)
+            let is_open = self.connected.contains(&d.via) && !self.revoked.contains(&d.via);
+            (is_due(d, twin) && is_open && !self.revoked.contains(node)).then_some(twin.resend_at)
         });
         let gather = self
             .gather
             .iter()
             .filter(|(c, _)| self.connected.contains(*c))
             .filter_map(|(_, g)| g.due);
-        due.chain(gather).min()
+        due.chain(gather).chain(self.trust_timeout()).min()
     }
 }
 
 /// A node's twin is due until the node has said hello and reported exactly it, or a newer one.
 fn is_due(d: &Descendant, twin: &Wanted) -> bool {
+    if twin.is_void {
+        return false;
+    }
     match d.has {
+        Some(_) if d.renew => true,
         None => false,
         Some((version, digest)) => version < twin.version || (version == twin.version && digest != Some(twin.digest)),
     }
+}
+
+/// A hello that was verified when it came, without looking at the time.
+fn reread(bytes: &[u8]) -> Option<(NodeCertificate, PublicKey, v1::Hello)> {
+    let untrusted = Untrusted::read(bytes).ok()?;
+    let certificate = certificate::read(untrusted.x5chain.first()?).ok()?;
+    let key = untrusted.speaker(&certificate).ok()?;
+    let verified = untrusted.verify(Kind::Hello, &key).ok()?;
+    Some((certificate, key, verified.decode::<v1::Hello>().ok()?.into_value()))
 }

@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::bundle::{Role, TrustBundle};
 use crate::envelope::{EnvelopeError, Untrusted, VerifiedBytes};
 use crate::ids::{Digest, NodeId};
-use crate::keys::PublicKey;
+use crate::keys::{KeyId, PublicKey};
 use crate::limits;
 use crate::topics::Kind;
 use crate::wire::v1;
@@ -70,6 +70,7 @@ pub struct VerifiedTwin {
     digest: Digest,
     iat: u64,
     exp: Option<u64>,
+    kid: KeyId,
     bytes: Vec<u8>,
 }
 
@@ -99,9 +100,9 @@ impl VerifiedTwin {
         Self::open_with(bytes, |kid| trust.key_at_any_time(kid, Role::Twin))
     }
 
-    fn open_with<'k>(
+    pub(crate) fn open_with<'k>(
         bytes: &[u8],
-        key: impl FnOnce(crate::keys::KeyId) -> Option<&'k PublicKey>,
+        key: impl FnOnce(KeyId) -> Option<&'k PublicKey>,
     ) -> Result<Self, TwinError> {
         if bytes.len() > limits::TWIN_BYTES {
             return Err(EnvelopeError::TooLarge {
@@ -118,11 +119,12 @@ impl VerifiedTwin {
             }
             .into());
         };
+        let kid = untrusted.kid;
         let verified = untrusted.verify(Kind::Twin, key)?;
-        Self::decode(verified)
+        Self::decode(verified, kid)
     }
 
-    fn decode(verified: VerifiedBytes) -> Result<Self, TwinError> {
+    fn decode(verified: VerifiedBytes, kid: KeyId) -> Result<Self, TwinError> {
         let twin = verified.decode::<v1::Twin>().map_err(|e| match e {
             EnvelopeError::UnknownVersion { version, .. } => TwinError::UnknownVersion(version),
             other => other.into(),
@@ -132,6 +134,7 @@ impl VerifiedTwin {
             digest: twin.digest(),
             iat: twin.claims().iat,
             exp: twin.claims().exp,
+            kid,
             bytes: twin.bytes().to_vec(),
             twin: twin.into_value(),
         })
@@ -159,6 +162,11 @@ impl VerifiedTwin {
     #[must_use]
     pub fn iat(&self) -> u64 {
         self.iat
+    }
+    /// The key that signed it.
+    #[must_use]
+    pub fn kid(&self) -> KeyId {
+        self.kid
     }
     /// The signed bytes, as they came.
     #[must_use]

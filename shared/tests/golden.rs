@@ -97,6 +97,8 @@ fn hello() -> v1::Hello {
         },
         software: "0.1.0".into(),
         trust_version: 5,
+        documents: Default::default(),
+        renew: false,
         alarms: vec![v1::Alarm {
             code: "store-set-aside".into(),
             detail: "it could not be read".into(),

@@ -60,8 +60,8 @@ Example:
     },
     /// Make a new signing key for the hub, and the trust bundle that announces it
     #[command(after_long_help = "\
-The old key stays valid for --overlap-days: bring the new bundle to the nodes first, and give the hub the new key \
-when they have it.
+The old key stays valid for --overlap-days. Give the hub the new key, then roll the bundle out with cnova trust push: \
+the hub signs with the new key from then on, and every node gets the bundle before anything that this key signed.
 
 Example:
   cnova trust rotate ./trust --overlap-days 30 --roots /media/usb/roots")]
@@ -74,6 +74,29 @@ Example:
         /// Where the root keys are [default: DIR/roots]
         #[arg(long, value_name = "FOLDER")]
         roots: Option<PathBuf>,
+    },
+    /// Take a stolen signing key out of the trust bundle at once, and make a new one
+    #[command(after_long_help = "\
+Nodes that hold the new bundle take nothing new that the old key signed, whatever it says. What runs runs on; the hub \
+signs it anew.
+
+Example:
+  cnova trust revoke ./trust --key 1f0c6a2b33d4e5f6 --roots /media/usb/roots")]
+    Revoke {
+        /// The folder that `cnova trust init` made
+        dir: PathBuf,
+        /// The key's id, as `cnova trust show` prints it
+        #[arg(long, value_name = "KID")]
+        key: String,
+        /// Where the root keys are [default: DIR/roots]
+        #[arg(long, value_name = "FOLDER")]
+        roots: Option<PathBuf>,
+    },
+    /// Give the hub a newer trust bundle: it is in force at once and rolled out (role admin)
+    #[command(after_long_help = "Example:\n  cnova trust push ./trust/trust-bundle.cose")]
+    Push {
+        /// The bundle
+        file: PathBuf,
     },
     /// Check and print a trust bundle
     #[command(after_long_help = "Example:\n  cnova trust show ./trust/trust-bundle.cose")]
@@ -140,4 +163,35 @@ pub(crate) enum Role {
     Operator,
     /// Look
     Viewer,
+}
+
+/// What `node` takes.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    #[command(subcommand)]
+    pub(crate) what: Node,
+}
+
+/// What can be done with a node's membership.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// Trust a node no longer: every gateway refuses it, also while the hub is away (role admin)
+    Revoke {
+        /// The node
+        node: NodeId,
+        /// Why; shown to whoever asks, and to the node itself
+        #[arg(long)]
+        reason: String,
+        /// Refuse only the keys that the hub knows of it, so that another device can take the name
+        #[arg(long)]
+        keys_only: bool,
+    },
+    /// Let a revoked node in again (role admin)
+    Readmit {
+        /// The node
+        node: NodeId,
+        /// The keys that it had stay refused: another device takes the name
+        #[arg(long)]
+        new_key: bool,
+    },
 }

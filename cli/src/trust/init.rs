@@ -90,12 +90,13 @@ pub(super) fn run(dir: &Path, plan: &Plan<'_>, now_s: u64, screen: &mut Screen<'
     report(dir, tree, &content, screen)
 }
 
-/// A hub key with its role and its end.
+/// A hub key with its roles and its end: twins and commands, and what the hub says of nodes (attestation results, reference
+/// values, revocations, delegations).
 pub(super) fn hub_signing_key(key: &SoftKey, now_s: u64) -> SigningKey {
     let not_after = now_s + HUB_KEY_DAYS * DAY_S;
     SigningKey {
         key: key.public_key().clone(),
-        roles: vec![Role::Twin],
+        roles: vec![Role::Twin, Role::Attestation],
         not_after,
     }
 }

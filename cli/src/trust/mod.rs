@@ -17,6 +17,7 @@ mod files;
 mod init;
 mod issue;
 mod issuer;
+mod push;
 mod rotate;
 mod show;
 
@@ -27,6 +28,8 @@ const CA_KEY: &str = "ca.key";
 const ISSUER_CERTIFICATE: &str = "hub-issuer.pem";
 const ISSUER_KEY: &str = "hub-issuer.key";
 const ROOTS: &str = "roots";
+
+use rotate::Old;
 
 const DAY_S: u64 = 86_400;
 /// How long a new hub key may sign.
@@ -77,6 +80,10 @@ pub(crate) enum TrustError {
         "what the issuer issues would not be accepted: {source}\n  {} may have been made by an earlier cnova, which allowed no issuer below it: make the tree anew with `cnova trust init`", ca.display()
     )]
     IssuerNotAccepted { ca: PathBuf, source: CertificateError },
+    #[error("the trust bundle names no key {key} (its keys: {})", join(keys))]
+    NoSuchKey { key: KeyId, keys: Vec<KeyId> },
+    #[error("{0:?} is not a key id: 16 hexadecimal digits, as cnova trust show prints them")]
+    NotAKeyId(String),
     #[error("the system gave no random bytes")]
     NoRandomness,
     #[error("the certificate was not made: {0}")]
@@ -92,6 +99,21 @@ pub(crate) fn read_key(path: &std::path::Path) -> Result<cnova_shared::keys::Sof
 
 fn join(keys: &[KeyId]) -> String {
     keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) use push::{PushError, run as push};
+
+/// A key id as it is printed.
+fn key_id(text: &str) -> Result<KeyId, TrustError> {
+    let bad = || TrustError::NotAKeyId(text.to_owned());
+    let mut id = [0; 8];
+    if text.len() != 2 * id.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    for (i, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
+    }
+    Ok(KeyId(id))
 }
 
 /// Runs the command.
@@ -120,7 +142,12 @@ pub(crate) fn run(what: &Trust, screen: &mut Screen<'_>) -> Result<(), TrustErro
             dir,
             overlap_days,
             roots,
-        } => rotate::run(dir, roots.as_deref(), *overlap_days, now_s, screen),
+        } => rotate::run(dir, roots.as_deref(), Old::Overlap(*overlap_days), now_s, screen),
+        Trust::Revoke { dir, key, roots } => {
+            rotate::run(dir, roots.as_deref(), Old::Revoke(key_id(key)?), now_s, screen)
+        }
         Trust::Show { file } => show::run(file, now_s, screen),
+        // It alone needs a hub; `main` runs it.
+        Trust::Push { .. } => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cnova_provenance::AOT_BUILDER;
 use cnova_shared::bundle::{self, Bundle, TrustBundle, TrustedBuilder};
-use cnova_shared::keys::{Signer, SoftKey};
+use cnova_shared::keys::{KeyId, Signer, SoftKey};
 use cnova_shared::limits;
 use serde_json::json;
 
@@ -16,16 +16,25 @@ use super::{BUNDLE, DAY_S, HUB_KEY, ROOTS, TrustError};
 use crate::age::date;
 use crate::output::Screen;
 
-/// Runs `trust rotate`.
+/// What becomes of the keys that the bundle names.
+#[derive(Clone, Copy)]
+pub(super) enum Old {
+    /// They sign for so many days more.
+    Overlap(u64),
+    /// This one is taken out at once; the others stay as they are.
+    Revoke(KeyId),
+}
+
+/// Runs `trust rotate` and `trust revoke`.
 pub(super) fn run(
     dir: &Path,
     roots_dir: Option<&Path>,
-    overlap_days: u64,
+    old_keys: Old,
     now_s: u64,
     screen: &mut Screen<'_>,
 ) -> Result<(), TrustError> {
     let (key, pem) = files::new_signing_key()?;
-    let successor = |old: &Bundle| Ok(successor(old, &key, now_s, overlap_days));
+    let successor = |old: &Bundle| successor(old, &key, now_s, old_keys);
     // The bundle goes first: cut off between the two, the hub still has a key that both bundles name, and another
     // `rotate` goes on from there.
     let (version, next) = publish(dir, roots_dir, now_s, successor)?;
@@ -37,20 +46,37 @@ pub(super) fn run(
     )?;
     files::replace(&hub_key, pem.as_bytes(), Access::Private)?;
 
-    let until = date(now_s + overlap_days * DAY_S);
-    let id = key.public_key().id();
-    let value = json!({ "dir": dir, "version": next.version, "hub_key": id.to_string(), "old_keys_until": until });
+    report(dir, next.version, key.public_key().id(), old_keys, now_s, screen)
+}
+
+fn report(
+    dir: &Path,
+    version: u64,
+    id: KeyId,
+    old_keys: Old,
+    now_s: u64,
+    screen: &mut Screen<'_>,
+) -> Result<(), TrustError> {
+    let (value, what) = match old_keys {
+        Old::Overlap(days) => {
+            let until = date(now_s + days * DAY_S);
+            let value = json!({ "dir": dir, "version": version, "hub_key": id.to_string(), "old_keys_until": until });
+            (value, format!("older keys sign until {until}"))
+        }
+        Old::Revoke(key) => {
+            let value =
+                json!({ "dir": dir, "version": version, "hub_key": id.to_string(), "revoked": key.to_string() });
+            (value, format!("key {key} signs nothing any more"))
+        }
+    };
     screen.document(&value, |s| {
         let dir = dir.display();
-        s.line(&format!(
-            "{dir}: trust bundle version {}, hub key {id}; older keys sign until {until}",
-            next.version
-        ))?;
+        s.line(&format!("{dir}: trust bundle version {version}, hub key {id}; {what}"))?;
         s.line("Next:")?;
-        s.line(&format!("  1. bring {dir}/{BUNDLE} to the nodes, gateways and the hub"))?;
         s.line(&format!(
-            "  2. when they have it, and before {until}, give the hub {dir}/{HUB_KEY} and restart it"
-        ))
+            "  1. give the hub {dir}/{HUB_KEY}, beside the key that it has ([signing] more in hub.toml)"
+        ))?;
+        s.line(&format!("  2. roll the bundle out: cnova trust push {dir}/{BUNDLE}"))
     })?;
     Ok(())
 }
@@ -126,36 +152,53 @@ fn read_roots(folder: &Path, bundle: &TrustBundle) -> Result<Vec<SoftKey>, Trust
     Ok(roots)
 }
 
-/// The same bundle with one more key. Keys that ran out stay in it: a node checks the twin that it runs again at every
-/// boot, and needs the key that signed it however old both are.
-fn successor(old: &Bundle, key: &SoftKey, now_s: u64, overlap_days: u64) -> Bundle {
-    let last = now_s + overlap_days * DAY_S;
+/// The same bundle with one more key. Keys that ran out stay in it: nodes that missed some bundles still know then what is
+/// genuine. A revoked one goes.
+fn successor(old: &Bundle, key: &SoftKey, now_s: u64, old_keys: Old) -> Result<Bundle, TrustError> {
     let mut keys = old.keys.clone();
-    for k in &mut keys {
-        k.not_after = k.not_after.min(last);
+    match old_keys {
+        Old::Overlap(days) => {
+            let last = now_s + days * DAY_S;
+            for k in &mut keys {
+                k.not_after = k.not_after.min(last);
+            }
+        }
+        Old::Revoke(id) => {
+            keys.retain(|k| k.key.id() != id);
+            if keys.len() == old.keys.len() {
+                let known = old.keys.iter().map(|k| k.key.id()).collect();
+                return Err(TrustError::NoSuchKey { key: id, keys: known });
+            }
+        }
     }
     keys.push(hub_signing_key(key, now_s));
     // Full after dozens of rotations; the oldest then goes.
     if keys.len() > limits::BUNDLE_KEYS {
         keys.remove(0);
     }
-    Bundle {
+    Ok(Bundle {
         version: old.version + 1,
         issued_at: now_s,
         keys,
-        builders: builders(old, key, now_s, last),
+        builders: builders(old, key, now_s, old_keys),
         ..old.clone()
-    }
+    })
 }
 
-/// The hub's new key compiles Wasm as far believed as the old one, whose time ends with its overlap.
-fn builders(old: &Bundle, key: &SoftKey, now_s: u64, last: u64) -> Vec<TrustedBuilder> {
+/// The hub's new key compiles Wasm as far believed as the old one, whose time ends with its overlap; what a revoked one
+/// signed is compiled again.
+fn builders(old: &Bundle, key: &SoftKey, now_s: u64, old_keys: Old) -> Vec<TrustedBuilder> {
     let mut builders = old.builders.clone();
     let is_hub = |b: &&mut TrustedBuilder| b.builder == AOT_BUILDER && old.keys.iter().any(|k| k.key == b.key);
     let mut level = None;
     for b in builders.iter_mut().filter(is_hub) {
-        b.not_after = b.not_after.min(last);
+        if let Old::Overlap(days) = old_keys {
+            b.not_after = b.not_after.min(now_s + days * DAY_S);
+        }
         level = level.max(Some(b.level));
+    }
+    if let Old::Revoke(id) = old_keys {
+        builders.retain(|b| b.key.id() != id);
     }
     let not_after = hub_signing_key(key, now_s).not_after;
     builders.extend(level.map(|level| hub_builder(key.public_key(), level, not_after)));

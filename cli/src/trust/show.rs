@@ -65,6 +65,7 @@ fn roles(key: &SigningKey) -> Vec<&'static str> {
     let name = |r: &Role| match r {
         Role::Twin => "twin",
         Role::Attestation => "attestation",
+        Role::BootPolicy => "boot-policy",
         Role::Unknown => "unknown",
     };
     key.roles.iter().map(name).collect()

@@ -4,6 +4,7 @@ mod attest;
 mod messages;
 mod plan;
 mod proof;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,6 +17,7 @@ use cnova_shared::report::{Reporter, StreamOp};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
 use cnova_shared::transfer::{ChunkEffect, Fetches};
+use cnova_shared::trust::TrustState;
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, PowerLevel};
 
@@ -44,6 +46,7 @@ const COMMITTED_SAID_WITHIN_MS: u64 = 500;
 #[derive(Debug)]
 pub struct Agent {
     pub(crate) config: Config,
+    pub(crate) trust: TrustState,
     twin: Option<VerifiedTwin>,
     pub(crate) machines: BTreeMap<WorkloadId, Machine>,
     artifacts: BTreeSet<Digest>,
@@ -88,7 +91,10 @@ impl Agent {
             .into_iter()
             .map(|r| (r.id.clone(), Machine::from_row(r, salt, now.mono_ms)))
             .collect();
+        let (trust, faults) = TrustState::restore(config.trust.clone(), stored.trust);
+        let issued_at = trust.bundle().contents().issued_at;
         let mut agent = Self {
+            trust,
             twin: None,
             machines,
             artifacts,
@@ -99,7 +105,7 @@ impl Agent {
             parent: Parent::new(config.parent.clone()),
             renewal: Renewal::new(config.key.clone(), config.renew_s, first_ticket(&config.boot)),
             commands: Seen::default(),
-            floor_s: stored.time_floor.max(config.trust.contents().issued_at),
+            floor_s: stored.time_floor.max(issued_at),
             ops: Vec::new(),
             stream_ops: Vec::new(),
             committed: None,
@@ -132,7 +138,8 @@ impl Agent {
             agent.say(&format!("alarm/{}", alarm.code), now, Body::Alarm(alarm));
         }
         agent.raise_power_alarm(now);
-        agent.end_alarms(now);
+        agent.begin_trust(&faults, now);
+        agent.end_alarms(!faults.is_empty(), now);
         agent.mourn(now);
         agent.settle(now);
         agent
@@ -148,13 +155,15 @@ impl Agent {
     }
 
     /// An alarm of an earlier start that this start did not raise is over.
-    fn end_alarms(&mut self, now: Now) {
+    fn end_alarms(&mut self, is_trust_damaged: bool, now: Now) {
         let stands = |key: &String| {
             self.config.alarms.iter().any(|a| *key == format!("alarm/{}", a.code))
                 || (key == "alarm/stored-twin" && self.twin.is_none())
                 || (key == "alarm/power" && self.power.0 != PowerLevel::Mains)
                 || (key == "alarm/quarantine" && self.standing.quarantine.is_some())
                 || (key == "alarm/own-boot" && matches!(self.config.root.own_boot, OwnBoot::Refused(_)))
+                || (key == trust::STORED_ALARM && is_trust_damaged)
+                || trust::is_watched(key)
         };
         let over: Vec<String> = self.reporter.alarms().into_iter().filter(|k| !stands(k)).collect();
         for key in over {
@@ -164,7 +173,7 @@ impl Agent {
 
     fn reopen_twin(&mut self, bytes: Option<Vec<u8>>, now: Now) {
         let Some(bytes) = bytes else { return };
-        match VerifiedTwin::reopen(&bytes, &self.config.trust) {
+        match self.trust.reopen_twin(&bytes) {
             Ok(twin) if twin.twin().node == self.config.node => self.twin = Some(twin),
             Ok(twin) => {
                 let detail = format!(
@@ -342,6 +351,7 @@ impl Agent {
             m.on_time(now.mono_ms);
             m.end_pause(now.mono_ms);
         }
+        self.watch_trust(now);
         self.schedule(now);
         self.keep_changed();
         self.ask_for_proofs(now);

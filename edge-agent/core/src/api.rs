@@ -6,6 +6,7 @@ use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
 use cnova_shared::keys::PublicKey;
 use cnova_shared::topics::Kind;
+use cnova_shared::trust::TrustView;
 use cnova_shared::twin::Version;
 use cnova_shared::wire::v1;
 
@@ -30,7 +31,7 @@ pub struct Config {
     pub software: String,
     /// Differs on every start.
     pub boot: String,
-    /// Whom it trusts.
+    /// The trust bundle that it was flashed with; newer ones are in its ledger.
     pub trust: TrustBundle,
     /// How well it is supplied with power and cooling at the start, and what that was concluded from.
     pub power: (v1::PowerLevel, String),
@@ -289,6 +290,8 @@ pub enum Action {
     },
     /// Put the node's next certificate on disk, then use it; answered with [`Event::Installed`]. It was checked.
     Install(Box<v1::EnrolIssued>),
+    /// TLS goes by this from now on; a connection that stands stays.
+    TrustChanged(TrustView),
     /// Forget every artifact that is not in the list.
     KeepArtifacts(Vec<Digest>),
     /// For the log.

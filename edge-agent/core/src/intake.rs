@@ -23,6 +23,8 @@ pub enum Verdict {
     Take(Box<VerifiedTwin>),
     /// The one that is held.
     Held,
+    /// The one that is held, signed anew: the key that signed it before has left the trust bundle.
+    Renew(Box<VerifiedTwin>),
     /// Not taken; the last good one keeps running.
     Refuse(Refusal),
 }
@@ -34,6 +36,9 @@ pub struct Held {
     pub version: Version,
     /// Its digest.
     pub digest: Digest,
+    /// Whether the key that signed it has left the trust bundle. Whoever stole that key may have given it any version: what
+    /// a key of the bundle signed takes its place, whatever its version.
+    pub is_void: bool,
 }
 
 /// Judges `bytes` for the node `me`, which holds `held` and takes nothing below `floor`, at `now_s`.
@@ -69,7 +74,10 @@ pub fn judge(
     let Some(held) = held else {
         return Verdict::Take(Box::new(twin));
     };
-    if version > held.version {
+    if held.is_void && version == held.version && twin.digest() == held.digest {
+        return Verdict::Renew(Box::new(twin));
+    }
+    if version > held.version || held.is_void {
         return Verdict::Take(Box::new(twin));
     }
     #[cfg(feature = "planted-bugs")]

@@ -2,6 +2,7 @@
 
 use cnova_shared::ids::{Digest, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
+use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::twin::Version;
 use cnova_shared::wire::v1::Workload;
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,8 @@ pub enum Op {
     },
     /// A change to the report stream.
     Stream(StreamOp),
+    /// Newer trust bundles, revocations, delegations.
+    Trust(TrustOp),
 }
 
 /// The whole ledger, as read at boot.
@@ -150,6 +153,9 @@ pub struct Stored {
     pub floor: (u64, u64),
     /// The report stream.
     pub stream: StoredStream,
+    /// Newer trust bundles, revocations, delegations.
+    #[serde(default)]
+    pub trust: StoredTrust,
 }
 
 impl Stored {
@@ -169,6 +175,7 @@ impl Stored {
                 Op::PutParentEar(bytes) => self.parent_ear = Some(bytes),
                 Op::Floor { epoch, generation } => self.floor = (epoch, generation),
                 Op::Stream(op) => self.stream.apply(&op),
+                Op::Trust(op) => self.trust.apply(&op),
             }
         }
     }

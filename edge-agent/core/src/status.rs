@@ -102,6 +102,7 @@ impl Agent {
         if self.power.0 != PowerLevel::Mains {
             alarms.push(format!("power: {} ({})", power_word(self.power.0), self.power.1));
         }
+        alarms.extend(self.trust_alarms());
         Status {
             node: config.node.to_string(),
             site: config.site.to_string(),

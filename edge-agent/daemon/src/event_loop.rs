@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cnova_agent_core::ledger::Op;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
-use cnova_link::{FloorClock, Identity, Uplink, UplinkEvent, Witness};
+use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent, Witness};
 use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
@@ -43,6 +43,7 @@ pub(crate) struct Parts {
     pub(crate) identity: Arc<Identity>,
     pub(crate) certificate: PathBuf,
     pub(crate) clock: Arc<FloorClock>,
+    pub(crate) authorities: Arc<Authorities>,
     pub(crate) ledger: Ledger,
     pub(crate) ledger_path: PathBuf,
     pub(crate) run_dir: PathBuf,
@@ -343,7 +344,10 @@ impl EventLoop {
                         core.handle(event, self.now());
                     }
                 }
-                Action::CheckProvenance(check) => self.check_provenance(*check, core.now_s(self.now())),
+                Action::CheckProvenance(check) => {
+                    let trust = core.trust().bundle().clone();
+                    self.check_provenance(*check, trust, core.now_s(self.now()));
+                }
                 Action::Start(launch) => self.parts.supervisor.start(launch),
                 Action::Stop { id, attempt, grace_ms } => {
                     self.parts
@@ -356,6 +360,12 @@ impl EventLoop {
                     self.attest(verifier, challenge, core.now_s(self.now()));
                 }
                 Action::Install(issued) => self.install(*issued),
+                Action::TrustChanged(view) => {
+                    self.parts.clock.raise(view.issued_at);
+                    if let Err(error) = self.parts.authorities.replace(&view.authorities) {
+                        tracing::error!(%error, "the parent is judged by the authorities of before");
+                    }
+                }
                 Action::KeepArtifacts(wanted) => self.keep(wanted).await,
                 Action::Stage(stage) => log_stage(&stage),
             }

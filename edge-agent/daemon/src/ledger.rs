@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use cnova_agent_core::ledger::{Good, InstanceRow, Op, Phase, Stored};
 use cnova_shared::hop::Position;
-use cnova_shared::ids::{Digest, Name, WorkloadId};
+use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
+use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::wire;
 use cnova_shared::wire::v1::Entry;
 use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
@@ -33,12 +34,21 @@ const SCHEMA: Schema = Schema {
     ",
         "ALTER TABLE instance ADD COLUMN more BLOB;",
         "CREATE TABLE result (about TEXT PRIMARY KEY, bytes BLOB NOT NULL) STRICT;",
+        "
+        CREATE TABLE trust (
+            kind TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, bytes BLOB NOT NULL,
+            PRIMARY KEY (kind, name, version)
+        ) STRICT;
+    ",
     ],
 };
 
 const TIME_FLOOR: &str = "time-floor";
 const INCARNATION: &str = "report-incarnation";
 const ACKED: &str = "report-acked";
+const BUNDLE: &str = "bundle";
+const REVOCATIONS: &str = "revocations";
+const DELEGATION: &str = "delegation";
 const COUNTER: &str = "tpm-counter";
 const FLOOR_EPOCH: &str = "floor-epoch";
 const FLOOR_GENERATION: &str = "floor-generation";
@@ -185,6 +195,7 @@ fn apply(t: &Transaction<'_>, op: &Op) -> Result<(), rusqlite::Error> {
             put_number(t, FLOOR_GENERATION, *generation)?;
         }
         Op::Stream(op) => apply_stream(t, op)?,
+        Op::Trust(op) => apply_trust(t, op)?,
     }
     Ok(())
 }
@@ -205,6 +216,37 @@ fn apply_stream(t: &Transaction<'_>, op: &StreamOp) -> Result<(), rusqlite::Erro
         }
     }
     Ok(())
+}
+
+/// Documents as they were signed: bundles by version, delegations by gateway.
+fn apply_trust(t: &Transaction<'_>, op: &TrustOp) -> Result<(), rusqlite::Error> {
+    let (kind, name, version, bytes) = match op {
+        TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
+        TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
+        TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
+    };
+    t.prepare_cached("INSERT OR REPLACE INTO trust (kind, name, version, bytes) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![kind, name, to_sql(version), bytes])?;
+    Ok(())
+}
+
+fn load_trust(c: &Connection) -> Result<StoredTrust, rusqlite::Error> {
+    let mut trust = StoredTrust::default();
+    let mut statement = c.prepare("SELECT kind, name, version, bytes FROM trust")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (kind, name, bytes): (String, String, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(3)?);
+        match kind.as_str() {
+            BUNDLE => drop(trust.bundles.insert(from_sql(row.get(2)?), bytes)),
+            REVOCATIONS => trust.revocations = Some(bytes),
+            DELEGATION => {
+                let gateway = NodeId::new(name).map_err(|e| damaged(1, Type::Text, e))?;
+                trust.delegations.insert(gateway, bytes);
+            }
+            other => return Err(damaged(0, Type::Text, format!("{other:?} is no kind of document"))),
+        }
+    }
+    Ok(trust)
 }
 
 fn put_number(t: &Transaction<'_>, name: &str, value: u64) -> Result<(), rusqlite::Error> {
@@ -317,6 +359,7 @@ fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
         floor: (number(c, FLOOR_EPOCH)?, number(c, FLOOR_GENERATION)?),
         instances,
         stream: StoredStream { entries, acked },
+        trust: load_trust(c)?,
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
 use cnova_link::enrol::{Before, Identified, identify};
-use cnova_link::{FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls};
+use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::wire::v1::{Alarm, Capabilities};
 use cnova_store::{ArtifactError, Artifacts, SetAside};
@@ -208,7 +208,9 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
     };
-    let tls = client_tls(&identity, &config.parent.node, clock.clone())?;
+    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
+    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
+    let tls = client_tls_with(&identity, &config.parent.node, clock.clone(), authorities.clone())?;
     let signals = Signals::new().map_err(|source| StartError::System {
         action: "listen for signals",
         source,
@@ -249,6 +251,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         identity,
         certificate: config.identity.certificate.clone(),
         clock,
+        authorities,
         ledger,
         ledger_path: config.ledger_path(),
         run_dir: config.run_dir(),

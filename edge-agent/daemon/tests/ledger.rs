@@ -5,8 +5,9 @@
 use cnova_agent::ledger::Ledger;
 use cnova_agent_core::ledger::{InstanceRow, Op, Phase, Stored};
 use cnova_shared::hop::Position;
-use cnova_shared::ids::{Digest, Name, WorkloadId};
+use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::report::StreamOp;
+use cnova_shared::trust::TrustOp;
 use cnova_shared::wire::v1::{Alarm, Body, Entry, WorkloadReport, WorkloadState};
 use proptest::prelude::*;
 
@@ -47,6 +48,17 @@ fn body() -> impl Strategy<Value = Body> {
     ]
 }
 
+fn trust_op() -> impl Strategy<Value = TrustOp> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..50);
+    let version = prop_oneof![0..4_u64, Just(u64::MAX)];
+    let gateway = (0..3_u8).prop_map(|n| NodeId::new(format!("gw-{n}")).unwrap());
+    prop_oneof![
+        (version, bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
+        bytes().prop_map(TrustOp::PutRevocations),
+        (gateway, bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let phase = prop_oneof![
         Just(Phase::Active),
@@ -58,6 +70,11 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutTwin),
         any::<u64>().prop_map(Op::TimeFloor),
+        any::<u64>().prop_map(Op::Counter),
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutEar),
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutParentEar),
+        (any::<u64>(), any::<u64>()).prop_map(|(epoch, generation)| Op::Floor { epoch, generation }),
+        trust_op().prop_map(Op::Trust),
         (workload(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), phase).prop_map(
             |(id, attempt, spec, failures, phase)| {
                 Op::PutInstance(InstanceRow {

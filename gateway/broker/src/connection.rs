@@ -1,7 +1,7 @@
 //! One connected child, from CONNACK to its end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::codec::{self, Announcement, Incoming, Publish, decode, frame_len, reason};
 use crate::config::Limits;
+use crate::door::Gate;
 use crate::event::EndpointEvent;
 use crate::handshake::Authenticated;
 use crate::lane::{LaneSender, RouterGone};
@@ -42,9 +43,26 @@ pub(crate) struct Shared {
     pub(crate) up: LaneSender,
     /// Weak: a publisher that a daemon still holds must not keep the event channel open.
     pub(crate) events: mpsc::WeakSender<EndpointEvent>,
+    pub(crate) gate: RwLock<Option<Gate>>,
 }
 
 impl Shared {
+    /// Why the holder of a certificate is not let in.
+    pub(crate) fn refuses(&self, certificate: &[u8]) -> Option<String> {
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        gate(certificate)
+    }
+
+    /// From now on by this gate, also for those that are in. Whoever comes in at this moment is asked again once it is in.
+    pub(crate) fn guard(&self, gate: Gate) {
+        *self.gate.write().unwrap_or_else(PoisonError::into_inner) = Some(gate.clone());
+        for (outbox, certificate) in self.registry.live() {
+            if let Some(why) = gate(&certificate) {
+                outbox.close(reason::NOT_AUTHORIZED, why);
+            }
+        }
+    }
+
     /// Tells that somebody was turned away or broke a rule.
     pub(crate) fn report(&self, peer: SocketAddr, node: Option<&str>, reason: String) {
         let peer = node.map_or_else(|| peer.to_string(), |node| format!("{peer} ({node})"));
@@ -108,6 +126,7 @@ pub(crate) async fn serve(shared: &Shared, authenticated: Authenticated, outbox:
         node,
         connect,
         buffer,
+        certificate: _,
     } = authenticated;
     let keep_alive = KeepAlive::agree(connect.keep_alive_secs, shared.limits.keep_alive_max);
     let mut connack = BytesMut::new();

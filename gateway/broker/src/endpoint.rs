@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::{EndpointConfig, TlsMaterial};
 use crate::connection::{CONNECTED, DISCONNECTED, Shared};
+use crate::door::Door;
 use crate::error::EndpointError;
 use crate::event::EndpointEvent;
 use crate::external::ExternalEndpoint;
@@ -21,7 +22,7 @@ use crate::lane::{self, CANARY, Delivery, LaneReceiver, LaneSender, RouterGone};
 use crate::listener::Listener;
 use crate::publisher::{Publisher, Staged};
 use crate::registry::Registry;
-use crate::tls;
+use crate::tls::{self, Clients};
 use crate::topics;
 
 /// The embedded endpoint, running. Dropping it stops it too, without waiting.
@@ -29,6 +30,8 @@ pub struct Endpoint {
     local_addr: SocketAddr,
     publisher: Publisher,
     tls: Arc<RwLock<Arc<ServerConfig>>>,
+    clients: Arc<Clients>,
+    door: Door,
     stop: watch::Sender<bool>,
     listener: JoinHandle<()>,
     pumps: Vec<JoinHandle<()>>,
@@ -41,7 +44,8 @@ impl Endpoint {
     /// When the address is taken or the certificates do not work: see [`EndpointError`].
     pub async fn start(config: EndpointConfig) -> Result<(Self, mpsc::Receiver<EndpointEvent>), EndpointError> {
         let EndpointConfig { listen, tls, limits } = config;
-        let tls = Arc::new(RwLock::new(Arc::new(tls::server_config(tls)?)));
+        let clients = Arc::new(Clients::of(&tls.client_ca)?);
+        let tls = Arc::new(RwLock::new(Arc::new(tls::server_config(tls, clients.clone())?)));
         // Before the router: its thread cannot be stopped again.
         let socket = TcpListener::bind(listen)
             .await
@@ -54,6 +58,7 @@ impl Endpoint {
             registry: Registry::new(&limits),
             up: lanes.up.0,
             events: events.downgrade(),
+            gate: RwLock::default(),
             limits,
         });
         let (stop, stopped) = watch::channel(false);
@@ -79,8 +84,10 @@ impl Endpoint {
         };
         let endpoint = Self {
             local_addr,
+            door: Door::embedded(clients.clone(), shared.clone()),
             publisher: Publisher::embedded(shared, queue),
             tls,
+            clients,
             stop,
             listener: tokio::spawn(listener.run(stopped)),
             pumps,
@@ -100,12 +107,20 @@ impl Endpoint {
         self.publisher.clone()
     }
 
+    /// Who may come in.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
     /// Uses other certificates for the connections to come; those that stand are not touched.
     ///
     /// # Errors
     /// When the new material does not work; the old one then stays.
     pub fn replace_tls(&self, material: TlsMaterial) -> Result<(), EndpointError> {
-        let config = Arc::new(tls::server_config(material)?);
+        let authorities = material.client_ca.clone();
+        let config = Arc::new(tls::server_config(material, self.clients.clone())?);
+        self.clients.replace(&authorities)?;
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
@@ -146,6 +161,15 @@ impl AnyEndpoint {
         match self {
             Self::Embedded(endpoint) => endpoint.publisher(),
             Self::External(endpoint) => endpoint.publisher(),
+        }
+    }
+
+    /// Who may come in.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        match self {
+            Self::Embedded(endpoint) => endpoint.door(),
+            Self::External(endpoint) => endpoint.door(),
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::config::ExternalConfig;
+use crate::door::Door;
 use crate::error::{EndpointError, PublishError};
 use crate::event::EndpointEvent;
 use crate::listener::stopped;
@@ -40,6 +41,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// is connected to it, so `Connected` and `Disconnected` never come: a child's hello says that it is there.
 pub struct ExternalEndpoint {
     uplink: Arc<Uplink>,
+    door: Door,
     stop: watch::Sender<bool>,
     link: JoinHandle<()>,
 }
@@ -76,7 +78,8 @@ impl ExternalEndpoint {
                 value: client_id,
             });
         }
-        let tls = tls::client_config(tls)?;
+        let (tls, server) = tls::client_config(tls)?;
+        let door = Door::external(server);
         let mut options = MqttOptions::new(client_id, host, port);
         options
             .set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(tls))))
@@ -101,7 +104,19 @@ impl ExternalEndpoint {
             backoff: BACKOFF_FIRST,
         };
         let link = tokio::spawn(link.run(event_loop, stopped));
-        Ok((Self { uplink, stop, link }, receiver))
+        let endpoint = Self {
+            uplink,
+            door,
+            stop,
+            link,
+        };
+        Ok((endpoint, receiver))
+    }
+
+    /// Whom we believe to be the broker.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        self.door.clone()
     }
 
     /// The sending side.

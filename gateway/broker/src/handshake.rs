@@ -1,6 +1,7 @@
 //! From an accepted socket to an authenticated CONNECT.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +23,8 @@ pub(crate) struct Authenticated {
     pub(crate) stream: TlsStream<TcpStream>,
     pub(crate) peer: SocketAddr,
     pub(crate) node: String,
+    /// Its certificate, DER.
+    pub(crate) certificate: Arc<[u8]>,
     pub(crate) connect: Connect,
     /// What came behind CONNECT already.
     pub(crate) buffer: BytesMut,
@@ -55,7 +58,8 @@ pub(crate) async fn authenticate(
         .await
         .map_err(|error| Refusal::stranger(format!("the TLS handshake failed: {error}")))?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let node = match certificate.map(tls::node_of) {
+    let certificate = certificate.map(|c| c.clone().into_owned());
+    let node = match certificate.as_ref().map(tls::node_of) {
         Some(Ok(node)) => node,
         Some(Err(reason)) => {
             let farewell = Some(Farewell {
@@ -70,6 +74,7 @@ pub(crate) async fn authenticate(
         }
         None => return Err(Refusal::stranger("it showed no certificate".to_owned())),
     };
+    let certificate: Arc<[u8]> = certificate.map(|c| Arc::from(&c[..])).unwrap_or_default();
     let mut buffer = BytesMut::new();
     let first = match first_packet(&mut stream, &mut buffer).await {
         Ok(packet) => decode_connect(&packet).map_err(explain),
@@ -87,6 +92,7 @@ pub(crate) async fn authenticate(
             stream,
             peer,
             node,
+            certificate,
             connect,
             buffer,
         }),

@@ -19,6 +19,7 @@
 mod codec;
 mod config;
 mod connection;
+mod door;
 mod endpoint;
 mod error;
 mod event;
@@ -34,6 +35,7 @@ mod tls;
 pub mod topics;
 
 pub use config::{ClientTlsMaterial, EndpointConfig, ExternalConfig, Limits, TlsMaterial};
+pub use door::{Door, Gate};
 pub use endpoint::{AnyEndpoint, Endpoint};
 pub use error::{EndpointError, PublishError};
 pub use event::EndpointEvent;

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::codec::reason;
 use crate::connection::{self, Shared};
-use crate::handshake::{self, Farewell, Refusal};
+use crate::handshake::{self, Authenticated, Farewell, Refusal};
 use crate::outbox::OutboxLimits;
 use crate::registry::NotAdmitted;
 
@@ -95,6 +95,9 @@ async fn attend(
                 limits.handshake_timeout
             ))
         })??;
+    if let Some(reason) = shared.refuses(&authenticated.certificate) {
+        return Err(turned_away(authenticated, reason));
+    }
     let outbox_limits = OutboxLimits::new(
         limits,
         authenticated.connect.receive_maximum,
@@ -124,6 +127,11 @@ async fn attend(
             });
         }
     };
+    shared.registry.certify(&outbox, authenticated.certificate.clone());
+    // The gate may have been replaced since it was asked.
+    if let Some(why) = shared.refuses(&authenticated.certificate) {
+        outbox.close(reason::NOT_AUTHORIZED, why);
+    }
     let node = authenticated.node.clone();
     tracing::debug!(%node, %peer, "connected");
     let (end, halves) = connection::serve(shared, authenticated, outbox).await;
@@ -135,6 +143,18 @@ async fn attend(
         connection::say_farewell(halves).await;
     }
     Ok(())
+}
+
+fn turned_away(authenticated: Authenticated, reason: String) -> Refusal {
+    let farewell = Some(Farewell {
+        stream: authenticated.stream,
+        code: reason::NOT_AUTHORIZED,
+    });
+    Refusal {
+        node: Some(authenticated.node),
+        reason,
+        farewell,
+    }
 }
 
 /// Returns when `stop` says so or the endpoint was dropped.

@@ -35,6 +35,8 @@ struct State {
 #[derive(Default)]
 struct Node {
     live: Option<Arc<Outbox>>,
+    /// Of the connection that lives, DER.
+    certificate: Arc<[u8]>,
     takeovers: VecDeque<Instant>,
     refuse_until: Option<Instant>,
     kinds: Vec<String>,
@@ -145,6 +147,26 @@ impl Registry {
         node.takeovers.clear();
         node.refuse_until = Some(now + self.conflict_hold);
         true
+    }
+
+    /// Notes with which certificate the connection came that lives now.
+    pub(crate) fn certify(&self, outbox: &Outbox, certificate: Arc<[u8]>) {
+        let mut state = self.lock();
+        let node = state.nodes.get_mut(&outbox.node);
+        let lives = |node: &&mut Node| node.live.as_ref().is_some_and(|live| live.serial == outbox.serial);
+        if let Some(node) = node.filter(lives) {
+            node.certificate = certificate;
+        }
+    }
+
+    /// The connections that live, with their certificates.
+    pub(crate) fn live(&self) -> Vec<(Arc<Outbox>, Arc<[u8]>)> {
+        let state = self.lock();
+        let live = state
+            .nodes
+            .values()
+            .filter_map(|n| Some((n.live.clone()?, n.certificate.clone())));
+        live.collect()
     }
 
     /// The connection of `node`, if it has one.

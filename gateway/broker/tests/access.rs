@@ -221,3 +221,50 @@ async fn a_node_cannot_invent_kinds_without_end() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_gate_ends_the_sessions_of_whom_it_refuses_and_lets_nobody_of_them_in() {
+    let mut site = Site::start().await;
+    let mut revoked = site.raw_connected("plc-1").await;
+    let mut other = site.raw_connected("plc-2").await;
+    let gate = |certificate: &[u8]| {
+        let name = certificate.windows(5).any(|w| w == b"plc-1");
+        name.then(|| "plc-1 is revoked: stolen".to_owned())
+    };
+    site.endpoint.door().guard(std::sync::Arc::new(gate));
+    assert_eq!(revoked.disconnect_reason().await, 0x87);
+    let why = site.disconnected("plc-1").await;
+    assert!(why.contains("revoked: stolen"), "{why}");
+    let mut again = site.raw("plc-1").await;
+    again.send(&connect("plc-1")).await;
+    assert_eq!(again.connack_reason().await, 0x87);
+    let refusal = site.refusal().await;
+    assert!(refusal.contains("(plc-1): plc-1 is revoked: stolen"), "{refusal}");
+    // Nobody else notices.
+    other.send(&subscribe(&["cnova/v1/plc-2/down/twin"])).await;
+    assert!(other.packet().await.is_some());
+    // And it is let in again when the gate says so.
+    site.endpoint.door().guard(std::sync::Arc::new(|_: &[u8]| None));
+    site.raw_connected("plc-1").await;
+}
+
+#[tokio::test]
+async fn other_authorities_count_for_the_connections_to_come() {
+    let mut site = Site::start().await;
+    let mut before = site.raw_connected("plc-1").await;
+    let next = Authority::new("Plant 8");
+    site.endpoint.door().believe(&[next.certificate.to_vec()]).unwrap();
+    before.send(&subscribe(&["cnova/v1/plc-1/down/twin"])).await;
+    assert!(before.packet().await.is_some(), "what stands is not touched");
+    is_turned_away(&site, Some(&site.authority.issue("plc-2"))).await;
+    assert!(site.refusal().await.contains("the TLS handshake failed"));
+    // The endpoint's own certificate is still of the old authority.
+    let identity = next.issue("plc-3");
+    let mut raw = Raw::open(&site.authority, Some(&identity), site.address).await.unwrap();
+    raw.send(&connect("plc-3")).await;
+    assert_eq!(raw.connack_reason().await, 0);
+    assert!(
+        site.endpoint.door().believe(&[vec![0x30, 0]]).is_err(),
+        "the ones of before stay"
+    );
+}

@@ -8,6 +8,7 @@ use cnova_shared::keys::PublicKey;
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::{StoredTree, TreeOp};
+use cnova_shared::trust::{StoredTrust, TrustOp, TrustView};
 use cnova_shared::wire::v1;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,7 @@ pub struct Config {
     pub software: String,
     /// Differs on every start.
     pub boot: String,
-    /// Whom it trusts.
+    /// The trust bundle that it was flashed with; newer ones are in its store.
     pub trust: TrustBundle,
     /// Conditions that the daemon met before the core existed.
     pub alarms: Vec<v1::Alarm>,
@@ -116,6 +117,8 @@ pub enum Op {
     Stream(StreamOp),
     /// The newest time that was verified, seconds since 1970.
     TimeFloor(u64),
+    /// Newer trust bundles, revocations, delegations.
+    Trust(TrustOp),
 }
 
 /// The whole store, as read at boot.
@@ -129,6 +132,8 @@ pub struct Stored {
     pub stream: StoredStream,
     /// The newest time that was verified.
     pub time_floor: u64,
+    /// Newer trust bundles, revocations, delegations.
+    pub trust: StoredTrust,
 }
 
 impl Stored {
@@ -140,6 +145,7 @@ impl Stored {
                 Op::Spool(op) => self.spool.apply(op),
                 Op::Stream(op) => self.stream.apply(op),
                 Op::TimeFloor(t) => self.time_floor = *t,
+                Op::Trust(op) => self.trust.apply(op),
             }
         }
     }
@@ -192,6 +198,15 @@ pub enum Action {
         /// Whether it introduces the gateway with its certificate.
         introduce: bool,
     },
+    /// Sign and send to a child, introduced by the gateway's certificate.
+    Trust {
+        /// The child.
+        child: NodeId,
+        /// Documents about trust.
+        trust: v1::Trust,
+    },
+    /// TLS and the door go by this from now on: connections that stand stay, unless their node was revoked.
+    TrustChanged(TrustView),
     /// Send signed bytes to a child unchanged.
     Forward {
         /// The child.

@@ -1,5 +1,7 @@
 //! The gateway: a tree below, a parent above, a spool and a cache between.
 
+mod trust;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cnova_shared::envelope::Untrusted;
@@ -11,6 +13,7 @@ use cnova_shared::report::{Reporter, StreamOp};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::{Clock, Said, Tree, TreeEvent};
+use cnova_shared::trust::TrustState;
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, Stream};
 
@@ -27,6 +30,7 @@ use certificates::first_ticket;
 #[derive(Debug)]
 pub struct Gateway {
     config: Config,
+    trust: TrustState,
     tree: Tree,
     spool: Spool,
     cache: Cache,
@@ -54,11 +58,11 @@ impl Gateway {
         partial: BTreeMap<Digest, u64>,
         now: Now,
     ) -> Self {
-        let trust = config.trust.clone();
+        let (trust, faults) = TrustState::restore(config.trust.clone(), stored.trust);
+        let issued_at = trust.bundle().contents().issued_at;
         let mut gateway = Self {
-            tree: Tree::new(config.node.clone(), stored.tree, |bytes| {
-                VerifiedTwin::reopen(bytes, &trust)
-            }),
+            tree: Tree::new(config.node.clone(), stored.tree, &trust),
+            trust,
             spool: Spool::new(stored.spool),
             cache: Cache::new(artifacts, partial),
             reporter: Reporter::new(stored.stream),
@@ -66,7 +70,7 @@ impl Gateway {
             newcomers: Newcomers::new(config.node.clone(), first_ticket(&config.boot)),
             renewal: Renewal::new(config.key.clone(), config.renew_s, !first_ticket(&config.boot)),
             welcomed: BTreeSet::new(),
-            floor_s: stored.time_floor.max(config.trust.contents().issued_at),
+            floor_s: stored.time_floor.max(issued_at),
             replies: 0,
             ops: Vec::new(),
             stream_ops: Vec::new(),
@@ -78,6 +82,7 @@ impl Gateway {
         for alarm in gateway.config.alarms.clone() {
             gateway.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now);
         }
+        gateway.begin_trust(&faults, now);
         // An alarm of an earlier start that this start did not raise is over.
         let stands = |key: &String| {
             gateway
@@ -85,6 +90,8 @@ impl Gateway {
                 .alarms
                 .iter()
                 .any(|a| *key == format!("alarm/{}", a.code))
+                || (key == trust::STORED_ALARM && !faults.is_empty())
+                || trust::is_watched(key)
         };
         let over: Vec<String> = gateway.reporter.alarms().into_iter().filter(|k| !stands(k)).collect();
         for key in over {
@@ -142,11 +149,9 @@ impl Gateway {
                 self.link(&child, false, reason, now);
             }
             Event::FromChild { child, kind, bytes } => {
-                let authorities = self.config.trust.authorities();
-                let now_s = self.now_s(now);
                 let clock = Clock {
-                    authorities: &authorities,
-                    now_s,
+                    trust: &self.trust,
+                    now_s: now.wall_s_at_least(self.floor_s),
                     mono_ms: now.mono_ms,
                 };
                 self.tree.on_message(&child, kind, &bytes, &clock);
@@ -210,12 +215,18 @@ impl Gateway {
     }
 
     fn on_parent(&mut self, kind: Kind, bytes: &[u8], now: Now) {
+        if kind != Kind::Trust
+            && let Some(why) = self.parent.revoked(&self.trust)
+        {
+            return self.note(format!("{} from the parent was not taken: {why}", kind.as_str()));
+        }
         let result = match kind {
             Kind::Ack => self.on_ack(bytes, now),
             Kind::Twin => self.on_twin(bytes, now),
             Kind::Chunk => self.on_chunk(bytes, now),
             Kind::Command => self.hand_down(Kind::Command, bytes),
             Kind::Enrolled => self.on_enrolled(bytes, now),
+            Kind::Trust => self.on_trust(bytes, now),
             other => Err(format!("a {} is not understood", other.as_str())),
         };
         if let Err(why) = result {
@@ -230,9 +241,7 @@ impl Gateway {
         now: Now,
     ) -> Result<T, String> {
         let now_s = self.now_s(now);
-        let opened = self
-            .parent
-            .open(kind, bytes, &self.config.node, &self.config.trust, now_s);
+        let opened = self.parent.open(kind, bytes, &self.config.node, &self.trust, now_s);
         let message = opened
             .and_then(|v| v.decode::<T>().map_err(ParentError::from))
             .map_err(|e| e.to_string())?;
@@ -299,7 +308,7 @@ impl Gateway {
     }
 
     fn on_twin(&mut self, bytes: &[u8], now: Now) -> Result<(), String> {
-        let twin = VerifiedTwin::open(bytes, &self.config.trust, self.now_s(now)).map_err(|e| e.to_string())?;
+        let twin = VerifiedTwin::open(bytes, self.trust.bundle(), self.now_s(now)).map_err(|e| e.to_string())?;
         if twin.twin().node == self.config.node {
             return Err("gateways run no workloads of their own; run an agent beside it".into());
         }
@@ -382,6 +391,7 @@ impl Gateway {
                     self.effects.push_back(Action::Forward { child, kind, bytes });
                 }
                 TreeEvent::Enrol { author, raw, .. } => self.carry_enrol(&author, raw),
+                TreeEvent::Trust { child, trust } => self.effects.push_back(Action::Trust { child, trust }),
                 TreeEvent::Note(text) => self.note(text),
             }
         }
@@ -406,6 +416,9 @@ impl Gateway {
 
     /// Puts what is to be kept before what is to be done, and what is due for the parent behind everything else.
     fn settle(&mut self, now: Now) {
+        self.watch_trust(now);
+        // What a twin was signed with goes before the twin.
+        self.tree.poll_trust(&self.trust, now);
         self.tree.poll_twins(now);
         self.drain_tree(now);
         self.speak(now);
@@ -462,7 +475,9 @@ impl Gateway {
             labels: self.config.labels.clone(),
             capabilities: v1::Capabilities::default(),
             software: self.config.software.clone(),
-            trust_version: self.config.trust.contents().version,
+            trust_version: self.trust.version(),
+            documents: self.trust.documents(),
+            renew: false,
             alarms: self.config.alarms.clone(),
         }
     }

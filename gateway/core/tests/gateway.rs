@@ -59,6 +59,8 @@ fn hello() -> v1::Hello {
         capabilities: v1::Capabilities::default(),
         software: "test".into(),
         trust_version: 1,
+        documents: Default::default(),
+        renew: false,
         alarms: Vec::new(),
     }
 }

@@ -23,12 +23,13 @@ use crate::config::Children;
 pub async fn start(
     children: &Children,
     identity: &Arc<Identity>,
+    authorities: &[Vec<u8>],
 ) -> Result<(AnyEndpoint, mpsc::Receiver<EndpointEvent>), EndpointError> {
     match children {
         Children::Listen(address) => {
             let tls = TlsMaterial {
                 own: identity.certified(),
-                client_ca: identity.tls_authorities(),
+                client_ca: authorities.iter().cloned().map(Into::into).collect(),
             };
             let config = EndpointConfig {
                 listen: *address,
@@ -46,7 +47,7 @@ pub async fn start(
                 .unwrap_or_else(|| identity.node().to_string());
             let tls = ClientTlsMaterial {
                 own: identity.certified(),
-                ca: identity.tls_authorities(),
+                ca: authorities.iter().cloned().map(Into::into).collect(),
                 server_name,
             };
             let (host, port, client_id) = (broker.host.clone(), broker.port, identity.node().to_string());

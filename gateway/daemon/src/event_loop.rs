@@ -27,6 +27,7 @@ use crate::downstream::{Roll, Stalled};
 use crate::notes::Notes;
 use crate::seal::Sealer;
 use crate::store::Store;
+use crate::trust::Trust;
 use crate::upstream::Upstream;
 
 /// First pause before a store that failed is tried again; doubles up to [`RETRY_MAX`].
@@ -57,6 +58,8 @@ pub struct Parts {
     pub upstream: Upstream,
     /// The way to the children.
     pub publisher: Publisher,
+    /// Who is let in, and whom the gateway believes to be its parent.
+    pub trust: Trust,
 }
 
 /// Where events come from.
@@ -269,6 +272,14 @@ impl EventLoop {
                 Ok(bytes) => self.publish(&child, Kind::Ack, bytes),
                 Err(error) => tracing::error!(%child, %error, "acknowledgement not signed"),
             },
+            Action::Trust { child, trust } => match self.parts.sealer.trust(&child, &trust, now_s) {
+                Ok(bytes) => self.publish(&child, Kind::Trust, bytes),
+                Err(error) => tracing::error!(%child, %error, "documents about trust not signed"),
+            },
+            Action::TrustChanged(view) => {
+                self.parts.floor.raise(view.issued_at);
+                self.parts.trust.enforce(view);
+            }
             Action::Forward { child, kind, bytes } => self.publish(&child, kind, bytes),
             Action::ServeChunk {
                 child,

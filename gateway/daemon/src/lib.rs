@@ -17,4 +17,5 @@ pub mod notes;
 pub mod seal;
 pub mod start;
 pub mod store;
+pub mod trust;
 pub mod upstream;

@@ -72,6 +72,14 @@ impl Sealer {
         self.identity.seal(Kind::Ack, child, now_s, None, ack, introduce)
     }
 
+    /// Signs documents about trust, introduced by the gateway's certificate.
+    ///
+    /// # Errors
+    /// [`SealError`] when it is too large or the key did not sign.
+    pub fn trust(&self, child: &NodeId, trust: &v1::Trust, now_s: u64) -> Result<Vec<u8>, SealError> {
+        self.identity.seal(Kind::Trust, child, now_s, None, trust, true)
+    }
+
     /// Signs a chunk.
     ///
     /// # Errors

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use cnova_broker::{AnyEndpoint, EndpointError};
 use cnova_gateway_core as core;
 use cnova_link::enrol::{self, Before, Door, DoorLimits, Identified, Keeper};
-use cnova_link::{FloorClock, Identity, IdentityError, TlsError};
+use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
+use cnova_shared::trust::TrustState;
 use cnova_store::ArtifactError;
 use tokio::sync::mpsc;
 
@@ -22,6 +23,7 @@ use crate::downstream;
 use crate::event_loop::{EventLoop, Parts, Sources};
 use crate::seal::Sealer;
 use crate::store::{Found, Store, StoreError};
+use crate::trust::Trust;
 use crate::upstream::Upstream;
 
 const LOCK: &str = "lock";
@@ -181,8 +183,19 @@ pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<
     let artifacts = config.state_dir.join(ARTIFACTS);
     let (cache, cache_events) = Cache::open(&artifacts, config.limits.max_cache_bytes)?;
     let sealer = Sealer::new(identity.clone(), config.parent.node.clone())?;
-    let (endpoint, down) = downstream::start(&config.children, &identity).await?;
-    let (upstream, up) = Upstream::start(&identity, &config.parent, floor.clone(), sealer.clone())?;
+    // The flashed bundle and what came since: nobody is let in by authorities that were replaced, not even at the start.
+    let view = TrustState::restore(identity.trust().clone(), stored.trust.clone())
+        .0
+        .view();
+    floor.raise(view.issued_at);
+    let authorities = Arc::new(Authorities::of(&view.authorities)?);
+    let (endpoint, down) = downstream::start(&config.children, &identity, &view.authorities).await?;
+    let trust = Trust {
+        door: endpoint.door(),
+        parent: authorities.clone(),
+    };
+    trust.enforce(view);
+    let (upstream, up) = Upstream::start(&identity, &config.parent, floor.clone(), authorities, sealer.clone())?;
     let core_config = core::Config {
         node: identity.node().clone(),
         site,
@@ -212,6 +225,7 @@ pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<
         cache,
         upstream,
         publisher,
+        trust,
     };
     let event_loop = EventLoop::new(parts, stored)?;
     Ok(Started {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cnova_gateway_core::{Event, UpMessage};
 use cnova_link::config::ParentConfig;
-use cnova_link::{FloorClock, Identity, TlsError, Uplink, UplinkConfig, UplinkEvent, client_tls};
+use cnova_link::{Authorities, FloorClock, Identity, TlsError, Uplink, UplinkConfig, UplinkEvent, client_tls_with};
 use cnova_shared::topics::Kind;
 use tokio::sync::mpsc;
 
@@ -27,9 +27,10 @@ impl Upstream {
         identity: &Arc<Identity>,
         parent: &ParentConfig,
         clock: Arc<FloorClock>,
+        authorities: Arc<Authorities>,
         sealer: Sealer,
     ) -> Result<(Self, mpsc::Receiver<UplinkEvent>), TlsError> {
-        let tls = client_tls(identity, &parent.node, clock)?;
+        let tls = client_tls_with(identity, &parent.node, clock, authorities)?;
         let config = UplinkConfig::new(
             parent.address.clone(),
             identity.node().clone(),

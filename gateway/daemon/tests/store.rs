@@ -13,6 +13,7 @@ use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::report::StreamOp;
 use cnova_shared::tree::TreeOp;
+use cnova_shared::trust::TrustOp;
 use cnova_shared::wire::v1::{Alarm, Body, Entry, Stream};
 use cnova_store::CallError;
 use proptest::prelude::*;
@@ -85,6 +86,16 @@ fn any_op() -> impl Strategy<Value = Op> {
         any_spool_op().prop_map(Op::Spool),
         any_stream_op().prop_map(Op::Stream),
         any::<u64>().prop_map(Op::TimeFloor),
+        any_trust_op().prop_map(Op::Trust),
+    ]
+}
+
+fn any_trust_op() -> impl Strategy<Value = TrustOp> {
+    let version = prop_oneof![0..4u64, Just(u64::MAX)];
+    prop_oneof![
+        (version, any_bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
+        any_bytes().prop_map(TrustOp::PutRevocations),
+        (any_node(), any_bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
     ]
 }
 

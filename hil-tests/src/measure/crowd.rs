@@ -194,6 +194,8 @@ fn hello(person: &Person) -> Result<v1::Hello, DemoError> {
         },
         software: "measure".into(),
         trust_version: person.identity.trust().contents().version,
+        documents: Default::default(),
+        renew: false,
         alarms: Vec::new(),
     })
 }

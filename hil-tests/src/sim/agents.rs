@@ -108,6 +108,7 @@ impl SimAgent {
             boot: format!("{}-{}", self.node, self.life),
             trust: pki().trust.clone(),
             power: (self.power, "as simulated".into()),
+            root: cnova_agent_core::standing::Root::default(),
             alarms,
             // Nobody's certificate ends in the simulated hours.
             key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cnova_gateway_core::{Config, Gateway, Stored};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::time::Now;
+use cnova_shared::trust::TrustView;
 use cnova_shared::wire::v1;
 
 use super::pki::{pki, site};
@@ -28,6 +29,8 @@ pub struct SimGateway {
     pub partial: BTreeMap<Digest, u64>,
     /// How wrong its wall clock is, seconds.
     pub clock_off_s: i64,
+    /// Whom its door lets in.
+    pub view: TrustView,
 }
 
 impl SimGateway {
@@ -43,6 +46,7 @@ impl SimGateway {
             artifacts: BTreeMap::new(),
             partial: BTreeMap::new(),
             clock_off_s: 0,
+            view: TrustView::default(),
         };
         gateway.lose_store(1);
         gateway

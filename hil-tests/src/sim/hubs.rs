@@ -1,10 +1,12 @@
 //! The simulated hub: its disk and the real core.
 
-use cnova_hub_core::{Config, Hub, Stored};
+use cnova_hub_core::{Appraisal, Config, DelegationRules, Event, Hub, Stored};
+use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::time::Now;
+use cnova_shared::trust::TrustView;
 use cnova_shared::wire::v1;
 
-use super::pki::{HUB, id, pki};
+use super::pki::{HUB, LINE, id, pki};
 
 /// The simulated hub.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub struct SimHub {
     pub life: u64,
     /// Its store.
     pub stored: Stored,
+    /// Whom its door lets in.
+    pub view: TrustView,
 }
 
 impl SimHub {
@@ -35,6 +39,7 @@ impl SimHub {
             core: None,
             life: 0,
             stored,
+            view: TrustView::default(),
         }
     }
 
@@ -45,8 +50,23 @@ impl SimHub {
             node: id(HUB),
             trust: pki().trust.clone(),
             enrolment: None,
+            appraisal: Appraisal::new([u8::try_from(self.life % 256).unwrap_or_default(); 32]),
+            delegation: DelegationRules {
+                gateways: [id(LINE)].into(),
+                ..DelegationRules::default()
+            },
         };
-        self.core = Some(Hub::boot(config, self.stored.clone(), now));
+        let mut core = Hub::boot(config, self.stored.clone(), now);
+        let key = pki().hub_key(core.trust().version()).public_key().id();
+        core.handle(Event::Signer(key), now);
+        self.core = Some(core);
+    }
+
+    /// The key that it signs with.
+    #[must_use]
+    pub fn key(&self) -> &'static SoftKey {
+        let version = self.core.as_ref().map_or(1, |c| c.trust().version());
+        pki().hub_key(version)
     }
 }
 

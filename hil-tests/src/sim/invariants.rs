@@ -22,6 +22,8 @@ pub struct Oracle {
     pub spoken: BTreeSet<Digest>,
     /// The newest version that each agent has committed.
     pub committed: BTreeMap<NodeId, Version>,
+    /// The newest trust bundle that each node has committed.
+    pub trusted: BTreeMap<NodeId, u64>,
     /// Every entry that the hub has committed: node, incarnation, sequence number.
     pub history: BTreeSet<(NodeId, u64, u64)>,
 }
@@ -80,6 +82,12 @@ impl Oracle {
         }
         self.committed.insert(node, agent.version());
         None
+    }
+
+    /// A node never returns to an older trust bundle, across crashes too.
+    pub fn on_trust(&mut self, node: &NodeId, version: u64) -> Broken {
+        let held = self.trusted.insert(node.clone(), version).unwrap_or_default();
+        (version < held).then(|| format!("{node} went back from trust bundle {held} to {version}"))
     }
 
     /// Gateways hand on twins unchanged.

@@ -25,6 +25,9 @@ impl World {
         if self.weather && self.rng.u32(0..4) == 0 {
             return self.change_weather(&agent);
         }
+        if self.rotates && self.rng.u32(0..4) == 0 {
+            return self.change_trust();
+        }
         match self.rng.u32(0..10) {
             0 | 1 => {
                 let for_ms = self.rng.u64(100..20_000);
@@ -78,6 +81,8 @@ impl World {
         self.log(format!("{node} loses its store"));
         self.crash(node);
         let incarnation = self.clock(node).wall_ms.max(1);
+        // What it was flashed with is all that it has then; its parent brings the rest.
+        self.oracle.trusted.remove(node);
         if let Some(a) = self.agents.get_mut(node) {
             a.lose_store(incarnation);
             // Without its ledger a node has no memory of generations; the TPM's counter will keep it.

@@ -16,6 +16,7 @@ pub mod net;
 mod perform;
 pub mod pki;
 pub mod provenance;
+mod rotate;
 pub mod world;
 
 pub use faults::Faults;

@@ -127,8 +127,12 @@ impl World {
                 let a = self.agents.get_mut(node).expect("it acts");
                 a.artifacts.retain(|d| keep.contains(d));
             }
-            // Never due: see the core's configuration.
-            agent::Action::Answer { .. } | agent::Action::Install(_) => {}
+            // Never due: see the core's configuration. Nobody has a TPM, so nobody is challenged.
+            agent::Action::Answer { .. }
+            | agent::Action::Install(_)
+            | agent::Action::CountUp
+            | agent::Action::Attest { .. } => {}
+            agent::Action::TrustChanged(view) => self.log(format!("{node} trusts bundle {}", view.version)),
             agent::Action::Stage(stage) => self.log(format!("{node}: {stage:?}")),
         }
         true
@@ -159,6 +163,9 @@ impl World {
         }
         a.stored.apply(ops);
         let broken = a.core.as_ref().and_then(|core| self.oracle.on_settled(core));
+        let version = a.core.as_ref().map_or(0, |c| c.trust().version());
+        self.check(broken);
+        let broken = self.oracle.on_trust(node, version);
         self.check(broken);
         if after {
             self.crash(node);
@@ -227,7 +234,7 @@ impl World {
     fn agent_starts(&mut self, node: &NodeId, launch: agent::Launch) {
         let broken = self.oracle.on_start(node, &launch);
         self.check(broken);
-        self.check(self.unproved(&launch.workload));
+        self.check(self.unproved(node, &launch.workload));
         let a = self.agents.get_mut(node).expect("it acts");
         let here = |d: &Digest| a.artifacts.contains(d);
         let complete = here(&launch.workload.artifact.digest);
@@ -306,6 +313,11 @@ impl World {
                 let bytes = me.seal(Kind::Ack, child.as_str(), iat, &ack, introduce);
                 self.send_down(node, &child, Kind::Ack, bytes);
             }
+            gateway::Action::Trust { child, trust } => {
+                let bytes = me.seal(Kind::Trust, child.as_str(), iat, &trust, true);
+                self.send_down(node, &child, Kind::Trust, bytes);
+            }
+            gateway::Action::TrustChanged(view) => self.view_changes(node, view),
             gateway::Action::Forward { child, kind, bytes } => {
                 if kind == Kind::Twin {
                     let broken = self.oracle.on_forward_twin(node, &bytes);
@@ -360,6 +372,7 @@ impl World {
             }
             gateway::Action::CarryUp { kind, bytes } => self.send_up(node, kind, bytes),
             // Nobody enrols here and no certificate ends: see the core's configuration.
+            // Nobody enrols here.
             gateway::Action::AnswerNewcomer { .. } | gateway::Action::Install(_) => {}
             gateway::Action::Note(text) => self.log(format!("{node}: {text}")),
         }
@@ -376,7 +389,11 @@ impl World {
             self.rebuild_gateway(node);
             return false;
         }
-        self.gateways.get_mut(node).expect("it acts").stored.apply(ops);
+        let g = self.gateways.get_mut(node).expect("it acts");
+        g.stored.apply(ops);
+        let version = g.core.as_ref().map_or(0, |c| c.trust().version());
+        let broken = self.oracle.on_trust(node, version);
+        self.check(broken);
         if after {
             self.crash(node);
             return false;
@@ -449,7 +466,7 @@ impl World {
             iat,
             exp: None,
         };
-        seal(kind, &claims, value, &[], &pki().hub_key).expect("the simulator's messages can be encoded")
+        seal(kind, &claims, value, &[], self.hub.key()).expect("the simulator's messages can be encoded")
     }
 
     fn hub_signs(&mut self, twin: &v1::Twin) {
@@ -485,7 +502,7 @@ impl World {
                     digest: Digest::of(name.as_bytes()),
                     size: 300_000,
                 };
-                let made = super::provenance::of_compiled(&key, artifact.digest);
+                let made = super::provenance::of_compiled(&key, artifact.digest, self.hub.key());
                 let told = hub::Event::ProvenanceAdded {
                     subject: artifact.digest,
                     artifact: made.artifact,
@@ -504,6 +521,13 @@ impl World {
                 let bytes = self.hub_seals(Kind::Ack, &child, &ack);
                 self.send_down(&id(HUB), &child, Kind::Ack, bytes);
             }
+            hub::Action::Trust { child, trust } => {
+                let iat = self.clock(&id(HUB)).wall_ms / 1000;
+                let bytes = pki().nodes[&id(HUB)].seal(Kind::Trust, child.as_str(), iat, &trust, true);
+                self.send_down(&id(HUB), &child, Kind::Trust, bytes);
+            }
+            hub::Action::TrustChanged(view) => self.view_changes(&id(HUB), view),
+            hub::Action::SignDocument(draft) => self.hub_signs_document(draft),
             hub::Action::Forward { child, kind, bytes } => {
                 if kind == Kind::Twin {
                     self.oracle.seen_twins.insert(bytes.clone());
@@ -551,13 +575,23 @@ impl World {
                 let life = self.hub.life;
                 self.net.at(at, Arrival::Hub { life, event });
             }
-            // Nobody enrols here: the hub has no rules for it.
-            hub::Action::RemoveArtifacts(_)
-            | hub::Action::Command { .. }
-            | hub::Action::Enrol { .. }
+            hub::Action::Challenge { child, node, challenge } => {
+                let bytes = self.hub_seals(Kind::Challenge, &node, &challenge);
+                self.send_down(&id(HUB), &child, Kind::Challenge, bytes);
+            }
+            hub::Action::SignEar(ear) => {
+                let node = ear.subject.clone();
+                let bytes = self.hub_seals(Kind::Ear, &node, &*ear);
+                let (at, life) = (self.now, self.hub.life);
+                let event = hub::Event::EarSigned { node, bytes };
+                self.net.at(at, Arrival::Hub { life, event });
+            }
+            // Nobody enrols here.
+            hub::Action::Enrol { .. }
             | hub::Action::Certify(_)
             | hub::Action::Enrolled { .. }
             | hub::Action::Audit { .. } => {}
+            hub::Action::RemoveArtifacts(_) | hub::Action::Command { .. } => {}
             hub::Action::Answer { outcome, .. } => self.log(format!("the hub answers {outcome:?}")),
             hub::Action::Note(text) => self.log(format!("hub: {text}")),
         }
@@ -582,6 +616,5 @@ impl World {
 }
 
 fn is_twin(bytes: &[u8], twin: &v1::Twin) -> bool {
-    let opened = cnova_shared::twin::VerifiedTwin::reopen(bytes, &pki().trust);
-    opened.is_ok_and(|t| t.twin() == twin)
+    super::rotate::contents(bytes).is_some_and(|t| t == *twin)
 }

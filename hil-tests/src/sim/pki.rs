@@ -52,16 +52,79 @@ impl Identity {
 
 /// The whole simulated public-key infrastructure.
 pub struct Pki {
-    /// All nodes but the hub.
+    /// All nodes. The hub's own key is not the one that it signs twins with.
     pub nodes: BTreeMap<NodeId, Identity>,
-    /// The hub's signing key.
-    pub hub_key: SoftKey,
+    /// The hub's signing keys; which one signs follows the trust bundle ([`Pki::hub_key`]).
+    pub hub_keys: Vec<SoftKey>,
+    /// Trust bundles of versions 1, 2 and so on, each signed by the roots of the one before it.
+    pub bundles: Vec<Vec<u8>>,
     /// The key of the builder of most artifacts.
     pub builder_key: SoftKey,
     /// A key that no bundle names.
     pub rogue_key: SoftKey,
-    /// The trust bundle.
+    /// The trust bundle that every node was flashed with: the first.
     pub trust: TrustBundle,
+}
+
+impl Pki {
+    /// The key that the hub signs with when the bundle of this version is in force.
+    #[must_use]
+    pub fn hub_key(&self, version: u64) -> &SoftKey {
+        let which = usize::try_from(version / 2).unwrap_or(0);
+        &self.hub_keys[which.min(self.hub_keys.len() - 1)]
+    }
+
+    /// The bundle that follows the one of this version.
+    #[must_use]
+    pub fn after(&self, version: u64) -> Option<&Vec<u8>> {
+        self.bundles.get(usize::try_from(version).ok()?)
+    }
+}
+
+/// How many bundles there are.
+pub const BUNDLES: u64 = 6;
+
+/// Even versions bring a new key beside the old one, odd ones take the old one away; version 4 brings a new root too, which
+/// signs alone from then on. What the hub compiled with older keys stays believed.
+fn bundles(authority: &[u8], keys: &[SoftKey], builder: &SoftKey) -> Vec<Vec<u8>> {
+    let roots = [2, 6].map(|n| SoftKey::ed25519_from_seed(&seed(n)));
+    let named = |key: &SoftKey| SigningKey {
+        key: key.public_key().clone(),
+        roles: vec![Role::Twin, Role::Attestation],
+        not_after: EPOCH_S + 100 * 365 * 86_400,
+    };
+    let trusted = |key: &SoftKey, builder: &str, level| TrustedBuilder {
+        key: key.public_key().clone(),
+        builder: builder.to_owned(),
+        level,
+        not_after: EPOCH_S + 100 * 365 * 86_400,
+    };
+    let bundle = |version: u64| {
+        let which = usize::try_from(version / 2).expect("few bundles");
+        let before = (version.is_multiple_of(2)).then(|| &keys[which - 1]);
+        let root = &roots[usize::from(version >= 4)];
+        let contents = Bundle {
+            v: 1,
+            version,
+            issued_at: EPOCH_S,
+            roots: vec![root.public_key().clone()],
+            threshold: 1,
+            keys: before.into_iter().chain([&keys[which]]).map(named).collect(),
+            authorities: vec![serde_bytes::ByteBuf::from(authority.to_vec())],
+            builders: (keys[..=which].iter())
+                .map(|key| trusted(key, cnova_provenance::AOT_BUILDER, 3))
+                .chain([trusted(builder, BUILDER, 2)])
+                .collect(),
+            attestation: None,
+        };
+        let signers: Vec<&dyn Signer> = if version == 4 {
+            vec![&roots[0], &roots[1]]
+        } else {
+            vec![root]
+        };
+        bundle::sign(&contents, &signers).expect("the roots sign")
+    };
+    (1..=BUNDLES).map(bundle).collect()
 }
 
 /// A node id that is known to be well-formed.
@@ -121,7 +184,7 @@ fn make() -> Pki {
     let ca_der = ca.self_signed(&ca_key).expect("the CA signs itself").der().to_vec();
     let issuer = Issuer::new(ca, ca_key);
     let mut nodes = BTreeMap::new();
-    for (i, name) in [AREA, LINE].into_iter().chain(AGENTS).enumerate() {
+    for (i, name) in [AREA, LINE].into_iter().chain(AGENTS).chain([HUB]).enumerate() {
         let n = 10 + u8::try_from(i).expect("few nodes");
         let mut p = params(name);
         let urn = format!("{}{}", cnova_shared::certificate::SITE_URN, site(name));
@@ -139,42 +202,16 @@ fn make() -> Pki {
             },
         );
     }
-    let (root, hub_key) = (
-        SoftKey::ed25519_from_seed(&seed(2)),
-        SoftKey::ed25519_from_seed(&seed(3)),
-    );
+    let hub_keys: Vec<SoftKey> = (0..=BUNDLES / 2)
+        .map(|n| SoftKey::ed25519_from_seed(&seed(100 + u8::try_from(n).expect("few keys"))))
+        .collect();
     let builder_key = SoftKey::ed25519_from_seed(&seed(5));
-    let not_after = EPOCH_S + 10 * 365 * 86_400;
-    let trusted = |key: &SoftKey, builder: &str, level| TrustedBuilder {
-        key: key.public_key().clone(),
-        builder: builder.to_owned(),
-        level,
-        not_after,
-    };
-    let builders = vec![
-        trusted(&hub_key, cnova_provenance::AOT_BUILDER, 3),
-        trusted(&builder_key, BUILDER, 2),
-    ];
-    let contents = Bundle {
-        v: 1,
-        version: 1,
-        issued_at: EPOCH_S,
-        roots: vec![root.public_key().clone()],
-        threshold: 1,
-        keys: vec![SigningKey {
-            key: hub_key.public_key().clone(),
-            roles: vec![Role::Twin],
-            not_after,
-        }],
-        authorities: vec![serde_bytes::ByteBuf::from(ca_der)],
-        builders,
-        attestation: None,
-    };
-    let bytes = bundle::sign(&contents, &[&root]).expect("the root signs");
-    let trust = TrustBundle::flashed(&bytes).expect("the bundle holds");
+    let bundles = bundles(&ca_der, &hub_keys, &builder_key);
+    let trust = TrustBundle::flashed(&bundles[0]).expect("the bundle holds");
     Pki {
         nodes,
-        hub_key,
+        hub_keys,
+        bundles,
         builder_key,
         rogue_key: SoftKey::ed25519_from_seed(&seed(4)),
         trust,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cnova_agent_core as agent;
 use cnova_hub_core::{CompileKey, StoredProvenance};
 use cnova_provenance::{AOT_BUILD_TYPE, AOT_BUILDER, Dependency, Made, Subject};
+use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::keys::SoftKey;
 use cnova_shared::wire::v1;
@@ -47,18 +48,24 @@ pub fn of_source(subject: Digest) -> StoredProvenance {
     stored(subject, BUILDER, "urn:sim:build", &[], &pki().builder_key)
 }
 
-/// What the hub says of what it compiled.
+/// What the hub says with its key of what it compiled.
 #[must_use]
-pub fn of_compiled(key: &CompileKey, compiled: Digest) -> StoredProvenance {
+pub fn of_compiled(key: &CompileKey, compiled: Digest, hub: &SoftKey) -> StoredProvenance {
     let source = Dependency::of_file(key.source.to_string(), &key.source);
-    stored(compiled, AOT_BUILDER, AOT_BUILD_TYPE, &[source], &pki().hub_key)
+    stored(compiled, AOT_BUILDER, AOT_BUILD_TYPE, &[source], hub)
 }
 
 impl World {
+    /// The trust bundle in force on a node.
+    fn bundle_of(&self, node: &NodeId) -> TrustBundle {
+        let core = self.agents[node].core.as_ref();
+        core.map_or_else(|| pki().trust.clone(), |core| core.trust().bundle().clone())
+    }
+
     /// Nothing runs that has to prove where it is from and cannot.
-    pub(super) fn unproved(&self, workload: &v1::Workload) -> super::invariants::Broken {
-        let trust = pki().trust.contents();
-        let proved = cnova_provenance::check_workload(workload, &self.envelopes(workload), trust, None);
+    pub(super) fn unproved(&self, node: &NodeId, workload: &v1::Workload) -> super::invariants::Broken {
+        let trust = self.bundle_of(node);
+        let proved = cnova_provenance::check_workload(workload, &self.envelopes(workload), trust.contents(), None);
         proved.err().map(|e| format!("{} is started though {e}", workload.id))
     }
 
@@ -81,8 +88,8 @@ impl World {
             .map(|core| core.now_s(now))
             .filter(|_| !check.was_accepted);
         let life = a.life;
-        let (envelopes, trust) = (self.envelopes(&check.workload), pki().trust.contents());
-        let held = cnova_provenance::check_workload(&check.workload, &envelopes, trust, now_s);
+        let (envelopes, trust) = (self.envelopes(&check.workload), self.bundle_of(node));
+        let held = cnova_provenance::check_workload(&check.workload, &envelopes, trust.contents(), now_s);
         self.check(missing.then(|| format!("{node} checks {} without its artifacts", check.workload.id)));
         self.log(format!(
             "{node} checks the provenance of {}: {held:?}",

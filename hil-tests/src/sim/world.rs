@@ -87,6 +87,9 @@ pub(super) struct World {
     pub(super) weather: bool,
     /// Whether some versions never become healthy in this run.
     pub(super) sickness: bool,
+    /// Whether keys are rotated and nodes revoked in this run.
+    pub(super) rotates: bool,
+    pub(super) revoked: BTreeSet<NodeId>,
 }
 
 /// The node above.
@@ -129,6 +132,7 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(seed);
         let faults = Faults::draw(&mut rng);
         let (weather, sickness) = (rng.bool(), rng.bool());
+        let rotates = rng.bool();
         let gateways = [(AREA, HUB), (LINE, AREA)].map(|(n, p)| (id(n), SimGateway::new(id(n), id(p))));
         let agents = AGENTS.map(|n| (id(n), SimAgent::new(id(n))));
         let children = [AREA, LINE].into_iter().chain(AGENTS);
@@ -152,6 +156,8 @@ impl World {
             requests: 0,
             weather,
             sickness,
+            rotates,
+            revoked: BTreeSet::new(),
         }
     }
 
@@ -240,6 +246,7 @@ impl World {
                 mishap_at = self.now + self.rng.u64(200..4_000);
             }
             if healed && self.now >= look_at {
+                self.readmit_everybody();
                 let Some(why) = self.why_not_converged() else {
                     return Ok(self.now);
                 };
@@ -355,7 +362,7 @@ impl World {
         if self.links[child].up {
             return;
         }
-        if !self.is_alive(child) || !self.is_alive(&parent) {
+        if !self.is_alive(child) || !self.is_alive(&parent) || self.is_refused(child) {
             let again = self.now + self.rng.u64(200..2_000);
             return self.net.at(again, Arrival::Heal { child: child.clone() });
         }
@@ -469,9 +476,14 @@ impl World {
         }
     }
 
-    fn somebody_applies(&mut self) {
+    /// A number for what somebody asks of the hub.
+    pub(super) fn next_request(&mut self) -> u64 {
         self.requests += 1;
-        let request = self.requests;
+        self.requests
+    }
+
+    fn somebody_applies(&mut self) {
+        let request = self.next_request();
         let now_s = self.clock(&id(HUB)).wall_ms / 1000;
         use cnova_hub_core::Event;
         let event = if self.rng.u32(0..5) == 0 {
@@ -533,6 +545,9 @@ impl World {
         let Some(hub) = &self.hub.core else {
             return Some("the hub is down".into());
         };
+        if let Some(why) = self.why_trust_differs(hub) {
+            return Some(why);
+        }
         for g in self.gateways.values() {
             match &g.core {
                 Some(core) if core.spooled() == 0 => {}

@@ -7,12 +7,15 @@ use cnova_attestation::ear::Ear;
 use cnova_attestation::reference::{ReferenceSet, References, Selector};
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, Name, NodeId};
+use cnova_shared::keys::KeyId;
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::{StoredTree, TreeOp};
+use cnova_shared::trust::{StoredTrust, TrustOp, TrustView};
+use cnova_shared::trust_documents::{Delegation, Revocations, Right};
 use cnova_shared::wire::v1;
 use serde::{Deserialize, Serialize};
 
-use crate::cndl::{ManifestErrors, RuntimeKind};
+use crate::cndl::{ManifestErrors, RuntimeKind, SitePattern};
 use crate::enrol::{Certify, EnrolChange, EnrolOp, EnrolRules, RANDOM_BYTES, StoredEnrolment};
 use crate::placement::CurrentPlacement;
 use crate::policy::AdmittedManifest;
@@ -22,12 +25,14 @@ use crate::policy::AdmittedManifest;
 pub struct Config {
     /// Its node id, the `iss` of everything that it signs.
     pub node: NodeId,
-    /// Whom it trusts; also whom its nodes trust.
+    /// The trust bundle of its configuration; older and newer ones are in its store.
     pub trust: TrustBundle,
     /// How it appraises nodes.
     pub appraisal: Appraisal,
     /// By which rules it enrols nodes; none where it enrols nobody.
     pub enrolment: Option<EnrolRules>,
+    /// Which gateways may decide for their sites while the hub is away.
+    pub delegation: DelegationRules,
 }
 
 /// How the hub appraises nodes.
@@ -57,6 +62,30 @@ impl Appraisal {
     }
 }
 
+/// Which gateways may decide for their sites while the hub is away, what, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelegationRules {
+    /// These gateways,
+    pub gateways: BTreeSet<NodeId>,
+    /// and those whose site fits one of these.
+    pub sites: Vec<SitePattern>,
+    /// What they may do.
+    pub rights: Vec<Right>,
+    /// For so long after the hub was last reached, at least half of it.
+    pub hours: u64,
+}
+
+impl Default for DelegationRules {
+    fn default() -> Self {
+        Self {
+            gateways: BTreeSet::new(),
+            sites: Vec::new(),
+            rights: vec![Right::Appraise, Right::MoveFloating],
+            hours: DELEGATION_HOURS,
+        }
+    }
+}
+
 /// What somebody wants of attestation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttestChange {
@@ -77,6 +106,18 @@ pub enum AttestChange {
     },
     /// A set is taken away.
     DropSet(String),
+}
+
+/// How long a delegation holds where nothing is said: a long weekend.
+pub const DELEGATION_HOURS: u64 = 96;
+
+/// A document that the core wants signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Draft {
+    /// Who is no longer trusted.
+    Revocations(Revocations),
+    /// What a gateway may decide.
+    Delegation(Delegation),
 }
 
 /// Names what a waiting caller asked; the daemon chooses it.
@@ -207,6 +248,37 @@ pub enum Event {
     Collect(BTreeSet<Digest>),
     /// A twin that the core asked for is signed.
     TwinSigned(Vec<u8>),
+    /// The hub signs with this key from now on: whatever is in force by another is signed anew.
+    Signer(KeyId),
+    /// A document that the core asked for is signed, or why it is not.
+    DocumentSigned(Box<Draft>, Result<Vec<u8>, String>),
+    /// Somebody brings a newer trust bundle.
+    PushBundle {
+        /// Whom to answer.
+        request: RequestId,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
+    /// Somebody revokes a node.
+    Revoke {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which.
+        node: NodeId,
+        /// Whether only the keys that the hub knows of it are refused, so that another device can take the name.
+        keys_only: bool,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody lets a revoked node in again.
+    Readmit {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which.
+        node: NodeId,
+        /// Whether the keys that it had stay refused: another device takes the name.
+        new_key: bool,
+    },
     /// A child's transport is up.
     ChildConnected(NodeId),
     /// A child's transport is down.
@@ -271,6 +343,10 @@ pub enum Op {
     Tree(TreeOp),
     /// The hub's epoch.
     Epoch(u64),
+    /// Trust bundles, revocations, delegations.
+    Trust(TrustOp),
+    /// When the newest trust bundle was taken, milliseconds since 1970.
+    TrustSince(u64),
     /// An application.
     PutApp {
         /// Its name.
@@ -368,6 +444,10 @@ pub struct Stored {
     pub tree: StoredTree,
     /// The hub's epoch, 0 in a fresh store.
     pub epoch: u64,
+    /// Trust bundles, revocations, delegations.
+    pub trust: StoredTrust,
+    /// When the newest trust bundle was taken, milliseconds since 1970.
+    pub trust_since_ms: u64,
     /// Applications.
     pub apps: BTreeMap<Name, StoredApp>,
     /// Generations of applications that were deleted.
@@ -399,6 +479,8 @@ impl Stored {
             match op {
                 Op::Tree(op) => self.tree.apply(&op),
                 Op::Epoch(epoch) => self.epoch = epoch,
+                Op::Trust(op) => self.trust.apply(&op),
+                Op::TrustSince(at_ms) => self.trust_since_ms = at_ms,
                 Op::PutApp { name, app } => {
                     self.deleted.remove(&name);
                     self.apps.insert(name, app);
@@ -479,6 +561,15 @@ pub enum Outcome {
     },
     /// It is as it was asked for.
     Done,
+    /// What the fleet trusts has changed, and is on its way.
+    Trusted {
+        /// The version of the bundle, or of the list of revocations.
+        version: u64,
+        /// Whether anything changed.
+        changed: bool,
+        /// What, for a person.
+        text: String,
+    },
     /// Nothing was changed, and why.
     Refused {
         /// Reasons, each complete in itself.
@@ -556,6 +647,17 @@ pub enum Action {
     },
     /// Sign with the hub's key; answered with [`Event::TwinSigned`].
     SignTwin(Box<v1::Twin>),
+    /// Sign with the hub's key; answered with [`Event::DocumentSigned`].
+    SignDocument(Box<Draft>),
+    /// Sign with the key of the hub's certificate, introduced by it, and send to a child.
+    Trust {
+        /// The child.
+        child: NodeId,
+        /// Documents about trust.
+        trust: v1::Trust,
+    },
+    /// TLS and the door go by this from now on: connections that stand stay, unless their node was revoked.
+    TrustChanged(TrustView),
     /// Sign a command for a node and send it to a child.
     Command {
         /// The child.

@@ -165,7 +165,7 @@ impl Hub {
     #[must_use]
     pub fn attestation(&self, node: &NodeId) -> Option<AttestationInfo> {
         let certificate = self.tree.certificate(node)?;
-        let standing = self.appraiser.standing(node, self.now_s);
+        let standing = self.appraiser.standing(node, self.now_s());
         let mut info = AttestationInfo {
             node: node.clone(),
             tier: certificate.tier,

@@ -6,6 +6,7 @@ mod attestation;
 mod certificates;
 mod children;
 mod provenance;
+mod trust;
 mod twins;
 
 pub use provenance::{ProvenanceFact, ProvenanceFacts};
@@ -15,10 +16,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use cnova_attestation::appraiser::Appraiser;
 use cnova_attestation::reference::References;
 use cnova_shared::ids::{Digest, Name, NodeId};
+use cnova_shared::keys::KeyId;
 use cnova_shared::limits;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::{Clock, Said, Tree, TreeEvent};
+use cnova_shared::trust::TrustState;
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, WorkloadState};
 
@@ -60,6 +63,15 @@ struct Candidate {
 #[derive(Debug)]
 pub struct Hub {
     config: Config,
+    pub(crate) trust: TrustState,
+    pub(crate) trust_since_ms: u64,
+    pub(crate) signer: Option<KeyId>,
+    /// Requests that wait until the list that they change is signed, and what they are told then.
+    revoking: VecDeque<(RequestId, String)>,
+    /// When delegations are looked at again, monotonic milliseconds.
+    delegations_at: Option<u64>,
+    /// The wall clock at the last event, milliseconds since 1970.
+    pub(crate) wall_ms: u64,
     pub(crate) tree: Tree,
     pub(crate) inventory: Inventory,
     pub(crate) apps: BTreeMap<Name, App>,
@@ -82,8 +94,6 @@ pub struct Hub {
     /// How far nodes with a TPM were trusted at the last look.
     standings: BTreeMap<NodeId, &'static str>,
     look_at_ms: u64,
-    /// Wall time of the last event, seconds since 1970.
-    pub(crate) now_s: u64,
     desk: Desk,
     epoch: u64,
     ops: Vec<Op>,
@@ -95,15 +105,21 @@ impl Hub {
     /// Starts from what the store holds.
     #[must_use]
     pub fn boot(config: Config, stored: Stored, now: Now) -> Self {
-        let trust = config.trust.clone();
-        let reopen = |bytes: &[u8]| VerifiedTwin::reopen(bytes, &trust);
-        let twins = stored.tree.twins.values().filter_map(|b| reopen(b).ok());
+        let held = stored.trust.clone();
+        let (trust, faults) = TrustState::restore_of_hub(config.trust.clone(), stored.trust);
+        let twins = stored.tree.twins.values().filter_map(|b| trust.reopen_twin(b).ok());
         let composed = twins
             .map(|t| (t.twin().node.clone(), t.twin().workloads.clone()))
             .collect();
         let hellos: Vec<Vec<u8>> = stored.tree.descendants.values().map(|(_, h)| h.clone()).collect();
         let mut hub = Self {
-            tree: Tree::new(config.node.clone(), stored.tree, reopen),
+            tree: Tree::new(config.node.clone(), stored.tree, &trust),
+            trust,
+            trust_since_ms: stored.trust_since_ms,
+            signer: None,
+            revoking: VecDeque::new(),
+            delegations_at: None,
+            wall_ms: now.wall_ms,
             inventory: Inventory::new(stored.entries, stored.retired),
             apps: BTreeMap::new(),
             timeline: Timeline::default(),
@@ -129,7 +145,6 @@ impl Hub {
             ears: stored.ears,
             standings: BTreeMap::new(),
             look_at_ms: now.mono_ms,
-            now_s: now.wall_ms / 1000,
             desk: Desk::new(config.enrolment.clone(), stored.enrolment),
             epoch: stored.epoch,
             ops: Vec::new(),
@@ -137,6 +152,7 @@ impl Hub {
             actions: VecDeque::new(),
             config,
         };
+        hub.begin_trust(&held, &faults, now);
         if hub.epoch == 0 {
             hub.set_epoch((now.wall_ms / 1000).max(1));
         }
@@ -212,7 +228,7 @@ impl Hub {
 
     /// Takes one event.
     pub fn handle(&mut self, event: Event, now: Now) {
-        self.now_s = now.wall_ms / 1000;
+        self.wall_ms = now.wall_ms;
         match event {
             Event::Apply { request, manifest } => self.on_apply(request, *manifest, now),
             Event::Delete { request, name } => self.on_delete(request, &name, now),
@@ -239,15 +255,24 @@ impl Hub {
             Event::Inspected { key, result } => self.on_inspected(key, result, now),
             Event::Collect(digests) => self.on_collect(&digests),
             Event::TwinSigned(bytes) => self.on_signed(&bytes, now),
+            Event::Signer(key) => self.on_signer(key, now),
+            Event::DocumentSigned(draft, signed) => self.on_document(*draft, signed, now),
+            Event::PushBundle { request, bytes } => self.on_bundle(request, bytes, now),
+            Event::Revoke {
+                request,
+                node,
+                keys_only,
+                reason,
+            } => self.on_revoke(request, node, keys_only, reason, now),
+            Event::Readmit { request, node, new_key } => self.on_readmit(request, &node, new_key, now),
             Event::ChildConnected(child) => self.tree.child_connected(&child),
             Event::ChildDisconnected { child, reason } => {
                 self.tree.child_disconnected(&child);
                 self.note(format!("{child} is disconnected: {reason}"));
             }
             Event::FromChild { child, kind, bytes } => {
-                let authorities = self.config.trust.authorities();
                 let clock = Clock {
-                    authorities: &authorities,
+                    trust: &self.trust,
                     now_s: now.wall_ms / 1000,
                     mono_ms: now.mono_ms,
                 };
@@ -258,8 +283,10 @@ impl Hub {
         self.settle(now);
     }
 
-    pub(crate) fn trust(&self) -> &cnova_shared::bundle::TrustBundle {
-        &self.config.trust
+    /// What the hub trusts, and its fleet with it.
+    #[must_use]
+    pub fn trust(&self) -> &TrustState {
+        &self.trust
     }
 
     /// The next thing to do.
@@ -270,7 +297,8 @@ impl Hub {
     /// When [`Event::Tick`] is due, monotonic milliseconds.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<u64> {
-        self.tree.timeout().into_iter().chain(self.attest_timeout()).min()
+        let own = self.tree.timeout().into_iter().chain(self.delegations_at);
+        own.chain(self.attest_timeout()).min()
     }
 
     fn refuse(&mut self, request: RequestId, reasons: Vec<String>) {
@@ -305,6 +333,9 @@ impl Hub {
                 },
             );
         };
+        if let Some(why) = self.why_revoked(&node).or_else(|| self.why_revoked(&via)) {
+            return self.refuse(request, vec![format!("{node} cannot be reached: {why}")]);
+        }
         if !self.tree.is_connected(&via) {
             return self.refuse(
                 request,
@@ -330,6 +361,9 @@ impl Hub {
 
     /// Puts what is to be kept before what is to be done.
     fn settle(&mut self, now: Now) {
+        self.look_at_delegations(now);
+        // What a twin was signed with goes before the twin.
+        self.tree.poll_trust(&self.trust, now);
         self.tree.poll_twins(now);
         self.drain_tree(now);
         self.attest(now);
@@ -337,6 +371,11 @@ impl Hub {
             self.actions.push_back(Action::Persist(std::mem::take(&mut self.ops)));
         }
         self.actions.append(&mut self.effects);
+    }
+
+    /// The wall clock at the last event, seconds since 1970.
+    pub(crate) fn now_s(&self) -> u64 {
+        self.wall_ms / 1000
     }
 
     fn note(&mut self, text: String) {

@@ -13,9 +13,10 @@ pub mod policy;
 pub mod rollout;
 pub mod timeline;
 pub mod views;
+pub mod views_trust;
 
 pub use api::{
-    Action, Appraisal, AttestChange, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored,
-    StoredApp, StoredEntry, StoredProvenance,
+    Action, Appraisal, AttestChange, CompileKey, Config, DelegationRules, Draft, Event, InspectKey, Inspection, Op,
+    Outcome, RequestId, Stored, StoredApp, StoredEntry, StoredProvenance,
 };
 pub use hub::{Hub, ProvenanceFact, ProvenanceFacts};

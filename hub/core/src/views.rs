@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use cnova_shared::ids::{Name, NodeId};
-use cnova_shared::twin::VerifiedTwin;
 use cnova_shared::wire::v1::{self, Body};
 use serde::{Deserialize, Serialize};
 
@@ -43,8 +42,14 @@ pub struct NodeInfo {
     pub labels: BTreeMap<String, String>,
     /// What it has.
     pub capabilities: v1::Capabilities,
-    /// Conditions of the node itself.
+    /// Conditions of the node itself, and what the hub finds wrong with it.
     pub alarms: Vec<v1::Alarm>,
+    /// The version of the trust bundle that it holds.
+    #[serde(default)]
+    pub trust_version: u64,
+    /// Why it is not trusted any more, if so.
+    #[serde(default)]
+    pub revoked: Option<String>,
     /// Twins that it refused, newest last.
     pub refusals: Vec<Refusal>,
 }
@@ -167,6 +172,8 @@ impl Hub {
                 alarms.push(a.clone());
             }
         }
+        let revoked = self.why_revoked(node);
+        alarms.extend(self.behind_alarm(hello.trust_version));
         Some(NodeInfo {
             node: node.clone(),
             role: match hello.role {
@@ -175,8 +182,13 @@ impl Hub {
             },
             site: hello.site.to_string(),
             link: self.link(node, links).to_owned(),
-            trust: self.trust_word(node),
+            trust: match &revoked {
+                Some(_) => "REVOKED".into(),
+                None => self.trust_word(node),
+            },
             standing: self.standing(node),
+            trust_version: hello.trust_version,
+            revoked,
             via: self.tree.via(node).map(ToString::to_string).unwrap_or_default(),
             in_sync: desired.is_none() || desired == reported,
             desired: version(desired),
@@ -322,7 +334,7 @@ impl Hub {
     #[must_use]
     pub fn twin(&self, node: &NodeId) -> Option<v1::Twin> {
         let bytes = self.tree.twin_bytes(node)?;
-        VerifiedTwin::reopen(bytes, self.trust()).ok().map(|t| t.twin().clone())
+        self.trust.reopen_twin(bytes).ok().map(|t| t.twin().clone())
     }
 
     /// The signed bytes of the twin that a node should have.

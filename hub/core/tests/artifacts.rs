@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 
 use cnova_hub_core::cndl::{self, RuntimeKind};
 use cnova_hub_core::policy::{AdmissionContext, PolicySet, PolicySource};
-use cnova_hub_core::{Action, CompileKey, Config, Event, Hub, InspectKey, Op, Outcome, Stored};
+use cnova_hub_core::{
+    Action, Appraisal, CompileKey, Config, DelegationRules, Event, Hub, InspectKey, Op, Outcome, Stored,
+};
 use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle};
 use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::keys::{Signer, SoftKey};
@@ -42,6 +44,9 @@ fn config() -> Config {
         node: NodeId::new("hub").unwrap(),
         trust: TrustBundle::flashed(&bundle::sign(&contents, &[&root]).unwrap()).unwrap(),
         enrolment: None,
+        appraisal: Appraisal::new([7; 32]),
+        enrolment: None,
+        delegation: DelegationRules::default(),
     }
 }
 
@@ -68,7 +73,7 @@ impl Bench {
         while let Some(action) = self.hub.poll_action() {
             match action {
                 Action::Persist(ops) => self.stored.apply(&ops),
-                Action::Note(_) => {}
+                Action::Note(_) | Action::TrustChanged(_) => {}
                 other => all.push(other),
             }
         }

@@ -1,13 +1,16 @@
 //! `hub.toml` and its drop-ins in `hub.d/`: read whole, with every bad value named.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use cnova_attestation::appraiser::Rhythm;
-use cnova_hub_core::Appraisal;
+use cnova_hub_core::cndl::SitePattern;
+use cnova_hub_core::{Appraisal, DelegationRules};
 use cnova_link::config::{self, IdentityConfig, RootKind};
 use cnova_shared::ids::NodeId;
 use cnova_shared::time::seconds_of;
+use cnova_shared::trust_documents::Right;
 use serde::Deserialize;
 
 /// Least room for the store: the schema, and twins of the largest size in the file and in its journal.
@@ -16,6 +19,8 @@ const STORE_BYTES: u64 = 8 << 30;
 const ARTIFACT_BYTES: u64 = 20 << 30;
 /// A week: who applied an application on Monday may apply the one before again.
 const KEEP_UNUSED_HOURS: u64 = 7 * 24;
+/// A gateway that nobody reached for a year decides nothing any more.
+const DELEGATION_HOURS_MAX: u64 = 366 * 24;
 const API_PORT: u16 = 8080;
 /// The program that compiles Wasm, beside this one.
 const AOT_WORKER: &str = "cnova-aot";
@@ -35,8 +40,10 @@ pub struct Config {
     pub children: Children,
     /// Its node key, and whom it trusts.
     pub identity: IdentityConfig,
-    /// The key that signs twins (PEM, PKCS #8).
-    pub signing_key: PathBuf,
+    /// The keys that may sign twins (PEM, PKCS #8): the hub takes the one that the trust bundle lets sign longest.
+    pub signing_keys: Vec<PathBuf>,
+    /// Which gateways may decide for their sites while the hub is away.
+    pub delegation: DelegationRules,
     /// Who may use the API.
     pub tokens: PathBuf,
     /// Rego texts; the built-in policy when there are none.
@@ -198,6 +205,8 @@ struct File {
     identity: IdentityConfig,
     signing: Signing,
     #[serde(default)]
+    delegation: Delegation,
+    #[serde(default)]
     api: Api,
     mqtt: Option<Mqtt>,
     external_broker: Option<ExternalBroker>,
@@ -214,6 +223,48 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Signing {
     key: PathBuf,
+    #[serde(default)]
+    more: Vec<PathBuf>,
+}
+
+/// `[delegation]`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Delegation {
+    gateways: BTreeSet<NodeId>,
+    sites: Vec<String>,
+    rights: Option<Vec<Right>>,
+    hours: Option<u64>,
+}
+
+impl Delegation {
+    fn rules(self, problems: &mut Vec<String>) -> DelegationRules {
+        let mut rules = DelegationRules {
+            gateways: self.gateways,
+            ..DelegationRules::default()
+        };
+        for text in self.sites {
+            match SitePattern::new(&text) {
+                Ok(pattern) => rules.sites.push(pattern),
+                Err(e) => problems.push(format!("delegation.sites: {text:?} {e}")),
+            }
+        }
+        if let Some(rights) = self.rights {
+            if rights.is_empty() || rights.contains(&Right::Unknown) {
+                problems.push("delegation.rights: at least one of \"appraise\" and \"move-floating\"".into());
+            }
+            rules.rights = rights;
+        }
+        if let Some(hours) = self.hours {
+            if !(1..=DELEGATION_HOURS_MAX).contains(&hours) {
+                problems.push(format!(
+                    "delegation.hours: {hours} is not from 1 to {DELEGATION_HOURS_MAX}"
+                ));
+            }
+            rules.hours = hours;
+        }
+        rules
+    }
 }
 
 #[derive(Deserialize)]
@@ -278,6 +329,12 @@ impl Config {
         self.state_dir.join("hub.db")
     }
 
+    /// Where a copy of the newest trust bundle is.
+    #[must_use]
+    pub fn newest_bundle(&self) -> PathBuf {
+        self.state_dir.join("trust-bundle.cose")
+    }
+
     /// Where copies of the database are.
     #[must_use]
     pub fn backups(&self) -> PathBuf {
@@ -301,6 +358,7 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             file.limits.max_store_bytes
         ));
     }
+    let delegation = file.delegation.rules(&mut problems);
     let children = match (file.mqtt, file.external_broker) {
         (Some(mqtt), None) => Some(Children::Listen(mqtt.listen)),
         (None, Some(broker)) => {
@@ -367,7 +425,11 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             root: RootKind::Soft,
             tcti: None,
         },
-        signing_key: at(file.signing.key),
+        signing_keys: std::iter::once(file.signing.key)
+            .chain(file.signing.more)
+            .map(at)
+            .collect(),
+        delegation,
         tokens: at(file.tokens),
         policy_dir: file.policy_dir.map(at),
         aot_worker: file.aot_worker.map_or_else(beside_this_program, at),

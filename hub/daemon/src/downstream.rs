@@ -21,17 +21,20 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// Opens the port, or begins to connect to the broker.
+    /// Opens the port, or begins to connect to the broker. Certificates of `authorities` (DER) are believed.
     ///
     /// # Errors
     /// [`EndpointError`], which says what to do.
-    pub async fn start(&self) -> Result<(AnyEndpoint, mpsc::Receiver<EndpointEvent>), EndpointError> {
+    pub async fn start(
+        &self,
+        authorities: &[Vec<u8>],
+    ) -> Result<(AnyEndpoint, mpsc::Receiver<EndpointEvent>), EndpointError> {
         let identity = &self.identity;
         match &self.children {
             Children::Listen(listen) => {
                 let tls = TlsMaterial {
                     own: identity.certified(),
-                    client_ca: identity.tls_authorities(),
+                    client_ca: authorities.iter().cloned().map(Into::into).collect(),
                 };
                 let config = EndpointConfig {
                     listen: *listen,
@@ -48,7 +51,7 @@ impl Downstream {
                     port: broker.port,
                     tls: ClientTlsMaterial {
                         own: identity.certified(),
-                        ca: identity.tls_authorities(),
+                        ca: authorities.iter().cloned().map(Into::into).collect(),
                         server_name: broker
                             .server_name
                             .clone()

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod api;
+pub mod bundle_file;
 pub mod chunks;
 pub mod clock;
 pub mod compile;

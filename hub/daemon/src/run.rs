@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cnova_hub_core::Hub;
 use cnova_hub_core::enrol::EnrolRules;
 use cnova_hub_core::policy::{PolicyError, PolicySet, PolicySource};
+use cnova_hub_core::{Hub, Outcome};
 use cnova_link::{Identity, IdentityError};
 use cnova_provenance::AOT_BUILDER;
-use cnova_shared::bundle::TrustedBuilder;
+use cnova_shared::bundle::{TrustBundle, TrustedBuilder};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_store::OnCorrupt;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -21,15 +21,17 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::api::serve::{self, ListenError};
 use crate::api::{self, Api, UPLOADS_AT_ONCE};
+use crate::bundle_file;
 use crate::clock::Clock;
 use crate::compile::Compiler;
 use crate::config::Config;
 use crate::downstream::Downstream;
-use crate::event_loop::{self, Enrolling, EventLoop, HubHandle, LoopError, Parts};
+use crate::event_loop::{self, Change, Enrolling, EventLoop, HubHandle, LoopError, Parts};
 use crate::issuer::{self, Issuer, IssuerError};
 use crate::library::{Library, LibraryError};
 use crate::lock::{StateFolder, StateFolderError};
 use crate::signer::{Signer, SigningKeyError};
+use crate::store::audit::Draft;
 use crate::store::{Store, StoreError, back_up};
 use crate::tokens::{Tokens, TokensError};
 use crate::traffic::Traffic;
@@ -89,6 +91,8 @@ pub enum RunError {
 pub struct Checked {
     /// Who the hub is.
     pub identity: Arc<Identity>,
+    /// The newest trust bundle that it was given.
+    pub trust: TrustBundle,
     /// Its voice.
     pub signer: Arc<Signer>,
     /// Who may use the API.
@@ -115,14 +119,15 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
             named,
         });
     }
-    let clock = Clock::new(identity.not_before_s().max(identity.trust().contents().issued_at));
+    let trust = bundle_file::newest(identity.trust(), &config.newest_bundle());
+    let clock = Clock::new(identity.not_before_s().max(trust.contents().issued_at));
     let now_s = clock.now_s();
-    let signer = Signer::load(&config.signing_key, identity.node().clone(), identity.trust(), now_s)?;
+    let signer = Signer::load(&config.signing_keys, identity.node().clone(), &trust, now_s)?;
     let enrolment = config
         .enrolment
         .as_ref()
         .map(|e| {
-            let issuer = Issuer::load(e, identity.trust(), now_s)?;
+            let issuer = Issuer::load(e, &trust, now_s)?;
             let rules = issuer::rules(e, &issuer)?;
             Ok::<_, IssuerError>((issuer, rules))
         })
@@ -168,6 +173,7 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     }
     Ok(Checked {
         identity,
+        trust,
         signer: Arc::new(signer),
         tokens,
         policy,
@@ -219,6 +225,7 @@ fn open_store(config: &Config, set_aside_corrupt_store: bool) -> Result<Store, R
 pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), RunError> {
     let Checked {
         identity,
+        trust,
         signer,
         tokens,
         policy,
@@ -236,10 +243,12 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let parts = Parts {
         config: cnova_hub_core::Config {
             node: identity.node().clone(),
-            trust: identity.trust().clone(),
+            trust,
             appraisal: config.attestation.to_core(random_seed()?),
             enrolment: rules,
+            delegation: config.delegation.clone(),
         },
+        newest_bundle: config.newest_bundle(),
         store: store.clone(),
         library: library.clone(),
         signer: signer.clone(),
@@ -271,6 +280,11 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     check_audit(&store).await;
     let backups = tokio::spawn(back_up_daily(store.clone(), clock));
     let keep = Duration::from_secs(config.limits.keep_unused_hours.saturating_mul(3600));
+    let reading = tokio::spawn(read_bundle_again(
+        hub.clone(),
+        config.identity.trust_bundle.clone(),
+        clock,
+    ));
     let collecting = tokio::spawn(collect_unused(hub.clone(), library.clone(), keep));
     let api = Api {
         hub,
@@ -301,6 +315,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let _ = serving.await;
     backups.abort();
     collecting.abort();
+    reading.abort();
     result
 }
 
@@ -318,6 +333,35 @@ async fn told_to_stop() -> Result<(), io::Error> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// On SIGHUP the configured trust bundle is read again and, when it succeeds the one in force, rolled out.
+async fn read_bundle_again(hub: HubHandle, file: PathBuf, clock: Clock) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return tracing::error!("SIGHUP cannot be waited for: the trust bundle is read at the start only");
+    };
+    while hangup.recv().await.is_some() {
+        let bytes = match fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(file = %file.display(), %error, "the trust bundle cannot be read");
+                continue;
+            }
+        };
+        let audit = Draft {
+            at_ms: clock.now().wall_ms,
+            user: "SIGHUP".to_owned(),
+            action: "trust",
+            object: format!("trust bundle {}", file.display()),
+            outcome: "done",
+            detail: String::new(),
+        };
+        match hub.change(Change::PushBundle(bytes), Some(audit)).await {
+            Ok(Outcome::Trusted { text, .. }) => tracing::info!("{text}"),
+            Ok(other) => tracing::error!(?other, "the trust bundle was not taken"),
+            Err(error) => tracing::error!(%error, "the trust bundle was not taken"),
+        }
+    }
 }
 
 async fn check_audit(store: &Store) {

@@ -1,6 +1,8 @@
-//! The hub's voice: every message to its tree is signed with the one key that the trust bundle names.
+//! The hub's voice: every message to its tree is signed with a key that the trust bundle names. Which of the configured
+//! ones that is follows the bundle: the one that lasts longest.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::{fs, io};
 
 use cnova_attestation::ear::Ear;
@@ -9,6 +11,7 @@ use cnova_shared::envelope::{self, Claims, SealError};
 use cnova_shared::ids::NodeId;
 use cnova_shared::keys::{KeyId, SignError, Signer as _, SoftKey};
 use cnova_shared::topics::Kind;
+use cnova_shared::trust_documents::{Document, SealDocumentError};
 use cnova_shared::twin::{self, TwinError};
 use cnova_shared::wire::v1;
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -21,6 +24,9 @@ pub const COMMAND_SECONDS: u64 = 60;
 /// Why the signing key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {
+    /// None is configured.
+    #[error("no signing key is configured: name one in [signing] key")]
+    NoFiles,
     /// The file cannot be read.
     #[error(
         "cannot read the signing key {path}: {source}; check [signing] key in the configuration and the file's owner"
@@ -88,67 +94,78 @@ pub enum SignTwinError {
     Seal(#[from] SealError),
 }
 
-/// The signing key and whose it is.
+/// A key that nodes believe, read from its file.
 #[derive(Debug)]
-pub struct Signer {
+pub struct SigningKey {
     key: SoftKey,
-    hub: NodeId,
     not_after: u64,
 }
 
+impl SigningKey {
+    /// The key's id.
+    #[must_use]
+    pub fn kid(&self) -> KeyId {
+        self.key.public_key().id()
+    }
+}
+
+/// The signing key and whose it is. The key can be replaced while others sign with it.
+#[derive(Debug)]
+pub struct Signer {
+    files: Vec<PathBuf>,
+    hub: NodeId,
+    now: RwLock<Arc<SigningKey>>,
+}
+
 impl Signer {
-    /// Reads the key and makes sure that nodes will believe it.
+    /// Reads the key files and takes the key that nodes will believe longest.
     ///
     /// # Errors
-    /// [`SigningKeyError`].
-    pub fn load(path: &Path, hub: NodeId, trust: &TrustBundle, now_s: u64) -> Result<Self, SigningKeyError> {
-        let path = path.to_owned();
-        let pem = fs::read(&path).map_err(|source| SigningKeyError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
-        let key = der.and_then(|der| SoftKey::from_pkcs8(der.secret_pkcs8_der()).ok());
-        let Some(key) = key else {
-            return Err(SigningKeyError::NotAKey { path });
-        };
-        let kid = key.public_key().id();
-        // A key may stand in a bundle more than once, for different roles and times.
-        let named: Vec<_> = trust
-            .contents()
-            .keys
-            .iter()
-            .filter(|k| k.key == *key.public_key())
-            .collect();
-        if named.is_empty() {
-            return Err(SigningKeyError::NotInBundle { path, kid });
-        }
-        let for_twins = named.iter().filter(|k| k.roles.contains(&Role::Twin));
-        let Some(not_after) = for_twins.map(|k| k.not_after).max() else {
-            let roles = named.iter().flat_map(|k| k.roles.clone()).collect();
-            return Err(SigningKeyError::WrongRole { path, kid, roles });
-        };
-        if now_s >= not_after {
-            return Err(SigningKeyError::Expired {
-                path,
-                kid,
-                not_after,
-                now: now_s,
-            });
-        }
-        Ok(Self { key, hub, not_after })
+    /// [`SigningKeyError`] of the first file when none can be used.
+    pub fn load(files: &[PathBuf], hub: NodeId, trust: &TrustBundle, now_s: u64) -> Result<Self, SigningKeyError> {
+        let key = pick(files, trust, now_s)?;
+        Ok(Self {
+            files: files.to_vec(),
+            hub,
+            now: RwLock::new(Arc::new(key)),
+        })
+    }
+
+    /// Reads the files again and says which key is the one for this bundle.
+    ///
+    /// # Errors
+    /// [`SigningKeyError`] of the first file when none can be used.
+    pub fn pick(&self, trust: &TrustBundle, now_s: u64) -> Result<SigningKey, SigningKeyError> {
+        pick(&self.files, trust, now_s)
+    }
+
+    /// Signs with this key from now on.
+    pub fn change(&self, key: SigningKey) {
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+    }
+
+    fn key(&self) -> Arc<SigningKey> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When nodes stop taking what it signs, seconds since 1970.
     #[must_use]
-    pub const fn not_after(&self) -> u64 {
-        self.not_after
+    pub fn not_after(&self) -> u64 {
+        self.key().not_after
     }
 
     /// The key's id.
     #[must_use]
     pub fn kid(&self) -> KeyId {
-        self.key.public_key().id()
+        self.key().kid()
+    }
+
+    /// Signs a document about trust, for the whole fleet.
+    ///
+    /// # Errors
+    /// [`SealDocumentError`].
+    pub fn document<T: Document>(&self, document: &T, now_s: u64) -> Result<Vec<u8>, SealDocumentError> {
+        document.seal(&self.hub, now_s, &self.key().key)
     }
 
     /// Signs a twin, after the checks that nodes will make.
@@ -203,7 +220,7 @@ impl Signer {
     /// # Errors
     /// [`SignError`].
     pub fn provenance(&self, statement: &[u8]) -> Result<Vec<u8>, SignError> {
-        cnova_provenance::sign(statement, &[&self.key])
+        cnova_provenance::sign(statement, &[&self.key().key])
     }
 
     fn seal<T: Serialize>(
@@ -220,6 +237,59 @@ impl Signer {
             iat: now_s,
             exp,
         };
-        envelope::seal(kind, &claims, value, &[], &self.key)
+        envelope::seal(kind, &claims, value, &[], &self.key().key)
     }
+}
+
+/// Of the keys in these files the one that the bundle lets sign twins longest.
+fn pick(files: &[PathBuf], trust: &TrustBundle, now_s: u64) -> Result<SigningKey, SigningKeyError> {
+    let (mut best, mut first_error) = (None::<SigningKey>, None);
+    for path in files {
+        match read(path, trust, now_s) {
+            Ok(key) if best.as_ref().is_none_or(|b| b.not_after < key.not_after) => best = Some(key),
+            Ok(_) => {}
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match (best, first_error) {
+        (Some(best), _) => Ok(best),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(SigningKeyError::NoFiles),
+    }
+}
+
+fn read(path: &Path, trust: &TrustBundle, now_s: u64) -> Result<SigningKey, SigningKeyError> {
+    let path = path.to_owned();
+    let pem = fs::read(&path).map_err(|source| SigningKeyError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
+    let key = der.and_then(|der| SoftKey::from_pkcs8(der.secret_pkcs8_der()).ok());
+    let Some(key) = key else {
+        return Err(SigningKeyError::NotAKey { path });
+    };
+    let kid = key.public_key().id();
+    // A key may stand in a bundle more than once, for different roles and times.
+    let keys = trust.contents().keys.iter();
+    let named: Vec<_> = keys.filter(|k| k.key == *key.public_key()).collect();
+    if named.is_empty() {
+        return Err(SigningKeyError::NotInBundle { path, kid });
+    }
+    let for_twins = named.iter().filter(|k| k.roles.contains(&Role::Twin));
+    let Some(not_after) = for_twins.map(|k| k.not_after).max() else {
+        let roles = named.iter().flat_map(|k| k.roles.clone()).collect();
+        return Err(SigningKeyError::WrongRole { path, kid, roles });
+    };
+    if now_s >= not_after {
+        return Err(SigningKeyError::Expired {
+            path,
+            kid,
+            not_after,
+            now: now_s,
+        });
+    }
+    Ok(SigningKey { key, not_after })
 }

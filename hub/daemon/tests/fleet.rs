@@ -78,7 +78,7 @@ impl Played {
         let bytes = self.hear(kind).await;
         let opened = self
             .parent
-            .open(kind, &bytes, &node("plc-1"), &self.trust, now_s())
+            .open(kind, &bytes, &node("plc-1"), &self.trust.clone().into(), now_s())
             .unwrap();
         opened.decode::<T>().unwrap().into_value()
     }
@@ -121,6 +121,8 @@ impl Played {
             },
             software: "test".into(),
             trust_version: 1,
+            documents: Default::default(),
+            renew: false,
             alarms: Vec::new(),
         };
         self.say(Kind::Hello, HUB_AUDIENCE, &hello);

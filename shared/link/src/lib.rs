@@ -23,6 +23,6 @@ mod witness;
 pub use address::{Address, InvalidAddress};
 pub use certified::{Certified, replace_file, store_issued};
 pub use identity::{Identity, IdentityError, NodeKey, read_trust};
-pub use tls::{FloorClock, TlsError, client_tls};
+pub use tls::{Authorities, FloorClock, TlsError, client_tls, client_tls_with};
 pub use uplink::{SendError, Uplink, UplinkConfig, UplinkEvent};
 pub use witness::{AttestError, Witness};

@@ -1,14 +1,13 @@
 //! TLS 1.3 to the parent, both sides with certificates, on a clock that cannot be earlier than what was proven.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::NodeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
@@ -72,14 +71,68 @@ impl TimeProvider for FloorClock {
     }
 }
 
+/// The authorities whose certificates a parent may show; they can be replaced while a connection stands.
+#[derive(Debug)]
+pub struct Authorities(RwLock<Arc<WebPkiServerVerifier>>);
+
+impl Authorities {
+    /// These (DER).
+    ///
+    /// # Errors
+    /// [`TlsError::Authority`] when one cannot be used.
+    pub fn of(authorities: &[Vec<u8>]) -> Result<Self, TlsError> {
+        Ok(Self(RwLock::new(server_verifier(authorities)?)))
+    }
+
+    /// These from now on, for the connections to come.
+    ///
+    /// # Errors
+    /// [`TlsError::Authority`]; the old ones then stay.
+    pub fn replace(&self, authorities: &[Vec<u8>]) -> Result<(), TlsError> {
+        let verifier = server_verifier(authorities)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = verifier;
+        Ok(())
+    }
+
+    fn now(&self) -> Arc<WebPkiServerVerifier> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn server_verifier(authorities: &[Vec<u8>]) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        let authority = CertificateDer::from(authority.clone());
+        roots.add(authority).map_err(|e| TlsError::Authority(e.to_string()))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|e| TlsError::Authority(e.to_string()))
+}
+
 /// How `identity` connects to `parent`, whose certificate must carry its node id as a DNS name, whatever address is
-/// dialled.
+/// dialled. It believes the authorities of the bundle that it was flashed with.
 ///
 /// # Errors
 /// [`TlsError`] when the certificates or the parent's name cannot be used.
 pub fn client_tls(identity: &Identity, parent: &NodeId, clock: Arc<FloorClock>) -> Result<Arc<ClientConfig>, TlsError> {
+    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
+    client_tls_with(identity, parent, clock, authorities)
+}
+
+/// The same with authorities that the caller may replace.
+///
+/// # Errors
+/// [`TlsError`] when the certificates or the parent's name cannot be used.
+pub fn client_tls_with(
+    identity: &Identity,
+    parent: &NodeId,
+    clock: Arc<FloorClock>,
+    authorities: Arc<Authorities>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = parent_verifier(identity.tls_authorities(), parent, provider.clone())?;
+    let verifier = NamedServer::new(authorities, parent)?;
     let mut config = ClientConfig::builder_with_details(provider, clock)
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Own)?
@@ -100,8 +153,8 @@ pub(crate) fn newcomer_tls(
     clock: Arc<FloorClock>,
 ) -> Result<(Arc<ClientConfig>, ServerName<'static>), TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let authorities = trust.authorities().into_iter().map(CertificateDer::from).collect();
-    let verifier = parent_verifier(authorities, server, provider.clone())?;
+    let authorities = Arc::new(Authorities::of(&trust.authorities())?);
+    let verifier = NamedServer::new(authorities, server)?;
     let name = verifier.name.clone();
     let mut config = ClientConfig::builder_with_details(provider, clock)
         .with_protocol_versions(&[&TLS13])
@@ -114,27 +167,19 @@ pub(crate) fn newcomer_tls(
     Ok((Arc::new(config), name))
 }
 
-fn parent_verifier(
-    authorities: Vec<CertificateDer<'static>>,
-    parent: &NodeId,
-    provider: Arc<CryptoProvider>,
-) -> Result<NamedServer, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority).map_err(|e| TlsError::Authority(e.to_string()))?;
-    }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|e| TlsError::Authority(e.to_string()))?;
-    let name = ServerName::try_from(parent.as_str().to_owned()).map_err(|_| TlsError::ParentName(parent.clone()))?;
-    Ok(NamedServer { verifier, name })
-}
-
 /// rumqttc would check the certificate against the host that it dials, which is often an IP address.
 #[derive(Debug)]
 struct NamedServer {
-    verifier: Arc<WebPkiServerVerifier>,
+    authorities: Arc<Authorities>,
     name: ServerName<'static>,
+}
+
+impl NamedServer {
+    fn new(authorities: Arc<Authorities>, server: &NodeId) -> Result<Self, TlsError> {
+        let name =
+            ServerName::try_from(server.as_str().to_owned()).map_err(|_| TlsError::ParentName(server.clone()))?;
+        Ok(Self { authorities, name })
+    }
 }
 
 impl ServerCertVerifier for NamedServer {
@@ -146,7 +191,8 @@ impl ServerCertVerifier for NamedServer {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verifier
+        self.authorities
+            .now()
             .verify_server_cert(end_entity, intermediates, &self.name, ocsp_response, now)
     }
 
@@ -156,7 +202,7 @@ impl ServerCertVerifier for NamedServer {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls12_signature(message, cert, dss)
+        self.authorities.now().verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -165,10 +211,10 @@ impl ServerCertVerifier for NamedServer {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls13_signature(message, cert, dss)
+        self.authorities.now().verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        self.authorities.now().supported_verify_schemes()
     }
 }

@@ -1,6 +1,7 @@
 //! What children say: hellos, streams, carried messages.
 
 use super::*;
+use crate::trust::revoked_text;
 
 impl Tree {
     pub(super) fn on_hello(
@@ -11,13 +12,16 @@ impl Tree {
         clock: &Clock<'_>,
     ) -> Result<(), String> {
         let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
-        let certificate =
-            certificate::verify(&untrusted.x5chain, clock.authorities, clock.now_s).map_err(|e| e.to_string())?;
+        let certificate = certificate::verify(&untrusted.x5chain, &clock.trust.bundle().authorities(), clock.now_s)
+            .map_err(|e| e.to_string())?;
         if untrusted.claims.iss != certificate.node || certificate.node != *author {
             return Err(format!(
                 "{} signed it with the certificate of {}",
                 untrusted.claims.iss, certificate.node
             ));
+        }
+        if let Some(revoked) = clock.trust.revoked(author, Some(certificate.key.id())) {
+            return Err(revoked_text(revoked));
         }
         let key = untrusted.speaker(&certificate).map_err(|e| e.to_string())?;
         let verified = untrusted.verify(Kind::Hello, &key).map_err(|e| e.to_string())?;
@@ -36,8 +40,14 @@ impl Tree {
             key,
             hello: bytes.to_vec(),
             has: Some(has),
+            renew: hello.renew,
+            site: hello.site.clone(),
+            trust_version: hello.trust_version,
+            documents: hello.documents.clone(),
         };
         self.descendants.insert(author.clone(), known);
+        // Another device may have taken the name of one that was revoked.
+        self.revoked.remove(author);
         let put = TreeOp::PutDescendant {
             node: author.clone(),
             via: child.clone(),
@@ -47,6 +57,7 @@ impl Tree {
         self.persist_reported(author, has);
         if child == author {
             self.welcome(child, &hello);
+            self.look_behind(child, clock.trust);
         }
         // Whatever was on its way when the link broke is sent again at once.
         if let Some(twin) = self.twins.get_mut(author) {
@@ -89,6 +100,13 @@ impl Tree {
                 hello.site
             ));
         }
+        if hello.documents.len() > limits::DOCUMENTS_SAID {
+            return Err(format!(
+                "it names {} documents, at most {}",
+                hello.documents.len(),
+                limits::DOCUMENTS_SAID
+            ));
+        }
         if !self.descendants.contains_key(author) && self.descendants.len() >= limits::DESCENDANTS {
             return Err(format!("{} descendants are the most", limits::DESCENDANTS));
         }
@@ -124,6 +142,9 @@ impl Tree {
             .descendants
             .get(author)
             .ok_or("it has not said hello since this node began anew")?;
+        if self.revoked.contains(author) {
+            return Err(format!("{author} is revoked"));
+        }
         let for_me = [self.me.as_str(), HUB_AUDIENCE];
         if !for_me.contains(&untrusted.claims.aud.as_str()) {
             return Err(format!("it is for {}", untrusted.claims.aud));

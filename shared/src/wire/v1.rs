@@ -149,6 +149,12 @@ pub struct Hello {
     /// Version of the trust bundle held.
     #[serde(rename = "trust", default)]
     pub trust_version: u64,
+    /// Versions of the other documents about trust that it holds, by what [`crate::trust`] calls them.
+    #[serde(rename = "docs", default, skip_serializing_if = "is_default")]
+    pub documents: BTreeMap<String, u64>,
+    /// The twin held is signed by a key that the trust bundle no longer names: send it, signed anew.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub renew: bool,
     /// Conditions that cannot wait for, or do not fit, the report stream.
     #[serde(default)]
     pub alarms: Vec<Alarm>,

@@ -119,12 +119,12 @@ impl Agent {
     /// A verifier wants to know what runs here: the hub, or the parent.
     pub(super) fn on_challenge(&mut self, bytes: &[u8], now: Now) {
         let (me, now_s) = (self.config.node.clone(), self.now_s(now));
-        let trust = &self.config.trust;
+        let trust = self.trust.bundle();
         let by_hub = Untrusted::read(bytes).is_ok_and(|u| trust.key(u.kid, Role::Attestation, now_s).is_some());
         let opened = if by_hub {
             Parent::open_hub(Kind::Challenge, bytes, &me, trust, now_s)
         } else {
-            self.parent.open(Kind::Challenge, bytes, &me, trust, now_s)
+            self.parent.open(Kind::Challenge, bytes, &me, &self.trust, now_s)
         };
         match opened.and_then(|v| Ok(v.decode::<v1::Challenge>()?)) {
             Ok(challenge) if challenge.value().nonce.len() == limits::NONCE_BYTES => {
@@ -165,7 +165,7 @@ impl Agent {
     /// `now_s` is nothing for a result that was taken before: its key may have run out since.
     fn open_ear(&self, bytes: &[u8], now_s: Option<u64>) -> Result<Verified<Ear>, String> {
         let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
-        let trust = &self.config.trust;
+        let trust = self.trust.bundle();
         let key = match now_s {
             Some(now_s) => trust.key(untrusted.kid, Role::Attestation, now_s),
             None => trust.key_at_any_time(untrusted.kid, Role::Attestation),

@@ -4,6 +4,11 @@ use super::*;
 
 impl Agent {
     pub(super) fn on_message(&mut self, kind: Kind, bytes: &[u8], now: Now) {
+        if kind != Kind::Trust
+            && let Some(why) = self.parent.revoked(&self.trust)
+        {
+            return self.stage(Stage::Note(format!("a {} was not taken: {why}", kind.as_str())));
+        }
         if let Some(why) = self.parent_is_doubtful(kind, now) {
             let text = format!("a {} of the parent was not taken: {why}", kind.as_str());
             return self.stage(Stage::Note(text));
@@ -16,6 +21,7 @@ impl Agent {
             Kind::Challenge => self.on_challenge(bytes, now),
             Kind::Ear => self.on_ear(bytes, now),
             Kind::Enrolled => self.on_enrolled(bytes, now),
+            Kind::Trust => self.on_trust(bytes, now),
             other => self.stage(Stage::Note(format!(
                 "a {} came, which this version does not know",
                 other.as_str()
@@ -27,14 +33,22 @@ impl Agent {
         let held = self.twin.as_ref().map(|t| Held {
             version: t.version(),
             digest: t.digest(),
+            is_void: self.is_void(t),
         });
         let (now_s, floor) = (self.now_s(now), self.floor);
-        let verdict = intake::judge(bytes, &self.config.node, &self.config.trust, held, floor, now_s);
+        let verdict = intake::judge(bytes, &self.config.node, self.trust.bundle(), held, floor, now_s);
         match self.quarantined(verdict) {
             Verdict::Held => {
                 // Whoever repeats it does not know that it is here.
                 self.parent.greet_again(now.mono_ms);
                 self.stage(Stage::Note("the twin in force came again".into()));
+            }
+            Verdict::Renew(twin) => {
+                self.raise_floor(twin.iat());
+                self.ops.push(Op::PutTwin(twin.bytes().to_vec()));
+                self.stage(Stage::Note("the twin in force came signed anew".into()));
+                self.twin = Some(*twin);
+                self.parent.changed(now.mono_ms);
             }
             Verdict::Refuse(r) => {
                 let (epoch, generation) = (r.version.epoch, r.version.generation);
@@ -62,6 +76,10 @@ impl Agent {
                 };
                 self.say("twin", now, body);
                 self.stage(Stage::Accepted(twin.version()));
+                // The parent was told that what is held must be renewed: now it is.
+                if self.twin.as_ref().is_some_and(|t| self.is_void(t)) {
+                    self.parent.changed(now.mono_ms);
+                }
                 self.twin = Some(*twin);
                 self.desire(now);
             }
@@ -120,7 +138,7 @@ impl Agent {
             Kind::Command,
             bytes,
             &self.config.node,
-            &self.config.trust,
+            self.trust.bundle(),
             self.now_s(now),
         );
         let command = match opened.and_then(|v| Ok(v.decode::<v1::Command>()?)) {
@@ -158,7 +176,7 @@ impl Agent {
     /// The hub's answer to a request for the next certificate.
     pub(super) fn on_enrolled(&mut self, bytes: &[u8], now: Now) {
         let (me, now_s) = (self.config.node.clone(), self.now_s(now));
-        let opened = Parent::open_hub(Kind::Enrolled, bytes, &me, &self.config.trust, now_s);
+        let opened = Parent::open_hub(Kind::Enrolled, bytes, &me, self.trust.bundle(), now_s);
         let enrolled = match opened.and_then(|v| Ok(v.decode::<v1::Enrolled>()?)) {
             Ok(enrolled) => enrolled,
             Err(e) => {
@@ -175,7 +193,7 @@ impl Agent {
         let problem = match enrolled.answer {
             v1::EnrolAnswer::Issued(issued) => {
                 let (site, now_s) = (&self.config.site, self.now_s(now));
-                match self.renewal.take(&issued, &me, site, &self.config.trust, now_s) {
+                match self.renewal.take(&issued, &me, site, self.trust.bundle(), now_s) {
                     Ok(()) => return self.effects.push_back(Action::Install(Box::new(issued))),
                     Err(e) => e.to_string(),
                 }
@@ -193,9 +211,7 @@ impl Agent {
         now: Now,
     ) -> Option<T> {
         let now_s = self.now_s(now);
-        let opened = self
-            .parent
-            .open(kind, bytes, &self.config.node, &self.config.trust, now_s);
+        let opened = self.parent.open(kind, bytes, &self.config.node, &self.trust, now_s);
         let decoded = opened.and_then(|v| v.decode::<T>().map_err(ParentError::from));
         match decoded {
             // A gateway's clock may be decades off: only what the hub signed moves the time floor.
@@ -260,7 +276,9 @@ impl Agent {
             labels: self.config.labels.clone(),
             capabilities: self.config.capabilities.clone(),
             software: self.config.software.clone(),
-            trust_version: self.config.trust.contents().version,
+            trust_version: self.trust.version(),
+            documents: self.trust.documents(),
+            renew: self.twin.as_ref().is_some_and(|t| self.is_void(t)),
             alarms: self.config.alarms.clone(),
         }
     }

@@ -37,7 +37,7 @@ impl Proofs {
 
 impl Agent {
     fn must_prove(&self, workload: &v1::Workload) -> bool {
-        let of_bundle = self.config.trust.contents().attestation.as_ref();
+        let of_bundle = self.trust.bundle().contents().attestation.as_ref();
         !v1::AttestationPolicy::in_force([workload.attestation.as_ref(), of_bundle]).is_empty()
     }
 
@@ -63,7 +63,7 @@ impl Agent {
         if self.twin.is_none() {
             return;
         }
-        let bundle = self.config.trust.contents().version;
+        let bundle = self.trust.bundle().contents().version;
         if self.proofs.bundle != bundle {
             self.proofs = Proofs {
                 bundle,

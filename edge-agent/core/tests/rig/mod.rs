@@ -14,6 +14,7 @@ use cnova_shared::ids::{Digest, SitePath};
 use cnova_shared::report::StreamOp;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
+use cnova_shared::trust::TrustOp;
 use cnova_shared::wire::v1::{self, Body, WorkloadState};
 use support::{EPOCH_S, HUB, claims, hub_key, node, workload, workload_id};
 
@@ -174,7 +175,10 @@ impl Rig {
                 Action::Send(Message::ChunkRequest(_)) => assert!(self.stored.twin.is_some()),
                 _ => {}
             }
-            done.push(brief(&action));
+            // What the agent was flashed with is said at every start.
+            if !matches!(&action, Action::TrustChanged(view) if view.version == 1) {
+                done.push(brief(&action));
+            }
         }
         done
     }
@@ -215,6 +219,11 @@ pub fn brief_op(op: &Op) -> String {
         Op::PutEar(_) => "ear".into(),
         Op::PutParentEar(_) => "parent ear".into(),
         Op::Floor { epoch, generation } => format!("floor {epoch}.{generation}"),
+        Op::Trust(op) => match op {
+            TrustOp::PutBundle { version, .. } => format!("bundle {version}"),
+            TrustOp::PutRevocations(_) => "revocations".into(),
+            TrustOp::PutDelegation { gateway, .. } => format!("delegation {gateway}"),
+        },
         Op::Stream(StreamOp::Put(e)) => format!("say {}", e.key),
         Op::Stream(StreamOp::Delete(key)) => format!("unsay {key}"),
         Op::Stream(StreamOp::Acked(p)) => format!("acked {}", p.seq),
@@ -245,6 +254,7 @@ pub fn brief(action: &Action) -> String {
         Action::CheckProvenance(_) => "check provenance".into(),
         Action::CountUp => "count up".into(),
         Action::Attest { verifier, .. } => format!("attest to {verifier}"),
+        Action::TrustChanged(view) => format!("trust {}", view.version),
         Action::KeepArtifacts(keep) => format!("keep [{}]", keep.iter().map(name_of).collect::<Vec<_>>().join(", ")),
         Action::Stage(Stage::Accepted(v)) => format!("accepted {v}"),
         Action::Stage(Stage::Refused(why)) => format!("refused {}", why.split(':').next().unwrap()),

@@ -1,14 +1,15 @@
 //! Looking into what the store holds, beside the loop: provenance before a start, and artifacts that a runtime refused.
 
 use cnova_agent_core::ProvenanceCheck;
+use cnova_shared::bundle::TrustBundle;
 
 use super::*;
 use crate::proof::{self, Checked};
 
 impl EventLoop {
-    /// Reads and judges the provenance of a version.
-    pub(super) fn check_provenance(&self, check: ProvenanceCheck, now_s: u64) {
-        let (artifacts, trust) = (self.parts.artifacts.clone(), self.parts.config.trust.clone());
+    /// Reads and judges the provenance of a version by the trust bundle in force.
+    pub(super) fn check_provenance(&self, check: ProvenanceCheck, trust: TrustBundle, now_s: u64) {
+        let artifacts = self.parts.artifacts.clone();
         self.beside(move || {
             Some(match proof::check(&artifacts, &trust, &check, now_s) {
                 Checked::Judged(result) => Done::Event(Event::ProvenanceChecked {

@@ -38,7 +38,7 @@ impl Gateway {
             return self.hand_down(Kind::Enrolled, bytes);
         }
         let now_s = self.now_s(now);
-        let opened = Parent::open_hub(Kind::Enrolled, bytes, &self.config.node, &self.config.trust, now_s)
+        let opened = Parent::open_hub(Kind::Enrolled, bytes, &self.config.node, self.trust.bundle(), now_s)
             .and_then(|v| Ok(v.decode::<v1::Enrolled>()?))
             .map_err(|e| e.to_string())?;
         self.raise_floor(opened.claims().iat);
@@ -53,7 +53,7 @@ impl Gateway {
             v1::EnrolAnswer::Issued(issued) => {
                 let (me, site, now_s) = (&self.config.node, &self.config.site, self.now_s(now));
                 self.renewal
-                    .take(&issued, me, site, &self.config.trust, now_s)
+                    .take(&issued, me, site, self.trust.bundle(), now_s)
                     .map_err(|e| e.to_string())?;
                 self.effects.push_back(Action::Install(Box::new(issued)));
             }

@@ -8,12 +8,16 @@ use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::report::StreamOp;
 use cnova_shared::tree::{StoredTree, TreeOp};
+use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::wire::{self, v1};
 use rusqlite::{Connection, Error, Row, params};
 
 const SPOOL: &str = "spool";
 const STREAM: &str = "stream";
 const TIME_FLOOR: &str = "time-floor";
+const BUNDLE: &str = "bundle";
+const REVOCATIONS: &str = "revocations";
+const DELEGATION: &str = "delegation";
 
 /// A value that this program does not write, or cannot read.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +53,7 @@ pub(crate) fn apply(db: &Connection, op: &Op) -> Result<(), Error> {
         Op::Tree(op) => apply_tree(db, op)?,
         Op::Spool(op) => apply_spool(db, op)?,
         Op::Stream(op) => apply_stream(db, op)?,
+        Op::Trust(op) => apply_trust(db, op)?,
         Op::TimeFloor(t) => run(
             db,
             "INSERT INTO number (name, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
@@ -146,6 +151,32 @@ fn apply_stream(db: &Connection, op: &StreamOp) -> Result<(), Error> {
     Ok(())
 }
 
+fn apply_trust(db: &Connection, op: &TrustOp) -> Result<(), Error> {
+    let (kind, name, version, bytes) = match op {
+        TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
+        TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
+        TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
+    };
+    run(
+        db,
+        "INSERT OR REPLACE INTO trust (kind, name, version, bytes) VALUES (?1, ?2, ?3, ?4)",
+        params![kind, name, version.cast_signed(), bytes],
+    )
+}
+
+fn load_trust(db: &Connection, trust: &mut StoredTrust) -> Result<(), Error> {
+    each(db, "SELECT kind, name, version, bytes FROM trust", |row| {
+        let bytes = row.get(3)?;
+        match row.get::<_, String>(0)?.as_str() {
+            BUNDLE => drop(trust.bundles.insert(unsigned(row, 2)?, bytes)),
+            REVOCATIONS => trust.revocations = Some(bytes),
+            DELEGATION => drop(trust.delegations.insert(node(row, 1, "trust")?, bytes)),
+            other => return Err(bad("trust", format!("kind {other:?}"))),
+        }
+        Ok(())
+    })
+}
+
 fn put_position(db: &Connection, name: &str, position: Position) -> Result<(), Error> {
     run(
         db,
@@ -177,6 +208,7 @@ pub(crate) fn begin(db: &Connection, wall_ms: u64) -> Result<(), Error> {
 pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
     let mut stored = Stored::default();
     load_tree(db, &mut stored.tree)?;
+    load_trust(db, &mut stored.trust)?;
     each(db, "SELECT seq, node, kind, keys, bytes FROM spool", |row| {
         let keys: String = row.get(3)?;
         let keys: BTreeSet<String> = serde_json::from_str(&keys).map_err(|e| bad(SPOOL, e))?;

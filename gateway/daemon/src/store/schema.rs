@@ -6,7 +6,7 @@ use cnova_store::Schema;
 /// A gateway's database; "CNGW" in ASCII.
 pub(crate) const SCHEMA: Schema = Schema {
     application_id: 0x434e_4757,
-    migrations: &[CREATE],
+    migrations: &[CREATE, TRUST],
 };
 
 /// Everything, for an empty database.
@@ -57,4 +57,15 @@ CREATE TABLE number (
     name TEXT NOT NULL PRIMARY KEY,
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Documents about trust, as they were signed. `kind` is `bundle` (by version), `revocations` or `delegation` (by gateway).
+const TRUST: &str = "
+CREATE TABLE trust (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    bytes BLOB NOT NULL,
+    PRIMARY KEY (kind, name, version)
+) STRICT;
 ";

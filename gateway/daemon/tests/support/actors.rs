@@ -16,6 +16,7 @@ use cnova_shared::parent::Parent as ParentLink;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::{Clock, Said, StoredTree, Tree, TreeEvent};
+use cnova_shared::trust::TrustState;
 use cnova_shared::wire::v1;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -47,7 +48,7 @@ pub struct Parent {
 impl Parent {
     /// One that knows nobody yet.
     pub async fn start(plant: &Plant, address: SocketAddr, artifacts: &[&[u8]]) -> Self {
-        let tree = Tree::new(node("hub"), StoredTree::default(), |_| unreachable!());
+        let tree = Tree::new(node("hub"), StoredTree::default(), &plant.trust.clone().into());
         Self::resume(plant, address, artifacts, tree).await
     }
 
@@ -75,7 +76,7 @@ impl Parent {
             publisher: publisher.clone(),
             heard: heard.clone(),
             artifacts: artifacts.iter().map(|a| (Digest::of(a), a.to_vec())).collect(),
-            authorities: vec![plant.authority.clone()],
+            trust: plant.trust.clone().into(),
         };
         let task = tokio::spawn(play.run(events));
         Self {
@@ -148,7 +149,7 @@ struct Play {
     publisher: Publisher,
     heard: Arc<Mutex<Vec<Heard>>>,
     artifacts: BTreeMap<Digest, Vec<u8>>,
-    authorities: Vec<Vec<u8>>,
+    trust: TrustState,
 }
 
 impl Play {
@@ -164,7 +165,7 @@ impl Play {
                 } => {
                     let kind = Kind::parse(&kind).unwrap();
                     let clock = Clock {
-                        authorities: &self.authorities,
+                        trust: &self.trust,
                         now_s: now_s(),
                         mono_ms: 0,
                     };
@@ -189,7 +190,10 @@ impl Play {
                 TreeEvent::Ack { child, ack, .. } => self.say(&child, Kind::Ack, &ack),
                 TreeEvent::ChunkWanted { child, request } => self.chunk(&child, &request),
                 TreeEvent::Note(text) => eprintln!("parent: {text}"),
-                TreeEvent::Persist(_) | TreeEvent::Forward { .. } => {}
+                TreeEvent::Persist(_)
+                | TreeEvent::Forward { .. }
+                | TreeEvent::Trust { .. }
+                | TreeEvent::Enrol { .. } => {}
             }
         }
     }
@@ -235,7 +239,7 @@ impl Play {
 pub struct Child {
     pub issued: Issued,
     link: ParentLink,
-    plant_trust: cnova_shared::bundle::TrustBundle,
+    plant_trust: TrustState,
     config: UplinkConfig,
     uplink: Uplink,
     events: mpsc::Receiver<UplinkEvent>,
@@ -256,7 +260,7 @@ impl Child {
         let config = UplinkConfig::new(gateway.into(), issued.node.clone(), node("gw-1"), tls);
         let (uplink, events) = Uplink::start(config.clone());
         let link = ParentLink::new(node("gw-1"));
-        let plant_trust = plant.trust.clone();
+        let plant_trust = plant.trust.clone().into();
         let mut child = Self {
             issued,
             link,
@@ -336,9 +340,13 @@ impl Child {
         kind: Kind,
         bytes: &[u8],
     ) -> T {
-        let opened = self
-            .link
-            .open(kind, bytes, &self.issued.node, &self.plant_trust, now_s());
+        let opened = self.link.open(
+            kind,
+            bytes,
+            &self.issued.node,
+            &self.plant_trust.clone().into(),
+            now_s(),
+        );
         opened.unwrap().decode::<T>().unwrap().into_value()
     }
 

@@ -203,6 +203,8 @@ pub fn hello(issued: &Issued, boot: &str) -> v1::Hello {
         capabilities: v1::Capabilities::default(),
         software: "test".to_owned(),
         trust_version: 3,
+        documents: Default::default(),
+        renew: false,
         alarms: Vec::new(),
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Admitted {
 }
 
 /// Says whether a node or a key was revoked.
-pub(super) type IsRevoked<'a> = &'a dyn Fn(&NodeId, &PublicKey) -> bool;
+pub(crate) type IsRevoked<'a> = &'a dyn Fn(&NodeId, &PublicKey) -> bool;
 
 /// Everything that decides, for one newcomer. It is asked at the beginning and again at the end: a token may have been
 /// used meanwhile.

@@ -341,7 +341,7 @@ impl Desk {
         &mut self,
         c: Certify,
         chain: Vec<Vec<u8>>,
-        bundle: &[u8],
+        bundles: Vec<ByteBuf>,
     ) -> (Vec<EnrolOp>, Box<EnrolIssued>) {
         let mut ops = Vec::new();
         if let Some(hash) = c.token.filter(|_| c.spends)
@@ -372,7 +372,7 @@ impl Desk {
             node: c.node,
             site: c.site,
             chain: chain.into_iter().map(ByteBuf::from).collect(),
-            bundles: vec![ByteBuf::from(bundle)],
+            bundles,
             issued_s: c.issued_s,
             renew_s: c.renew_s,
         };

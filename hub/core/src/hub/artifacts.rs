@@ -14,7 +14,7 @@ impl Hub {
             failed: &self.failed,
             inspected: &self.inspected,
             provenance: &self.provenance,
-            trust: self.config.trust.contents(),
+            trust: self.trust.bundle().contents(),
         }
     }
 

@@ -14,7 +14,7 @@ const LOOK_EVERY_MS: u64 = 30_000;
 impl Hub {
     /// How far placement may trust a node, and why not further.
     pub(crate) fn standing(&self, node: &NodeId) -> NodeTrust {
-        let standing = self.appraiser.standing(node, self.now_s);
+        let standing = self.appraiser.standing(node, self.now_s());
         let (meets, keeps) = standing.meets();
         NodeTrust {
             meets,
@@ -25,7 +25,7 @@ impl Hub {
 
     /// How a node proved itself, in one word.
     pub(crate) fn trust_word(&self, node: &NodeId) -> String {
-        self.appraiser.standing(node, self.now_s).word().to_owned()
+        self.appraiser.standing(node, self.now_s()).word().to_owned()
     }
 
     /// What the last appraisal of a node came to.
@@ -121,14 +121,14 @@ impl Hub {
             labels: &labels,
             known: &known,
         };
-        let before = self.appraiser.standing(node, self.now_s);
+        let before = self.appraiser.standing(node, self.now_s());
         match self
             .appraiser
-            .judge(&about, evidence, &self.references, self.now_s, now)
+            .judge(&about, evidence, &self.references, self.now_s(), now)
         {
             Err(why) => self.note(format!("evidence of {node} says nothing: {why}")),
             Ok(judged) => {
-                let after = self.appraiser.standing(node, self.now_s);
+                let after = self.appraiser.standing(node, self.now_s());
                 self.ops.push(Op::PutVerdict {
                     node: node.clone(),
                     verdict: Box::new(judged.verdict),
@@ -183,7 +183,7 @@ impl Hub {
         let standings: BTreeMap<NodeId, &'static str> = self
             .tree
             .descendants()
-            .map(|n| (n, self.appraiser.standing(n, self.now_s)))
+            .map(|n| (n, self.appraiser.standing(n, self.now_s())))
             .filter(|(_, s)| with_tpm(s))
             .map(|(n, s)| (n.clone(), s.word()))
             .collect();

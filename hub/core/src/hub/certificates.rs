@@ -4,11 +4,17 @@ use super::*;
 use crate::enrol::{Certify, EnrolChange, EnrolmentInfo, Next, RANDOM_BYTES, Refused, Step, changes::Denied};
 use cnova_shared::keys::PublicKey;
 use cnova_shared::wire::v1::{EnrolAnswer, EnrolRefused, EnrolStep};
+use serde_bytes::ByteBuf;
 
 impl Hub {
-    /// Whether a node, or a key, is one that was revoked: it gets no certificate.
-    fn is_revoked(&self, _node: &NodeId, _key: &PublicKey) -> bool {
-        false
+    /// Whether a node, or a key, is one that was revoked: it gets no certificate. A key that was revoked under one name
+    /// gets none under another.
+    fn is_revoked(&self, node: &NodeId, key: &PublicKey) -> bool {
+        let is_listed = || {
+            let list = self.trust.revocations();
+            list.is_some_and(|l| l.value().nodes.iter().any(|r| r.keys.contains(&key.id())))
+        };
+        self.trust.revoked(node, Some(key.id())).is_some() || is_listed()
     }
 
     /// Everything about enrolment, as people see it.
@@ -112,11 +118,26 @@ impl Hub {
         );
         let object = format!("node {}", certify.node);
         let action = if asker.0 == certify.node { "renew" } else { "enrol" };
-        let (ops, issued) = self.desk.certified(certify, chain, self.config.trust.bytes());
+        let bundles = self.newest_bundles();
+        let (ops, issued) = self.desk.certified(certify, chain, bundles);
         self.ops.extend(ops.into_iter().map(Op::Enrol));
         self.note(format!("{action}: {object}: {detail}"));
         self.audit(action, object, "done", detail);
         self.answer_newcomer(asker, EnrolAnswer::Issued(*issued), now);
+    }
+
+    /// The trust bundles that go with a certificate, oldest first: as many of the newest as fit. A newcomer whose own is older
+    /// than all of them gets what is between over its link.
+    fn newest_bundles(&self) -> Vec<ByteBuf> {
+        let mut room = limits::ENROL_BUNDLES_BYTES;
+        let newest_first = self.trust.bundles().rev().map(|b| b.bytes().to_vec());
+        let fits = newest_first.map_while(|bytes| {
+            room = room.checked_sub(bytes.len())?;
+            Some(ByteBuf::from(bytes))
+        });
+        let mut bundles: Vec<ByteBuf> = fits.collect();
+        bundles.reverse();
+        bundles
     }
 
     pub(super) fn on_enrol_change(&mut self, request: RequestId, change: EnrolChange, now: Now) {

@@ -27,6 +27,7 @@ impl Hub {
                     let (ticket, step) = (enrol.ticket, enrol.step);
                     self.effects.push_back(Action::Enrol { author, ticket, step });
                 }
+                TreeEvent::Trust { child, trust } => self.effects.push_back(Action::Trust { child, trust }),
                 TreeEvent::Note(text) => self.note(text),
             }
         }
@@ -39,11 +40,16 @@ impl Hub {
                     epoch: hello.epoch,
                     generation: hello.generation,
                 };
-                let ahead = has > self.tree.desired(author).unwrap_or_default();
+                let is_gateway = hello.role == v1::NodeRole::Gateway;
+                // What a key signed that has left the bundle is not ahead, whatever its version.
+                let ahead = !hello.renew && has > self.tree.desired(author).unwrap_or_default();
                 let changed = self.inventory.on_hello(author, hello, now.wall_ms);
                 self.greet(author, now);
                 if changed || ahead {
                     self.reconcile(now);
+                }
+                if is_gateway {
+                    self.delegations_at = Some(now.mono_ms);
                 }
             }
             Said::Report(report) => match self.inventory.on_report(author, &report, now.wall_ms, &mut self.ops) {

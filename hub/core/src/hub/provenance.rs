@@ -70,7 +70,7 @@ impl Hub {
         subject: &Digest,
         now_s: u64,
     ) -> Result<ProvenanceFact, ProvenanceError> {
-        let builders = &self.config.trust.contents().builders;
+        let builders = &self.trust.bundle().contents().builders;
         let verified = verify(envelope, &[], builders, Some(now_s), subject)?;
         Ok(ProvenanceFact {
             envelope: Digest::of(envelope),
@@ -142,7 +142,7 @@ impl Hub {
         if policies.is_empty() {
             return None;
         }
-        let builders = &self.config.trust.contents().builders;
+        let builders = &self.trust.bundle().contents().builders;
         let check = |what: &str, digest: &Digest| {
             prove(what, digest, &view.envelopes(digest), &policies, builders, now_s).err()
         };

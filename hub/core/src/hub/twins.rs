@@ -4,11 +4,16 @@ use super::*;
 
 impl Hub {
     pub(super) fn on_signed(&mut self, bytes: &[u8], now: Now) {
-        let twin = match VerifiedTwin::open(bytes, &self.config.trust, now.wall_ms / 1000) {
+        let twin = match VerifiedTwin::open(bytes, self.trust.bundle(), now.wall_ms / 1000) {
             Ok(twin) => twin,
-            Err(e) => return self.note(format!("the hub's own signer made a twin that nodes would refuse: {e}")),
+            Err(e) => return self.on_badly_signed(bytes, &e.to_string(), now),
         };
         let node = twin.twin().node.clone();
+        if self.tree.desired(&node) == Some(twin.version()) {
+            // The same twin by the new key; nothing about it has changed.
+            self.tree.put_twin(&twin, now);
+            return;
+        }
         let apps = twin
             .twin()
             .workloads
@@ -20,6 +25,21 @@ impl Hub {
             self.signing.remove(&node);
         }
         self.tree.put_twin(&twin, now);
+    }
+
+    /// Signed with a key that has left the bundle meanwhile, it is signed again; otherwise when the node's twin changes.
+    fn on_badly_signed(&mut self, bytes: &[u8], why: &str, now: Now) {
+        self.note(format!(
+            "the hub's own signer made a twin that nodes would refuse: {why}"
+        ));
+        let Ok((claims, kid)) = cnova_shared::envelope::peek(bytes) else {
+            return;
+        };
+        self.signing.remove(&claims.aud);
+        self.composed.remove(&claims.aud);
+        if self.signer.is_some_and(|s| s != kid) {
+            self.reconcile(now);
+        }
     }
 
     /// What placement may know of the fleet. `apart_from` is the application that is being placed.
@@ -63,7 +83,7 @@ impl Hub {
                 promised,
                 devices: caps.devices.clone(),
                 seen: true,
-                revoked: false,
+                revoked: self.why_revoked(id).is_some(),
                 trust: self.standing(id),
                 role: match hello.role {
                     v1::NodeRole::Agent => NodeRole::Agent,
@@ -163,7 +183,7 @@ impl Hub {
             return;
         }
         if behind && has.epoch > self.epoch {
-            self.set_epoch(has.epoch + 1);
+            self.set_epoch(has.epoch.saturating_add(1));
         }
         let newest = desired.max(has);
         let generation = if newest.epoch == self.epoch {

@@ -174,7 +174,7 @@ fn refused(reasons: Vec<String>) -> ApiError {
     ApiError::unprocessable("refused", format!("nothing was changed: {}", reasons.join("; "))).with(reasons)
 }
 
-fn answer(outcome: Outcome) -> Result<Response, ApiError> {
+pub(super) fn answer(outcome: Outcome) -> Result<Response, ApiError> {
     match outcome {
         Outcome::Refused { reasons } => Err(refused(reasons)),
         Outcome::Mistakes(errors) => Err(manifest_error(&errors)),

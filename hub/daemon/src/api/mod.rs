@@ -14,6 +14,8 @@ mod plan;
 mod provenance;
 mod schemas;
 pub mod serve;
+mod trust;
+mod trust_operations;
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -33,7 +35,7 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 
 use self::error::ApiError;
-use self::operations::{Id, OPERATIONS};
+use self::operations::{Id, operations};
 use crate::clock::Clock;
 use crate::event_loop::HubHandle;
 use crate::library::Library;
@@ -80,7 +82,7 @@ pub struct Api {
 /// The router: every operation of the table behind its guard.
 pub fn router(app: App) -> Router {
     let mut router = Router::new();
-    for op in OPERATIONS {
+    for op in operations() {
         let guarded = route(op.id).layer(middleware::from_fn_with_state((app.clone(), op), guard::guard));
         router = router.route(op.path, guarded);
     }
@@ -129,6 +131,10 @@ fn route(id: Id) -> MethodRouter<App> {
         Id::AddEk => post(enrolment::add_known),
         Id::RemoveEk => delete(enrolment::remove_known),
         Id::ForgetNode => delete(enrolment::forget),
+        Id::GetTrust => get(trust::get),
+        Id::PushBundle => post(trust::push),
+        Id::RevokeNode => post(trust::revoke),
+        Id::ReadmitNode => post(trust::readmit),
         Id::Health => get(fleet::health),
         Id::Metrics => get(metrics::metrics),
         Id::OpenApi => get(async || axum::Json(openapi::document())),

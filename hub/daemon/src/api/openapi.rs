@@ -3,14 +3,14 @@
 use cnova_hub_core::cndl::SCHEMA_ID;
 use serde_json::{Map, Value, json};
 
-use super::operations::{Access, Content, OPERATIONS, Operation};
+use super::operations::{Access, Content, Operation, operations};
 use super::schemas::schemas;
 
 /// The document.
 #[must_use]
 pub fn document() -> Value {
     let mut paths = Map::new();
-    for op in OPERATIONS {
+    for op in operations() {
         let item = paths.entry(op.path).or_insert_with(|| json!({}));
         item[op.method] = operation(op);
     }
@@ -22,7 +22,8 @@ pub fn document() -> Value {
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": format!(
                 "Deploys applications to a tree of edge nodes. Every operation but the public ones wants a token: \
-                 `Authorization: Bearer <token>`. A viewer may look, an operator may also upload, apply and delete. \
+                 `Authorization: Bearer <token>`. A viewer may look, an operator may also upload, apply and delete, an \
+                 admin may also change what the fleet trusts. \
                  Manifests follow {SCHEMA_ID}."
             ),
         },

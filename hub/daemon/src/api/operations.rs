@@ -54,6 +54,10 @@ pub enum Id {
     AddEk,
     RemoveEk,
     ForgetNode,
+    GetTrust,
+    PushBundle,
+    RevokeNode,
+    ReadmitNode,
     Health,
     Metrics,
     OpenApi,
@@ -119,11 +123,11 @@ pub struct Operation {
     pub errors: &'static [(u16, &'static str)],
 }
 
-const VIEWER: Access = Access::Role(Role::Viewer);
 const ADMIN: Access = Access::Role(Role::Admin);
+pub(super) const VIEWER: Access = Access::Role(Role::Viewer);
 const OPERATOR: Access = Access::Role(Role::Operator);
 
-const fn json(schema: &'static str) -> Content {
+pub(super) const fn json(schema: &'static str) -> Content {
     Content {
         media: "application/json",
         schema,
@@ -140,7 +144,7 @@ const fn path(name: &'static str, description: &'static str) -> Parameter {
 }
 
 const NAME: Parameter = path("name", "The application's name.");
-const NODE: Parameter = path("node", "The node's id: the CN of its certificate.");
+pub(super) const NODE: Parameter = path("node", "The node's id: the CN of its certificate.");
 const WORKLOAD: &[Parameter] = &[
     NODE,
     path("application", "The application's name."),
@@ -154,7 +158,7 @@ const ENTRIES: Parameter = Parameter {
     schema: r#"{"type":"integer","minimum":1,"maximum":1000,"default":100}"#,
 };
 
-const BASE: Operation = Operation {
+pub(super) const BASE: Operation = Operation {
     id: Id::Page,
     name: "",
     method: "get",
@@ -169,7 +173,12 @@ const BASE: Operation = Operation {
 };
 
 /// All operations.
-pub const OPERATIONS: &[Operation] = &[
+pub fn operations() -> impl Iterator<Item = &'static Operation> {
+    OPERATIONS.iter().chain(super::trust_operations::OPERATIONS)
+}
+
+/// All but those about trust.
+const OPERATIONS: &[Operation] = &[
     Operation {
         id: Id::UploadArtifact,
         name: "uploadArtifact",
@@ -457,7 +466,7 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "Challenge a node now.",
         access: OPERATOR,
         parameters: &[NODE],
-        answers: &[(200, "It is challenged.", &[json("Done")])],
+        answers: &[(200, "It is challenged.", &[json("AttestDone")])],
         errors: ATTEST_ERRORS,
         ..BASE
     },
@@ -469,7 +478,7 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "Let a node whose disk was rolled back out of its quarantine: it takes nothing older than its newest twin.",
         access: OPERATOR,
         parameters: &[NODE],
-        answers: &[(200, "It was told.", &[json("Done")])],
+        answers: &[(200, "It was told.", &[json("AttestDone")])],
         errors: ATTEST_ERRORS,
         ..BASE
     },
@@ -490,7 +499,7 @@ pub const OPERATIONS: &[Operation] = &[
         access: OPERATOR,
         parameters: &[REFERENCE],
         request: Some(json("NewReference")),
-        answers: &[(200, "It is in force.", &[json("Done")])],
+        answers: &[(200, "It is in force.", &[json("AttestDone")])],
         errors: ATTEST_ERRORS,
         ..BASE
     },
@@ -502,7 +511,7 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "Take a set of reference values away.",
         access: OPERATOR,
         parameters: &[REFERENCE],
-        answers: &[(200, "It is gone.", &[json("Done")])],
+        answers: &[(200, "It is gone.", &[json("AttestDone")])],
         errors: ATTEST_ERRORS,
         ..BASE
     },

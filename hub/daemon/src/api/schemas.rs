@@ -47,6 +47,7 @@ pub(super) fn schemas() -> Value {
         nodes(),
         records(),
         enrolment(),
+        trust(),
     ] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
             all.extend(part);
@@ -220,9 +221,11 @@ fn nodes() -> Value {
             "role": {"enum": ["agent", "gateway"]},
             "site": string(),
             "link": {"enum": ["connected", "disconnected", "unknown"]},
-            "trust": text("`affirming`, `stale`, `warning`, `CONTRAINDICATED`, `pending`, or `UNATTESTED` for a software key."),
+            "trust": text("`affirming`, `stale`, `warning`, `CONTRAINDICATED`, `pending`, `UNATTESTED` for a software key, or `REVOKED` for a node that is not trusted any more."),
             "standing": {"type": "object", "description": "What placement makes of it: meets (for what is new), keeps (for what runs there), why."},
             "trust": text("What the node holds its key in: `tpm`, or `UNATTESTED` for a key in a file."),
+            "trust_version": text_number("The trust bundle that it said it holds."),
+            "revoked": {"type": ["string", "null"], "description": "Why it is not trusted any more."},
             "via": text("The direct child of the hub behind which it hangs."),
             "desired": text("The twin that it should have, `epoch.generation`, or `-`."),
             "reported": text("The twin that it said it has."),
@@ -270,7 +273,7 @@ fn nodes() -> Value {
             "from_node": text("Take over what this node last showed."),
             "set": {"$ref": "#/components/schemas/Reference"},
         }), &[]),
-        "Done": object(json!({"done": string()}), &[]),
+        "AttestDone": object(json!({"done": string()}), &[]),
         "TwinDocument": object(json!({
             "node": string(),
             "epoch": number(),
@@ -353,6 +356,49 @@ fn enrolment() -> Value {
     })
 }
 
+fn text_number(description: &str) -> Value {
+    json!({"type": "integer", "minimum": 0, "description": description})
+}
+
+fn trust() -> Value {
+    let seconds = || text_number("Seconds since 1970.");
+    json!({
+        "Trust": object(json!({
+            "version": text_number("Of the bundle in force."),
+            "issued_at": seconds(),
+            "ends_at": text_number("When the last key for twins runs out, seconds since 1970."),
+            "since_ms": millis("hub"),
+            "signing_key": {"type": ["string", "null"]},
+            "keys": {"type": "array", "items": object(json!({
+                "id": string(), "roles": {"type": "array", "items": string()}, "not_after": seconds(),
+            }), &[])},
+            "revocations_version": number(),
+            "revoked": {"type": "array", "items": object(json!({
+                "node": string(), "whole_name": {"type": "boolean"}, "keys": {"type": "array", "items": string()},
+                "reason": string(), "at": seconds(),
+            }), &[])},
+            "delegations": {"type": "array", "items": object(json!({
+                "gateway": string(), "site": string(), "rights": {"type": "array", "items": string()},
+                "not_after": seconds(),
+            }), &[])},
+            "behind": map_of(text_number("The bundle that the node said it holds.")),
+        }), &[]),
+        "Trusted": object(json!({
+            "result": {"const": "trusted"},
+            "version": text_number("Of the bundle, or of the list of revocations."),
+            "changed": {"type": "boolean"},
+            "text": string(),
+        }), &[]),
+        "Revoke": object(json!({
+            "reason": text("1 to 256 bytes."),
+            "keys_only": {"type": "boolean", "description": "Refuse only the keys that the hub knows of the node; another device may take the name."},
+        }), &["keys_only"]),
+        "Readmit": object(json!({
+            "new_key": {"type": "boolean", "description": "The keys that it had stay refused; another device takes the name."},
+        }), &["new_key"]),
+    })
+}
+
 fn records() -> Value {
     json!({
         "History": object(json!({"node": string(), "entries": list("HistoryEntry")}), &[]),
@@ -377,7 +423,7 @@ fn records() -> Value {
             "user": string(),
             "action": {"enum": [
                 "apply", "collect", "delete", "upload", "enrol", "renew", "enrol-token", "enrol-token-revoke", "enrol-ek",
-                "enrol-ek-remove", "enrol-forget",
+                "enrol-ek-remove", "enrol-forget", "readmit", "revoke", "trust", "attest", "release", "reference",
             ]},
             "object": string(),
             "outcome": {"enum": ["done", "unchanged", "refused", "denied"]},

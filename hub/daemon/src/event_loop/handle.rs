@@ -23,6 +23,24 @@ pub enum Change {
     Delete(Name),
     /// Change who may enrol.
     Enrolment(EnrolChange),
+    /// Take a newer trust bundle.
+    PushBundle(Vec<u8>),
+    /// Trust a node no longer.
+    Revoke {
+        /// Which.
+        node: NodeId,
+        /// Whether only the keys that are known of it are refused.
+        keys_only: bool,
+        /// Why.
+        reason: String,
+    },
+    /// Let a revoked node in again.
+    Readmit {
+        /// Which.
+        node: NodeId,
+        /// Whether the keys that it had stay refused.
+        new_key: bool,
+    },
     /// Something of attestation.
     Attest(AttestChange),
     /// Ask a node.

@@ -8,9 +8,11 @@ mod handle;
 mod newcomers;
 mod outage;
 mod pending;
+mod trust;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::mem;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +57,8 @@ const COMPLETIONS_WAITING: usize = 64;
 pub struct Parts {
     /// What the core is told about itself.
     pub config: cnova_hub_core::Config,
+    /// Where the newest trust bundle is kept beside the store.
+    pub newest_bundle: PathBuf,
     /// The truth.
     pub store: Store,
     /// The artifacts.
@@ -220,8 +224,11 @@ impl EventLoop {
     ) -> Result<(), Fault> {
         self.settle().await?;
         if self.link.is_none() {
-            let (endpoint, events) = self.parts.downstream.start().await.map_err(LoopError::from)?;
+            let authorities = self.hub.trust().bundle().authorities();
+            let started = self.parts.downstream.start(&authorities).await;
+            let (endpoint, events) = started.map_err(LoopError::from)?;
             let publisher = endpoint.publisher();
+            trust::enforce(&endpoint.door(), self.hub.trust().view());
             self.link = Some(Link {
                 endpoint,
                 publisher,
@@ -383,6 +390,18 @@ impl EventLoop {
             Request::Change { change, audit, reply } => {
                 let request = self.pending.add(reply, audit);
                 self.handle(match change {
+                    Change::PushBundle(bytes) => return self.on_bundle(request, bytes),
+                    Change::Revoke {
+                        node,
+                        keys_only,
+                        reason,
+                    } => Event::Revoke {
+                        request,
+                        node,
+                        keys_only,
+                        reason,
+                    },
+                    Change::Readmit { node, new_key } => Event::Readmit { request, node, new_key },
                     Change::Apply(manifest) => Event::Apply { request, manifest },
                     Change::Delete(name) => Event::Delete { request, name },
                     Change::Ask { node, op } => Event::Ask { request, node, op },
@@ -445,6 +464,7 @@ impl EventLoop {
                     outcome,
                     detail,
                 } => self.batch.drafts.push(self.draft(action, object, outcome, &detail)),
+                Action::SignDocument(draft) => self.sign_document(draft),
                 Action::Answer { request, outcome } => {
                     self.batch.drafts.extend(self.pending.audit_of(request, &outcome));
                     self.batch.effects.push_back(Action::Answer { request, outcome });
@@ -517,6 +537,8 @@ impl EventLoop {
                 enrolled,
             } => self.answer_enrolment(child, &author, enrolled),
             Action::Ack { child, ack } => self.say(&child, Kind::Ack, signer.to_child(Kind::Ack, &child, &ack, now_s)),
+            Action::Trust { child, trust } => self.say_trust(&child, &trust, now_s),
+            Action::TrustChanged(view) => self.trust_changed(view),
             Action::Forward { child, kind, bytes } => self.say(&child, kind, Ok(bytes)),
             Action::ServeChunk {
                 child,
@@ -543,6 +565,7 @@ impl EventLoop {
             // Gathered, never queued.
             Action::Persist(_)
             | Action::SignTwin(_)
+            | Action::SignDocument(_)
             | Action::SignEar(_)
             | Action::Enrol { .. }
             | Action::Certify(_)
@@ -585,7 +608,9 @@ impl EventLoop {
 async fn boot(parts: &Parts) -> Result<Hub, LoopError> {
     let mut stored = parts.store.load().await?;
     parts.library.leave_out_missing(&mut stored)?;
-    Ok(Hub::boot(parts.config.clone(), stored, parts.clock.now()))
+    let mut hub = Hub::boot(parts.config.clone(), stored, parts.clock.now());
+    trust::choose_key(parts, &mut hub);
+    Ok(hub)
 }
 
 fn fault(error: CallError) -> Fault {

@@ -56,6 +56,7 @@ impl Pending {
                 ..
             } => ("done", format!("generation {generation}")),
             Outcome::Applied { generation, .. } => ("unchanged", format!("generation {generation}")),
+            Outcome::Trusted { changed, text, .. } => (if *changed { "done" } else { "unchanged" }, text.clone()),
             Outcome::Deleted { .. } | Outcome::Done => ("done", draft.detail.clone()),
             Outcome::Refused { reasons } => ("refused", reasons.join("; ")),
             Outcome::Mistakes(errors) => ("refused", errors.to_string()),

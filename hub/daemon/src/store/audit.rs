@@ -19,7 +19,7 @@ pub struct Draft {
     pub at_ms: u64,
     /// The name of the token.
     pub user: String,
-    /// `apply`, `delete` or `upload`.
+    /// `apply`, `delete`, `upload`, `trust`, `revoke` or `readmit`.
     pub action: &'static str,
     /// To what.
     pub object: String,
@@ -38,7 +38,7 @@ pub struct AuditEntry {
     pub at_ms: u64,
     /// The name of the token.
     pub user: String,
-    /// `apply`, `delete` or `upload`.
+    /// `apply`, `delete`, `upload`, `trust`, `revoke` or `readmit`.
     pub action: String,
     /// To what.
     pub object: String,

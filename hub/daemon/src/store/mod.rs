@@ -7,6 +7,7 @@ mod enrolment;
 pub mod history;
 pub mod rows;
 pub mod schema;
+mod trust;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

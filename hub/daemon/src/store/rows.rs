@@ -7,9 +7,10 @@ use cnova_shared::tree::TreeOp;
 use cnova_shared::wire::{self, v1};
 use rusqlite::{Connection, Row, params};
 
-use super::{attestation, enrolment, history};
+use super::{attestation, enrolment, history, trust};
 
 const EPOCH: &str = "epoch";
+const TRUST_SINCE: &str = "trust-since";
 
 /// A row that this program cannot have written, or cannot write.
 #[derive(Debug, thiserror::Error)]
@@ -50,11 +51,9 @@ pub(super) fn bad(table: &'static str, detail: impl std::fmt::Display) -> RowErr
 pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
     match op {
         Op::Tree(op) => apply_tree(db, op)?,
-        Op::Epoch(epoch) => run(
-            db,
-            "INSERT INTO number (name, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
-            params![EPOCH, epoch.cast_signed()],
-        )?,
+        Op::Epoch(epoch) => put_number(db, EPOCH, *epoch)?,
+        Op::Trust(op) => trust::apply(db, op)?,
+        Op::TrustSince(at_ms) => put_number(db, TRUST_SINCE, *at_ms)?,
         Op::PutApp { name, app } => put_app(db, name, app)?,
         Op::DeleteApp { name, generation } => {
             run(db, "DELETE FROM application WHERE name = ?1", params![name.as_str()])?;
@@ -130,6 +129,14 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
 
 pub(super) fn run(db: &Connection, sql: &str, params: impl rusqlite::Params) -> Result<(), rusqlite::Error> {
     db.prepare_cached(sql)?.execute(params).map(|_| ())
+}
+
+fn put_number(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Error> {
+    run(
+        db,
+        "INSERT INTO number (name, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
+        params![name, value.cast_signed()],
+    )
 }
 
 fn apply_tree(db: &Connection, op: &TreeOp) -> Result<(), RowError> {
@@ -230,8 +237,13 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
     load_artifacts(db, &mut stored)?;
     stored.enrolment = enrolment::load(db)?;
     attestation::load(db, &mut stored)?;
-    each(db, "SELECT value FROM number WHERE name = 'epoch'", |row| {
-        stored.epoch = unsigned(row, 0)?;
+    trust::load(db, &mut stored.trust)?;
+    each(db, "SELECT name, value FROM number", |row| {
+        match row.get::<_, String>(0)?.as_str() {
+            EPOCH => stored.epoch = unsigned(row, 1)?,
+            TRUST_SINCE => stored.trust_since_ms = unsigned(row, 1)?,
+            _ => {}
+        }
         Ok(())
     })?;
     each(

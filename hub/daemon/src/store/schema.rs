@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x636e_6875;
 /// The schema and how it came to be.
 pub const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    migrations: &[V1, V2, V3],
+    migrations: &[V1, V2, V3, V4],
 };
 
 const V1: &str = "
@@ -161,5 +161,16 @@ CREATE TABLE provenance (
     digest TEXT NOT NULL,
     envelope BLOB NOT NULL,
     UNIQUE (subject, digest)
+) STRICT;
+";
+
+/// Documents about trust, as they were signed. `kind` is `bundle` (by version), `revocations` or `delegation` (by gateway).
+const V4: &str = "
+CREATE TABLE trust (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    bytes BLOB NOT NULL,
+    PRIMARY KEY (kind, name, version)
 ) STRICT;
 ";

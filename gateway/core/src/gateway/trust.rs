@@ -1,0 +1,137 @@
+//! Documents about trust: taken from the parent, kept, in force here, and then handed on.
+
+use super::*;
+use cnova_shared::bundle::Role;
+use cnova_shared::limits;
+use cnova_shared::trust_documents::{Delegation, Right, Signed};
+
+/// The key of the alarm about documents in the store that do not verify.
+pub(super) const STORED_ALARM: &str = "alarm/stored-trust";
+/// The key of the alarm about a document that was not taken.
+const REFUSED_ALARM: &str = "alarm/trust-refused";
+/// The key of the alarm about a bundle under which nothing new is taken any more.
+const OLD_ALARM: &str = "alarm/trust-old";
+/// The key of the alarm about a parent that was revoked.
+const PARENT_ALARM: &str = "alarm/parent-revoked";
+
+/// Whether an alarm follows from what is trusted now, and not from what happened in an earlier start.
+pub(super) fn is_watched(key: &str) -> bool {
+    matches!(key, OLD_ALARM | PARENT_ALARM)
+}
+
+impl Gateway {
+    /// What this gateway trusts.
+    #[must_use]
+    pub fn trust(&self) -> &TrustState {
+        &self.trust
+    }
+
+    /// The delegation under which this gateway may use `right` now, with the bytes that its children need to believe it.
+    #[must_use]
+    pub fn delegated(&self, right: Right, now: Now) -> Option<&Signed<Delegation>> {
+        let held = self.trust.delegation(&self.config.node)?;
+        let is_named = self.trust.names(held.kid(), Role::Attestation);
+        let d = held.value();
+        (is_named && d.not_after > self.now_s(now) && d.rights.contains(&right)).then_some(held)
+    }
+
+    /// What the daemon must know before anything else, and what the store held that does not verify.
+    pub(super) fn begin_trust(&mut self, faults: &[String], now: Now) {
+        self.effects.push_back(Action::TrustChanged(self.trust.view()));
+        if !faults.is_empty() {
+            self.raise(STORED_ALARM, &faults.join("; "), now);
+        }
+        self.watch_trust(now);
+    }
+
+    pub(super) fn on_trust(&mut self, bytes: &[u8], now: Now) -> Result<(), String> {
+        let message = self.open::<v1::Trust>(Kind::Trust, bytes, now)?;
+        let was_revoked = self.parent.revoked(&self.trust).is_some();
+        let (mut ops, mut refused, mut is_older) = (Vec::new(), Vec::new(), false);
+        for item in &message.items {
+            match self.trust.take(item, self.now_s(now)) {
+                Ok(op) => ops.extend(op),
+                Err(e) => {
+                    is_older |= e.is_rollback();
+                    refused.push(e.to_string());
+                }
+            }
+        }
+        if !refused.is_empty() {
+            self.raise(REFUSED_ALARM, &refused.join("; "), now);
+        }
+        if ops.is_empty() {
+            // Whoever repeats it, or says what is older, does not know what is here.
+            if is_older || refused.is_empty() {
+                self.parent.greet_again(now.mono_ms);
+            }
+            return Ok(());
+        }
+        if refused.is_empty() {
+            self.end(REFUSED_ALARM, now);
+        }
+        self.ops.extend(ops.into_iter().map(Op::Trust));
+        self.trust_taken(was_revoked, now);
+        Ok(())
+    }
+
+    fn trust_taken(&mut self, was_revoked: bool, now: Now) {
+        self.floor_s = self.floor_s.max(self.trust.bundle().contents().issued_at);
+        self.tree.trust_changed(&self.trust);
+        self.effects.push_back(Action::TrustChanged(self.trust.view()));
+        self.note(format!("trust bundle version {} is in force", self.trust.version()));
+        let is_revoked = self.parent.revoked(&self.trust).is_some();
+        if is_revoked == was_revoked {
+            self.parent.changed(now.mono_ms);
+        } else {
+            self.reporter.set_connected(false);
+            self.spool.set_connected(false);
+            self.welcomed.clear();
+            self.parent.greet_anew(now.mono_ms);
+        }
+    }
+
+    /// Conditions that come with time, and with what the parent turns out to be.
+    pub(super) fn watch_trust(&mut self, now: Now) {
+        let ends = self.trust.bundle().ends_s();
+        if self.now_s(now) >= ends {
+            let version = self.trust.version();
+            let text = format!(
+                "all keys of trust bundle version {version} ran out at {ends} (seconds since 1970): nothing new is taken \
+                 from the hub until a newer bundle comes"
+            );
+            self.raise(OLD_ALARM, &text, now);
+        } else {
+            self.end(OLD_ALARM, now);
+        }
+        match self.parent.revoked(&self.trust) {
+            Some(why) => self.raise(PARENT_ALARM, &why, now),
+            None => self.end(PARENT_ALARM, now),
+        }
+    }
+
+    fn raise(&mut self, key: &'static str, detail: &str, now: Now) {
+        let alarm = v1::Alarm {
+            code: key.trim_start_matches("alarm/").to_owned(),
+            detail: limits::clip_to(detail, 1000),
+        };
+        let stands = self
+            .reporter
+            .entry(key)
+            .is_some_and(|e| e.body == Body::Alarm(alarm.clone()));
+        if !stands {
+            self.note(format!("{}: {}", alarm.code, alarm.detail));
+            self.say(key, Body::Alarm(alarm), now);
+        }
+    }
+
+    fn end(&mut self, key: &'static str, now: Now) {
+        let stands = self
+            .reporter
+            .entry(key)
+            .is_some_and(|e| matches!(e.body, Body::Alarm(_)));
+        if stands {
+            self.say(key, Body::Over, now);
+        }
+    }
+}

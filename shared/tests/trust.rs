@@ -1,0 +1,247 @@
+//! Chains of trust bundles, revocations and delegations: what is taken, what is refused, and what stays genuine.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/rotation.rs"]
+mod rotation;
+mod support;
+
+use std::collections::BTreeMap;
+
+use cnova_shared::bundle::{BundleError, Role, TrustBundle};
+use cnova_shared::envelope::{Endorsement, EnvelopeError, Introduction, seal_payload};
+use cnova_shared::ids::SitePath;
+use cnova_shared::keys::Signer;
+use cnova_shared::limits;
+use cnova_shared::parent::{Parent, ParentError};
+use cnova_shared::topics::Kind;
+use cnova_shared::trust::{StoredTrust, TrustError, TrustState, batches};
+use cnova_shared::trust_documents::{Delegation, DocumentError, Right};
+use cnova_shared::twin::{TwinError, VerifiedTwin};
+use cnova_shared::wire::v1::{TrustItem, TrustItemKind};
+use rotation::*;
+use support::{EPOCH_S, claims, hub_key, identity, node, soft, twin};
+
+fn site(path: &str) -> SitePath {
+    SitePath::new(path).unwrap()
+}
+
+/// A node that has taken the bundles up to this version, and its store.
+fn at(version: u64) -> (TrustState, StoredTrust) {
+    let (mut state, mut stored) = (TrustState::from(flashed()), StoredTrust::default());
+    for v in 2..=version {
+        let op = state.take(&bundle_item(v), EPOCH_S).unwrap().unwrap();
+        stored.apply(&op);
+    }
+    (state, stored)
+}
+
+#[test]
+fn a_node_that_missed_bundles_takes_them_in_their_order() {
+    let (hub, _) = at(4);
+    let missing = hub.lacking(1, &BTreeMap::new(), &node("plc-1"), &site("plant-7/plc-1"));
+    assert_eq!(missing.len(), 3);
+    let mut state = TrustState::from(flashed());
+    // The last one alone is signed by a root that this node does not know.
+    let alone = state.take(&missing[2], EPOCH_S).unwrap_err();
+    assert!(
+        matches!(
+            alone,
+            TrustError::Bundle(BundleError::TooFewSignatures { whose: "old", .. })
+        ),
+        "{alone}"
+    );
+    for item in &missing {
+        assert!(state.take(item, EPOCH_S).unwrap().is_some());
+    }
+    assert_eq!(state.version(), 4);
+    // Said again, they change nothing.
+    assert!(missing.iter().all(|i| state.take(i, EPOCH_S).unwrap().is_none()));
+    let newest = hub.lacking(3, &BTreeMap::new(), &node("plc-1"), &site("plant-7/plc-1"));
+    assert_eq!(newest, [bundle_item(4)]);
+    assert!(hub.lacking(4, &BTreeMap::new(), &node("plc-1"), &site("a")).is_empty());
+}
+
+#[test]
+fn an_older_bundle_is_refused() {
+    let mut state = TrustState::from(TrustBundle::flashed(&bundle(2)).unwrap());
+    let error = state.take(&bundle_item(1), EPOCH_S).unwrap_err();
+    assert!(error.is_rollback(), "{error}");
+    // After a change of roots the old ones' signature counts for nothing.
+    state.take(&bundle_item(3), EPOCH_S).unwrap();
+    state.take(&bundle_item(1), EPOCH_S).unwrap_err();
+    assert_eq!(state.version(), 3);
+}
+
+#[test]
+fn a_store_is_not_believed_for_being_there() {
+    let (_, mut stored) = at(4);
+    let (state, faults) = TrustState::restore(flashed(), stored.clone());
+    assert_eq!((state.version(), faults.len()), (4, 0));
+    let forged = stored.bundles.get_mut(&3).unwrap();
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    let (state, faults) = TrustState::restore(flashed(), stored);
+    assert_eq!(state.version(), 2, "4 follows from 3 alone");
+    assert_eq!(faults.len(), 2, "{faults:?}");
+}
+
+#[test]
+fn a_twin_of_a_key_that_was_taken_away_stays_genuine_and_nothing_new_of_it_is_taken() {
+    let bytes = twin_by(&hub_key(), &twin("plc-1", 1, Vec::new()));
+    let (state, _) = at(3);
+    let error = VerifiedTwin::open(&bytes, state.bundle(), EPOCH_S).unwrap_err();
+    assert!(
+        matches!(error, TwinError::Envelope(EnvelopeError::UnknownKey { .. })),
+        "{error}"
+    );
+    let again = state.reopen_twin(&bytes).unwrap();
+    assert!(!state.names(again.kid(), Role::Twin));
+    // A node that was flashed with the new bundle never trusted the old key.
+    let fresh = TrustState::from(state.bundle().clone());
+    assert!(fresh.reopen_twin(&bytes).is_err());
+}
+
+#[test]
+fn a_list_of_revocations_only_goes_up_unless_its_key_was_stolen() {
+    let (mut state, mut stored) = at(2);
+    let thief = hub_key();
+    // The thief takes the highest version that there is.
+    let stolen = revocations(u64::MAX, &[("plc-1", None)], &thief);
+    stored.apply(&state.take(&stolen, EPOCH_S).unwrap().unwrap());
+    let mine = revocations(7, &[("plc-2", None)], &second_key());
+    assert!(state.take(&mine, EPOCH_S).unwrap_err().is_rollback());
+    stored.apply(&state.take(&bundle_item(3), EPOCH_S).unwrap().unwrap());
+    assert!(
+        state.documents().is_empty(),
+        "a list of a stolen key is not said to be held"
+    );
+    assert!(state.take(&stolen, EPOCH_S).unwrap().is_none(), "it is held still");
+    stored.apply(&state.take(&mine, EPOCH_S).unwrap().unwrap());
+    assert!(state.revoked(&node("plc-1"), None).is_none() && state.revoked(&node("plc-2"), None).is_some());
+    let older = revocations(6, &[], &second_key());
+    assert!(state.take(&older, EPOCH_S).unwrap_err().is_rollback());
+    let (restored, faults) = TrustState::restore(flashed(), stored);
+    assert!(faults.is_empty() && restored.revoked(&node("plc-2"), None).is_some());
+    assert_eq!(restored.documents(), BTreeMap::from([("r".to_owned(), 7)]));
+}
+
+#[test]
+fn a_revoked_key_leaves_the_name_to_another_device() {
+    let (mut state, _) = at(2);
+    let (old, new) = (hub_key().public_key().id(), second_key().public_key().id());
+    let list = revocations(1, &[("plc-1", Some(old))], &second_key());
+    state.take(&list, EPOCH_S).unwrap();
+    assert!(state.revoked(&node("plc-1"), Some(old)).is_some());
+    assert!(state.revoked(&node("plc-1"), Some(new)).is_none());
+    assert!(state.revoked(&node("plc-1"), None).is_none());
+}
+
+#[test]
+fn documents_are_signed_by_keys_with_their_role_and_are_what_they_say() {
+    let mut first = TrustState::from(flashed());
+    let by_twin_key = revocations(1, &[], &hub_key());
+    assert!(
+        first.take(&by_twin_key, EPOCH_S).is_err(),
+        "the first bundle gives no such role"
+    );
+    let (mut state, _) = at(2);
+    let disguised = TrustItem {
+        kind: TrustItemKind::Delegation,
+        ..by_twin_key
+    };
+    let error = state.take(&disguised, EPOCH_S).unwrap_err();
+    assert!(matches!(error, TrustError::Document { .. }), "{error}");
+    assert!(state.delegations().next().is_none());
+}
+
+#[test]
+fn a_delegation_covers_its_site_and_ends() {
+    let gateway = node("line-2-gw");
+    let d = delegation(1, &gateway, "plant-7/line-2", EPOCH_S + 100);
+    let bytes = delegation_item(&d, &second_key()).body;
+    let (state, _) = at(2);
+    let opened = Delegation::open(&bytes, state.bundle(), EPOCH_S).unwrap();
+    for (path, covered) in [
+        ("plant-7/line-2", true),
+        ("plant-7/line-2/plc-1", true),
+        ("plant-7/line-20/plc-1", false),
+        ("plant-7", false),
+    ] {
+        assert_eq!(opened.value().covers(&site(path)), covered, "{path}");
+    }
+    let here = site("plant-7/line-2/plc-1");
+    assert!(d.allows(Right::Appraise, &here, EPOCH_S) && !d.allows(Right::MoveFloating, &here, EPOCH_S));
+    assert!(!d.allows(Right::Appraise, &here, EPOCH_S + 100));
+    let over = Delegation::open(&bytes, state.bundle(), EPOCH_S + 100).unwrap_err();
+    assert!(matches!(over, DocumentError::Over { .. }), "{over}");
+}
+
+#[test]
+fn a_child_gets_the_delegations_that_concern_it() {
+    let (mut state, _) = at(2);
+    let d = delegation(5, &node("line-2-gw"), "plant-7/line-2", EPOCH_S + 100);
+    state.take(&delegation_item(&d, &second_key()), EPOCH_S).unwrap();
+    let gets = |child: &str, path: &str, held: u64| {
+        let documents = BTreeMap::from([("d/line-2-gw".to_owned(), held)]);
+        !state.lacking(2, &documents, &node(child), &site(path)).is_empty()
+    };
+    assert!(gets("plc-1", "plant-7/line-2/plc-1", 0), "it is decided for");
+    assert!(gets("plant-gw", "plant-7", 4), "it hands it on");
+    assert!(!gets("plc-1", "plant-7/line-2/plc-1", 5), "it has it");
+    assert!(!gets("plc-9", "plant-7/line-3/plc-9", 0), "it is nothing to it");
+}
+
+#[test]
+fn a_long_chain_is_cut_into_messages() {
+    let item = |n: usize| TrustItem {
+        kind: TrustItemKind::Bundle,
+        body: vec![0; n].into(),
+    };
+    let cut = batches(vec![
+        item(limits::BATCH_BYTES - 1),
+        item(1),
+        item(1),
+        item(limits::BATCH_BYTES + 1),
+        item(1),
+    ]);
+    assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 1, 1]);
+}
+
+/// A list of revocations names certified keys. A parent that signs with a session key falls under it all the same.
+#[test]
+fn a_parent_with_a_session_key_is_revoked_by_its_certified_one() {
+    let (mut state, _) = at(2);
+    let gateway = identity("line-gw", 20);
+    let session = soft(77);
+    let vouched = Endorsement::make(&gateway.node, session.public_key().clone(), &gateway.key).unwrap();
+    let introduction = Introduction {
+        chain: &gateway.chain,
+        endorsement: Some(&vouched),
+    };
+    let said = |introduction| {
+        let claims = claims("line-gw", "plc-1");
+        seal_payload(Kind::Ack, &claims, vec![0], introduction, &session).unwrap()
+    };
+    let mut parent = Parent::new(gateway.node.clone());
+    let me = node("plc-1");
+    parent
+        .open(Kind::Ack, &said(introduction), &me, &state, EPOCH_S)
+        .unwrap();
+    parent
+        .open(Kind::Ack, &said(Introduction::default()), &me, &state, EPOCH_S)
+        .unwrap();
+
+    let other = identity("line-gw", 21).key.public_key().id();
+    state
+        .take(&revocations(1, &[("line-gw", Some(other))], &second_key()), EPOCH_S)
+        .unwrap();
+    assert_eq!(parent.revoked(&state), None, "another device had this name");
+    let this = gateway.key.public_key().id();
+    state
+        .take(&revocations(2, &[("line-gw", Some(this))], &second_key()), EPOCH_S)
+        .unwrap();
+    assert!(parent.revoked(&state).is_some());
+    let refused = parent.open(Kind::Ack, &said(Introduction::default()), &me, &state, EPOCH_S);
+    assert!(matches!(refused, Err(ParentError::Revoked(_))), "{refused:?}");
+}
