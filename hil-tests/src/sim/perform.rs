@@ -547,15 +547,10 @@ impl World {
                 let life = self.hub.life;
                 self.net.at(at, Arrival::Hub { life, event });
             }
-            // Nobody enrols here: the hub has no rules for it.
-            hub::Action::RemoveArtifacts(_)
-            | hub::Action::Command { .. }
-            | hub::Action::Enrol { .. }
-            | hub::Action::Certify(_)
-            | hub::Action::Enrolled { .. }
-            | hub::Action::Audit { .. } => {}
             hub::Action::Answer { outcome, .. } => self.log(format!("the hub answers {outcome:?}")),
             hub::Action::Note(text) => self.log(format!("hub: {text}")),
+            // Removed files, commands, and enrolment, for which the hub has no rules here.
+            _ => {}
         }
         true
     }
