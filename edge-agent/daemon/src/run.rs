@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
-use cnova_link::enrol::{Before, Identified, identify};
+use cnova_link::enrol::{Before, Identified, Keeper, identify};
 use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::wire::v1::{Alarm, Capabilities};
@@ -158,19 +158,7 @@ pub fn run(config: AgentConfig) -> Result<(), StartError> {
 }
 
 async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
-    let Identified { identity, keeper } = identify(Before {
-        identity: &config.identity,
-        enrolment: config.enrolment.as_ref(),
-        parent: &config.parent.node,
-        node: config.node.as_ref(),
-        site: config.site.as_ref(),
-        works_uncertified: true,
-    })
-    .await?;
-    let identity = Arc::new(identity);
-    for warning in identity.warnings() {
-        tracing::warn!("{warning}");
-    }
+    let (identity, keeper) = who(config).await?;
     let place = place(config, &identity)?;
     let _lock = prepare_state(&config.state_dir, &config.run_dir())?;
     let catalog = Catalog::discover(&config.runtime_dir);
@@ -211,10 +199,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
     let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
     let tls = client_tls_with(&identity, &config.parent.node, clock.clone(), authorities.clone())?;
-    let signals = Signals::new().map_err(|source| StartError::System {
-        action: "listen for signals",
-        source,
-    })?;
+    let signals = Signals::new().map_err(no_signals)?;
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
     let ground = Ground {
         run_dir: config.run_dir(),
@@ -234,12 +219,8 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         path: config.state_dir.clone(),
         source,
     })?;
-    let (installed_sender, installed) = mpsc::channel(1);
-    if let Some(keeper) = keeper {
-        tokio::spawn(keeper.run(identity.clone(), clock.clone(), installed_sender));
-    }
     let inputs = Inputs {
-        installed,
+        installed: keep_certified(keeper, &identity, &clock),
         uplink: uplink_events,
         said,
         sensed: sensors.start(Duration::from_secs(config.sensors.seconds.max(1))),
@@ -261,6 +242,39 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         witness: trusted.witness,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+/// Who this node is; it enrols, and may have to wait for it, where it has no certificate yet.
+async fn who(config: &AgentConfig) -> Result<(Arc<Identity>, Option<Keeper>), StartError> {
+    let Identified { identity, keeper } = identify(Before {
+        identity: &config.identity,
+        enrolment: config.enrolment.as_ref(),
+        parent: &config.parent.node,
+        node: config.node.as_ref(),
+        site: config.site.as_ref(),
+        works_uncertified: true,
+    })
+    .await?;
+    for warning in identity.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok((Arc::new(identity), keeper))
+}
+
+/// Renewal times of the certificates that the keeper gets.
+fn keep_certified(keeper: Option<Keeper>, identity: &Arc<Identity>, clock: &Arc<FloorClock>) -> mpsc::Receiver<u64> {
+    let (sender, installed) = mpsc::channel(1);
+    if let Some(keeper) = keeper {
+        tokio::spawn(keeper.run(identity.clone(), clock.clone(), sender));
+    }
+    installed
+}
+
+fn no_signals(source: io::Error) -> StartError {
+    StartError::System {
+        action: "listen for signals",
+        source,
+    }
 }
 
 fn capabilities(catalog: &Catalog, capacity: Capacity, inventory: &Inventory) -> Capabilities {
