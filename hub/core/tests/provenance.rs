@@ -62,6 +62,9 @@ fn config(attestation: Option<AttestationPolicy>) -> Config {
     Config {
         node: NodeId::new("hub").unwrap(),
         trust: TrustBundle::flashed(&bundle::sign(&contents, &[&root]).unwrap()).unwrap(),
+        appraisal: cnova_hub_core::Appraisal::new([7; 32]),
+        enrolment: None,
+        delegation: cnova_hub_core::DelegationRules::default(),
     }
 }
 

@@ -142,7 +142,7 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     for warning in identity.warnings() {
         tracing::warn!("{warning}");
     }
-    let builders = &identity.trust().contents().builders;
+    let builders = &trust.contents().builders;
     let compiles = |b: &TrustedBuilder| b.builder == AOT_BUILDER && b.key.id() == signer.kid() && now_s < b.not_after;
     if !builders.is_empty() && !builders.iter().any(compiles) {
         tracing::warn!(

@@ -18,7 +18,7 @@ use cnova_attestation::evidence::Evidence;
 use cnova_attestation::quote::verify_evidence;
 use cnova_attestation::reference::{PcrReference, ReferenceSet, References, Selector};
 use cnova_shared::certificate::Tier;
-use cnova_shared::envelope::{Claims, Untrusted, seal_payload};
+use cnova_shared::envelope::{Claims, Introduction, Untrusted, seal_payload};
 use cnova_shared::ids::SitePath;
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::topics::Kind;
@@ -107,7 +107,7 @@ impl Hub {
             Kind::Ear,
             &claims("hub", "plc-1"),
             ear.encode().unwrap(),
-            &[],
+            Introduction::default(),
             &self.key,
         );
         (sealed.unwrap(), appraisal.log)
@@ -140,7 +140,7 @@ fn main() {
                 Kind::Evidence,
                 &claims("plc-1", "hub"),
                 evidence.encode().unwrap(),
-                &[],
+                Introduction::default(),
                 signer,
             )
             .unwrap()

@@ -19,7 +19,7 @@ use cnova_attestation::reference::{
 use cnova_attestation::{Quote, encode_cose_key, limits};
 use cnova_shared::bundle::{Bundle, Role, SigningKey, TrustBundle, sign};
 use cnova_shared::certificate::Tier;
-use cnova_shared::envelope::{Claims, EnvelopeError, Untrusted, seal_payload};
+use cnova_shared::envelope::{Claims, EnvelopeError, Introduction, Untrusted, seal_payload};
 use cnova_shared::ids::{Digest, SitePath};
 use cnova_shared::keys::{Algorithm, PublicKey, Signer, SoftKey};
 use cnova_shared::topics::Kind;
@@ -285,7 +285,14 @@ fn claims() -> Claims {
 #[test]
 fn evidence_and_results_travel_in_envelopes_of_their_own_kind() {
     let key = session();
-    let sealed = seal_payload(Kind::Evidence, &claims(), evidence().encode().unwrap(), &[], &key).unwrap();
+    let sealed = seal_payload(
+        Kind::Evidence,
+        &claims(),
+        evidence().encode().unwrap(),
+        Introduction::default(),
+        &key,
+    )
+    .unwrap();
     let open = |kind| Untrusted::read(&sealed).unwrap().verify(kind, key.public_key());
     let verified = open(Kind::Evidence).unwrap().decode::<Evidence>().unwrap();
     assert_eq!((verified.value(), verified.value().version()), (&evidence(), 1));
@@ -294,14 +301,28 @@ fn evidence_and_results_travel_in_envelopes_of_their_own_kind() {
     assert!(matches!(as_ear, Err(EnvelopeError::BadPayload { .. })));
 
     let hub = SoftKey::ed25519_from_seed(&[1; 32]);
-    let sealed = seal_payload(Kind::Ear, &claims(), ear().encode().unwrap(), &[], &hub).unwrap();
+    let sealed = seal_payload(
+        Kind::Ear,
+        &claims(),
+        ear().encode().unwrap(),
+        Introduction::default(),
+        &hub,
+    )
+    .unwrap();
     let verified = Untrusted::read(&sealed)
         .unwrap()
         .verify(Kind::Ear, hub.public_key())
         .unwrap();
     assert_eq!(verified.decode::<Ear>().unwrap().into_value(), ear());
     // Forged: signed by somebody else, or changed afterwards.
-    let forged = seal_payload(Kind::Ear, &claims(), ear().encode().unwrap(), &[], &key).unwrap();
+    let forged = seal_payload(
+        Kind::Ear,
+        &claims(),
+        ear().encode().unwrap(),
+        Introduction::default(),
+        &key,
+    )
+    .unwrap();
     let refused = Untrusted::read(&forged).unwrap().verify(Kind::Ear, hub.public_key());
     assert!(matches!(refused, Err(EnvelopeError::UnknownKey { .. })));
     let at = sealed
@@ -360,6 +381,8 @@ fn trust(roles: Vec<Role>) -> TrustBundle {
             not_after: NOW_S + 1000,
         }],
         authorities: vec![ByteBuf::from(vec![1])],
+        builders: Vec::new(),
+        attestation: None,
     };
     TrustBundle::flashed(&sign(&bundle, &[&root]).unwrap()).unwrap()
 }
@@ -394,7 +417,14 @@ fn references_need_a_hub_key_with_the_role() {
     let untrusted = Untrusted::read(&sealed).unwrap();
     let other = untrusted.verify_document(TrustItemKind::Delegation, hub.public_key());
     assert!(matches!(other, Err(EnvelopeError::BadSignature { .. })));
-    let message = seal_payload(Kind::Trust, &claims(), encode(&references()).unwrap(), &[], &hub).unwrap();
+    let message = seal_payload(
+        Kind::Trust,
+        &claims(),
+        encode(&references()).unwrap(),
+        Introduction::default(),
+        &hub,
+    )
+    .unwrap();
     VerifiedReferences::open(&message, &good, NOW_S).expect_err("a message was taken for a document");
     let mut changed = sealed;
     *changed.last_mut().unwrap() ^= 1;

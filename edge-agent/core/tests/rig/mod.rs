@@ -251,7 +251,6 @@ pub fn brief(action: &Action) -> String {
         Action::Start(l) => format!("start {}#{} of {}", l.workload.id, l.attempt, l.version),
         Action::Stop { id, attempt, grace_ms } => format!("stop {id}#{attempt} {grace_ms}"),
         Action::Answer { id, attempt, .. } => format!("answer {id} {attempt:?}"),
-        Action::CheckProvenance(_) => "check provenance".into(),
         Action::CountUp => "count up".into(),
         Action::Attest { verifier, .. } => format!("attest to {verifier}"),
         Action::TrustChanged(view) => format!("trust {}", view.version),

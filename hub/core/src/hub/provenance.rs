@@ -109,7 +109,7 @@ impl Hub {
     /// Whether the hub's word on what it compiled holds for something new.
     pub(super) fn is_proved_compiled(&self, compiled: &Digest, source: &Digest, now_s: u64) -> bool {
         let view = self.artifact_view();
-        let builders = &self.config.trust.contents().builders;
+        let builders = &self.trust.bundle().contents().builders;
         prove_compiled(compiled, source, &view.envelopes(compiled), &[], builders, Some(now_s)).is_ok()
     }
 
