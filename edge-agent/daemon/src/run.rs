@@ -171,9 +171,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     alarms.extend(of_machine);
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
-    for Alarm { code, detail } in &alarms {
-        tracing::warn!(alarm = code, "{detail}");
-    }
+    log_alarms(&alarms);
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
     let core_config = cnova_agent_core::Config {
@@ -233,6 +231,12 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         uplink,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+fn log_alarms(alarms: &[Alarm]) {
+    for Alarm { code, detail } in alarms {
+        tracing::warn!(alarm = code, "{detail}");
+    }
 }
 
 fn capabilities(catalog: &Catalog, capacity: Capacity, inventory: &Inventory) -> Capabilities {

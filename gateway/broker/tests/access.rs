@@ -263,5 +263,8 @@ async fn other_authorities_count_for_the_connections_to_come() {
     let mut raw = Raw::open(&site.authority, Some(&identity), site.address).await.unwrap();
     raw.send(&connect("plc-3")).await;
     assert_eq!(raw.connack_reason().await, 0);
-    assert!(site.endpoint.door().believe(&[vec![0x30, 0]]).is_err(), "the ones of before stay");
+    assert!(
+        site.endpoint.door().believe(&[vec![0x30, 0]]).is_err(),
+        "the ones of before stay"
+    );
 }

@@ -204,11 +204,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let traffic = Arc::new(Traffic::default());
     let (hub, requests) = event_loop::channel();
     let parts = Parts {
-        config: cnova_hub_core::Config {
-            node: identity.node().clone(),
-            trust,
-            delegation: config.delegation.clone(),
-        },
+        config: core_config(&config, &identity, trust),
         newest_bundle: config.newest_bundle(),
         store: store.clone(),
         library: library.clone(),
@@ -285,6 +281,14 @@ async fn told_to_stop() -> Result<(), io::Error> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+fn core_config(config: &Config, identity: &Identity, trust: TrustBundle) -> cnova_hub_core::Config {
+    cnova_hub_core::Config {
+        node: identity.node().clone(),
+        trust,
+        delegation: config.delegation.clone(),
+    }
 }
 
 /// On SIGHUP the configured trust bundle is read again and, when it succeeds the one in force, rolled out.
