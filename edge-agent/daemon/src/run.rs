@@ -173,9 +173,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     alarms.extend(of_machine);
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
-    for Alarm { code, detail } in &alarms {
-        tracing::warn!(alarm = code, "{detail}");
-    }
+    log_alarms(&alarms);
     let trusted = trusted::ask(&identity, &config.attestation, &config.state_dir)?;
     alarms.extend(trusted.alarms);
     trusted::endorse(identity.clone());
@@ -274,6 +272,12 @@ fn no_signals(source: io::Error) -> StartError {
     StartError::System {
         action: "listen for signals",
         source,
+    }
+}
+
+fn log_alarms(alarms: &[Alarm]) {
+    for Alarm { code, detail } in alarms {
+        tracing::warn!(alarm = code, "{detail}");
     }
 }
 

@@ -189,7 +189,6 @@ impl Play {
                 TreeEvent::Heard { author, said, raw, .. } => self.push(Heard::Said { author, said, raw }),
                 TreeEvent::Ack { child, ack, .. } => self.say(&child, Kind::Ack, &ack),
                 TreeEvent::ChunkWanted { child, request } => self.chunk(&child, &request),
-                TreeEvent::Enrol { .. } => {}
                 TreeEvent::Note(text) => eprintln!("parent: {text}"),
                 TreeEvent::Persist(_)
                 | TreeEvent::Forward { .. }
