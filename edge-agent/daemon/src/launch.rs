@@ -135,12 +135,11 @@ pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, Launc
 /// Log, sync, extend; the caller launches. What asks for attestation is not launched without; the rest is, and is logged
 /// later.
 fn measure(ground: &Ground, launch: &Launch, exe: &Path) -> Result<Option<String>, LaunchError> {
-    let Some(witness) = &ground.witness else {
-        return Ok(None);
-    };
+    let measurer = ground.witness.as_ref().and_then(|w| w.measurer.as_ref());
+    let Some(measurer) = measurer else { return Ok(None) };
     let w = &launch.workload;
-    let measured = witness.measurer.executable(exe).and_then(|runtime| {
-        witness.measurer.measure(event_log::Launch {
+    let measured = measurer.executable(exe).and_then(|runtime| {
+        measurer.measure(event_log::Launch {
             workload: w.id.to_string(),
             artifact: w.artifact.digest,
             spec: launch.spec,

@@ -176,7 +176,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     log_alarms(&alarms);
     let trusted = trusted::ask(&identity, &config.attestation, &config.state_dir)?;
     alarms.extend(trusted.alarms);
-    trusted::endorse(identity.clone());
+    identity.endorse_in_time();
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
     let core_config = cnova_agent_core::Config {

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
 use cnova_link::{Identity, Witness};
@@ -15,9 +13,6 @@ use crate::config::{AttestationConfig, ParentTrust};
 
 /// The launch log's file in the state folder.
 const LAUNCH_LOG: &str = "launch.log";
-/// Until the TPM has vouched for the key of this start it is asked this often.
-const ENDORSE_AGAIN: Duration = Duration::from_secs(5);
-
 /// What the TPM said.
 pub(crate) struct Trusted {
     pub(crate) root: Root,
@@ -66,7 +61,10 @@ pub(crate) fn ask(identity: &Identity, config: &AttestationConfig, state_dir: &P
     let pcrs = config.quoted();
     Ok(Trusted {
         root,
-        witness: Some(Arc::new(Witness { measurer, pcrs })),
+        witness: Some(Arc::new(Witness {
+            measurer: Some(measurer),
+            pcrs,
+        })),
         alarms,
     })
 }
@@ -77,17 +75,4 @@ fn counter_of(tpm: &dyn RootOfTrust) -> Result<CounterState, RootError> {
         None => (tpm.count_up()?, true),
     };
     Ok(CounterState::Value(Counter { value, is_new }))
-}
-
-/// Lets the TPM vouch for the key of this start, in a thread of its own, until it has.
-pub(crate) fn endorse(identity: Arc<Identity>) {
-    if identity.tpm().is_none() {
-        return;
-    }
-    thread::spawn(move || {
-        while let Err(error) = identity.endorse() {
-            tracing::warn!(%error, "the node cannot introduce itself yet");
-            thread::sleep(ENDORSE_AGAIN);
-        }
-    });
 }

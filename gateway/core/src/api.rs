@@ -119,6 +119,8 @@ pub enum Op {
     TimeFloor(u64),
     /// Newer trust bundles, revocations, delegations.
     Trust(TrustOp),
+    /// The newest attestation result about this gateway, as it came.
+    PutEar(Vec<u8>),
 }
 
 /// The whole store, as read at boot.
@@ -134,6 +136,8 @@ pub struct Stored {
     pub time_floor: u64,
     /// Newer trust bundles, revocations, delegations.
     pub trust: StoredTrust,
+    /// The newest attestation result about this gateway, as it came.
+    pub ear: Option<Vec<u8>>,
 }
 
 impl Stored {
@@ -146,6 +150,7 @@ impl Stored {
                 Op::Stream(op) => self.stream.apply(op),
                 Op::TimeFloor(t) => self.time_floor = *t,
                 Op::Trust(op) => self.trust.apply(op),
+                Op::PutEar(bytes) => self.ear = Some(bytes.clone()),
             }
         }
     }
@@ -187,6 +192,13 @@ pub enum Action {
         door: DoorId,
         /// What.
         answer: v1::EnrolAnswer,
+    },
+    /// Answer a challenge with evidence, for this verifier.
+    Attest {
+        /// Who asks.
+        verifier: NodeId,
+        /// What it asks.
+        challenge: v1::Challenge,
     },
     /// Put this gateway's next certificate on disk, then use it; answered with [`Event::Installed`]. It was checked.
     Install(Box<v1::EnrolIssued>),

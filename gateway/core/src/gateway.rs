@@ -22,6 +22,7 @@ use crate::cache::Cache;
 use crate::enrol::Newcomers;
 use crate::spool::{Item, Spool, SpoolOp};
 
+mod attestation;
 mod certificates;
 
 use certificates::first_ticket;
@@ -39,6 +40,8 @@ pub struct Gateway {
     newcomers: Newcomers,
     renewal: Renewal,
     welcomed: BTreeSet<Stream>,
+    /// The newest result about this gateway, as it came.
+    ear: Option<Vec<u8>>,
     floor_s: u64,
     replies: u64,
     ops: Vec<Op>,
@@ -71,6 +74,7 @@ impl Gateway {
             renewal: Renewal::new(config.key.clone(), config.renew_s, !first_ticket(&config.boot)),
             welcomed: BTreeSet::new(),
             floor_s: stored.time_floor.max(issued_at),
+            ear: stored.ear,
             replies: 0,
             ops: Vec::new(),
             stream_ops: Vec::new(),
@@ -227,6 +231,8 @@ impl Gateway {
             Kind::Command => self.hand_down(Kind::Command, bytes),
             Kind::Enrolled => self.on_enrolled(bytes, now),
             Kind::Trust => self.on_trust(bytes, now),
+            Kind::Challenge => self.on_challenge(bytes, now),
+            Kind::Ear => self.on_ear(bytes, now),
             other => Err(format!("a {} is not understood", other.as_str())),
         };
         if let Err(why) = result {
@@ -363,6 +369,9 @@ impl Gateway {
                     kind,
                     raw,
                 } => {
+                    if matches!(said, Said::Hello(_)) && self.tree.is_connected(&author) {
+                        self.show_ear(&author);
+                    }
                     let keys = self.keys_of(&said);
                     self.spool(author, kind, keys, raw);
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use cnova_link::config::{self, EnrolmentConfig, IdentityConfig, ParentConfig};
+use cnova_link::config::{self, AttestationConfig, EnrolmentConfig, IdentityConfig, ParentConfig};
 use cnova_shared::ids::{NodeId, SitePath};
 use serde::Deserialize;
 
@@ -32,6 +32,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// How it gets its certificate, and where its own door for newcomers is.
     pub enrolment: Option<EnrolmentConfig>,
+    /// What its TPM is asked for.
+    pub attestation: AttestationConfig,
     /// Labels for its hello.
     pub labels: BTreeMap<String, String>,
     /// How children reach it.
@@ -119,6 +121,8 @@ struct File {
     identity: IdentityConfig,
     enrolment: Option<EnrolmentConfig>,
     #[serde(default)]
+    attestation: AttestationConfig,
+    #[serde(default)]
     labels: BTreeMap<String, String>,
     listen: Option<Listen>,
     external_broker: Option<ExternalBroker>,
@@ -199,6 +203,7 @@ fn check(file: File) -> Result<Config, Vec<String>> {
             parent: file.parent,
             identity: file.identity,
             enrolment: file.enrolment,
+            attestation: file.attestation,
             labels: file.labels,
             children,
             limits: file.limits,

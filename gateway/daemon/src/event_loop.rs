@@ -10,11 +10,11 @@ use bytes::Bytes;
 use cnova_broker::{EndpointEvent, Publisher};
 use cnova_gateway_core::{Action, Config, Event, Gateway, Stored};
 use cnova_link::enrol::Asked;
-use cnova_link::{FloorClock, Identity, UplinkEvent};
+use cnova_link::{FloorClock, Identity, UplinkEvent, Witness};
 use cnova_shared::ids::NodeId;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
-use cnova_shared::wire::v1::{Alarm, EnrolIssued};
+use cnova_shared::wire::v1::{Alarm, Challenge, EnrolIssued};
 use cnova_store::CallError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -60,6 +60,8 @@ pub struct Parts {
     pub publisher: Publisher,
     /// Who is let in, and whom the gateway believes to be its parent.
     pub trust: Trust,
+    /// With a TPM.
+    pub witness: Option<Arc<Witness>>,
 }
 
 /// Where events come from.
@@ -111,6 +113,7 @@ pub struct EventLoop {
     roll: Roll,
     /// Renewal times of certificates that are on disk and in use.
     renewed: (mpsc::Sender<u64>, mpsc::Receiver<u64>),
+    evidence: (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>),
     notes: Notes,
     retry_at: Instant,
     retry_pause: Duration,
@@ -129,6 +132,7 @@ impl EventLoop {
             batch: Batch::default(),
             roll: Roll::default(),
             renewed: mpsc::channel(1),
+            evidence: mpsc::channel(1),
             notes: Notes::default(),
             retry_at: Instant::now(),
             retry_pause: RETRY_FIRST,
@@ -155,6 +159,10 @@ impl EventLoop {
                 Some(asked) = sources.asked.recv() => Input::Newcomer(asked),
                 Some(renew_s) = sources.installed.recv() => Input::Installed(renew_s),
                 Some(renew_s) = self.renewed.1.recv() => Input::Core(self.on_installed(renew_s)),
+                Some(bytes) = self.evidence.1.recv() => {
+                    self.parts.upstream.carry(Kind::Evidence, bytes);
+                    continue;
+                }
                 () = wait_until(timer) => Input::Core(Event::Tick),
             };
             if let Err(Stalled { reason }) = self.take_queued(first, &mut sources) {
@@ -251,6 +259,20 @@ impl EventLoop {
         });
     }
 
+    /// Asks the TPM beside the loop: it may take seconds, or never answer.
+    fn attest(&self, verifier: NodeId, challenge: Challenge, now_s: u64) {
+        let Some(witness) = self.parts.witness.clone() else {
+            tracing::info!(%verifier, "asked to attest, and this gateway has no TPM");
+            return;
+        };
+        let (identity, sender) = (self.parts.identity.clone(), self.evidence.0.clone());
+        tokio::task::spawn_blocking(move || match witness.answer(&identity, &verifier, &challenge, now_s) {
+            // The loop may have ended.
+            Ok(bytes) => drop(sender.blocking_send(bytes)),
+            Err(error) => tracing::warn!(%verifier, %error, "cannot attest; the verifier asks again"),
+        });
+    }
+
     async fn perform_all(&mut self) -> Result<(), Failure> {
         while let Some(action) = self.batch.pop() {
             self.perform(action).await?;
@@ -310,6 +332,7 @@ impl EventLoop {
             }
             Action::CarryUp { kind, bytes } => self.parts.upstream.carry(kind, bytes),
             Action::AnswerNewcomer { door, answer } => self.parts.doorway.answer(door, answer),
+            Action::Attest { verifier, challenge } => self.attest(verifier, challenge, now_s),
             Action::Install(issued) => self.install(*issued),
             Action::Note(text) => self.notes.log(&text),
         }

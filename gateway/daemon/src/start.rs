@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cnova_broker::{AnyEndpoint, EndpointError};
 use cnova_gateway_core as core;
 use cnova_link::enrol::{self, Before, Door, DoorLimits, Identified, Keeper};
-use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError};
+use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Witness};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::trust::TrustState;
 use cnova_store::ArtifactError;
@@ -196,6 +196,13 @@ pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<
     };
     trust.enforce(view);
     let (upstream, up) = Upstream::start(&identity, &config.parent, floor.clone(), authorities, sealer.clone())?;
+    identity.endorse_in_time();
+    let witness = identity.tpm().map(|_| {
+        Arc::new(Witness {
+            measurer: None,
+            pcrs: config.attestation.pcrs.clone(),
+        })
+    });
     let core_config = core::Config {
         node: identity.node().clone(),
         site,
@@ -226,6 +233,7 @@ pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<
         upstream,
         publisher,
         trust,
+        witness,
     };
     let event_loop = EventLoop::new(parts, stored)?;
     Ok(Started {

@@ -373,7 +373,7 @@ impl World {
             gateway::Action::CarryUp { kind, bytes } => self.send_up(node, kind, bytes),
             // Nobody enrols here and no certificate ends: see the core's configuration.
             // Nobody enrols here.
-            gateway::Action::AnswerNewcomer { .. } | gateway::Action::Install(_) => {}
+            gateway::Action::AnswerNewcomer { .. } | gateway::Action::Attest { .. } | gateway::Action::Install(_) => {}
             gateway::Action::Note(text) => self.log(format!("{node}: {text}")),
         }
         true

@@ -45,7 +45,6 @@ fn config() -> Config {
         trust: TrustBundle::flashed(&bundle::sign(&contents, &[&root]).unwrap()).unwrap(),
         enrolment: None,
         appraisal: Appraisal::new([7; 32]),
-        enrolment: None,
         delegation: DelegationRules::default(),
     }
 }

@@ -41,6 +41,8 @@ fn trust() -> TrustBundle {
             not_after: NOW_S + 365 * DAY_S,
         }],
         authorities: vec![vec![1].into()],
+        builders: Vec::new(),
+        attestation: None,
     };
     TrustBundle::flashed(&bundle::sign(&contents, &[&root]).unwrap()).unwrap()
 }
@@ -80,6 +82,8 @@ impl Desk {
             node: node(HUB),
             trust: trust(),
             enrolment: rules,
+            appraisal: cnova_hub_core::Appraisal::new([7; 32]),
+            delegation: cnova_hub_core::api::DelegationRules::default(),
         };
         let hub = Hub::boot(config, stored.clone(), now);
         Self {

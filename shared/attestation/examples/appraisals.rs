@@ -90,7 +90,7 @@ impl Hub {
             site: &site,
             labels: &labels,
             tier: Tier::Tpm,
-            launch_pcr: 14,
+            launch_pcr: Some(14),
         };
         let appraisal = appraise(&subject, &evidence, &self.references, retained);
         assert_eq!(appraisal.status, Status::Affirming);

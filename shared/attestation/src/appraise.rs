@@ -27,8 +27,9 @@ pub struct Subject<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// What it holds its keys in, as pinned at enrolment.
     pub tier: Tier,
-    /// The register of the launch log; [`crate::DEFAULT_LAUNCH_PCR`] unless configured.
-    pub launch_pcr: u8,
+    /// The register of the launch log, [`crate::DEFAULT_LAUNCH_PCR`] unless configured; nothing for a node that launches
+    /// nothing, such as a gateway.
+    pub launch_pcr: Option<u8>,
 }
 
 /// What evidence means.
@@ -178,7 +179,10 @@ fn appraise_quote(
             subject.node
         );
         appraisal.add(Status::Warning, finding("no-references", detail));
-        return appraise_log(appraisal, subject, quote, &[], retained);
+        if let Some(pcr) = subject.launch_pcr {
+            appraise_log(appraisal, pcr, quote, &[], retained);
+        }
+        return;
     };
     appraisal.policy = format!("{} (references {})", set.name, references.version);
     appraisal.vector.configuration = if wrong.is_empty() { 2 } else { 96 };
@@ -189,7 +193,9 @@ fn appraise_quote(
     // What may run is the union of all sets that fit the boot as well as the best: an agent that was updated without a
     // reboot has entries of both versions in its log.
     let best = judged.iter().filter(|(w, _)| w.len() == wrong.len()).map(|(_, s)| *s);
-    appraise_log(appraisal, subject, quote, &best.collect::<Vec<_>>(), retained);
+    if let Some(pcr) = subject.launch_pcr {
+        appraise_log(appraisal, pcr, quote, &best.collect::<Vec<_>>(), retained);
+    }
 }
 
 fn appraise_registers(
@@ -221,9 +227,9 @@ fn appraise_registers(
 }
 
 /// The registers that do not hold what this set allows. The launch register is judged by its log.
-fn wrong_registers(set: &ReferenceSet, pcrs: &BTreeMap<u8, Pcr>, launch_pcr: u8) -> Vec<u8> {
+fn wrong_registers(set: &ReferenceSet, pcrs: &BTreeMap<u8, Pcr>, launch_pcr: Option<u8>) -> Vec<u8> {
     let wrong = |(pcr, reference): &(&u8, &PcrReference)| {
-        **pcr != launch_pcr && !pcrs.get(*pcr).is_some_and(|v| reference.values.contains(v))
+        Some(**pcr) != launch_pcr && !pcrs.get(*pcr).is_some_and(|v| reference.values.contains(v))
     };
     set.pcrs.iter().filter(wrong).map(|(pcr, _)| *pcr).collect()
 }
@@ -276,12 +282,11 @@ fn explain(
 
 fn appraise_log(
     appraisal: &mut Appraisal,
-    subject: &Subject<'_>,
+    pcr: u8,
     quote: &VerifiedQuote,
     sets: &[&ReferenceSet],
     retained: Option<&LogState>,
 ) {
-    let pcr = subject.launch_pcr;
     let Some(register) = quote.pcrs().get(&pcr) else {
         let detail = format!("PCR {pcr}, the launch register, was not quoted: configure the node to quote it");
         let missing = Finding {

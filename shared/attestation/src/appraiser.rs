@@ -313,7 +313,7 @@ impl Appraiser {
             site: subject.site,
             labels: subject.labels,
             tier: node.tier,
-            launch_pcr,
+            launch_pcr: subject.launches.then_some(launch_pcr),
         };
         let retained = node.verdict.as_ref().and_then(|v| v.log.as_ref());
         let mut appraisal = appraise(&about, &verified, references, retained);
@@ -394,6 +394,8 @@ pub struct About<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// Its keys.
     pub known: &'a Known,
+    /// Whether it launches workloads.
+    pub launches: bool,
 }
 
 impl Node {

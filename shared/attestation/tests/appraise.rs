@@ -84,7 +84,7 @@ fn judge_as(
         site: &site,
         labels: &labels,
         tier,
-        launch_pcr: 14,
+        launch_pcr: Some(14),
     };
     appraise(&subject, &verified, references, state)
 }

@@ -168,7 +168,7 @@ fn mismatch(log: Option<Vec<u8>>, quoted: &[&str], known: &[&str]) -> (String, O
         site: &site,
         labels: &BTreeMap::new(),
         tier: Tier::Tpm,
-        launch_pcr: 14,
+        launch_pcr: Some(14),
     };
     let appraisal = appraise(&subject, &verified, &references, None);
     let finding = &appraisal.findings[0];

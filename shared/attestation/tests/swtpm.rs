@@ -206,7 +206,7 @@ fn what_a_real_tpm_launched_is_proven_and_one_extension_more_is_seen() {
         site: &site,
         labels: &labels,
         tier: Tier::Tpm,
-        launch_pcr: 14,
+        launch_pcr: Some(14),
     };
     let appraisal = appraise(&subject, &first, &references, None);
     assert_eq!(

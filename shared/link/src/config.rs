@@ -69,6 +69,22 @@ impl TryFrom<IdentityFile> for IdentityConfig {
     }
 }
 
+/// `[attestation]` of a gateway with a TPM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttestationConfig {
+    /// The registers of the boot that are quoted; 0 to 7 and 11 unless it is said.
+    pub pcrs: Vec<u8>,
+}
+
+impl Default for AttestationConfig {
+    fn default() -> Self {
+        Self {
+            pcrs: cnova_attestation::DEFAULT_BOOT_PCRS.to_vec(),
+        }
+    }
+}
+
 /// What holds a node's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

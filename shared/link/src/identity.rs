@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use cnova_root_of_trust::{RootError, RootOfTrust};
 use cnova_shared::bundle::{BundleError, TrustBundle};
@@ -251,6 +253,22 @@ impl Identity {
             Some(session) => session.endorse(&self.node, &*self.key.signer),
             None => Ok(()),
         }
+    }
+
+    /// [`Identity::endorse`] in a thread of its own, until it has succeeded.
+    pub fn endorse_in_time(self: &Arc<Self>) {
+        /// Until the TPM has vouched for the key of this start it is asked this often.
+        const AGAIN: Duration = Duration::from_secs(5);
+        if self.session.is_none() {
+            return;
+        }
+        let identity = self.clone();
+        thread::spawn(move || {
+            while let Err(error) = identity.endorse() {
+                tracing::warn!(%error, "the node cannot introduce itself yet");
+                thread::sleep(AGAIN);
+            }
+        });
     }
 
     /// The key of its certificate, as a signer.

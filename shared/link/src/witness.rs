@@ -4,10 +4,11 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
+use cnova_attestation::event_log::Slice;
 use cnova_attestation::evidence::{EncodeError, Evidence, TpmEvidence, qualifying};
 use cnova_attestation::limits::FIRMWARE_LOG_BYTES;
-use cnova_root_of_trust::RootError;
 use cnova_root_of_trust::measurer::{MeasureError, Measurer};
+use cnova_root_of_trust::{RootError, RootOfTrust};
 use cnova_shared::envelope::{Claims, Introduction, SealError, seal_payload};
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
@@ -39,9 +40,9 @@ pub enum AttestError {
 /// What is quoted, and how.
 #[derive(Debug)]
 pub struct Witness {
-    /// The launch log.
-    pub measurer: Measurer,
-    /// The registers of the boot, and the launch register.
+    /// The launch log, of a program that launches workloads.
+    pub measurer: Option<Measurer>,
+    /// The registers of the boot and, with a launch log, the launch register.
     pub pcrs: Vec<u8>,
 }
 
@@ -60,9 +61,17 @@ impl Witness {
         let session = identity.speaker();
         let digest = qualifying(&challenge.nonce, session.public_key());
         // Nothing is launched between the log and the quote that proves it.
-        let (log, (quote, ak_public)) = self.measurer.with_slice(challenge.log.as_ref(), |root| {
-            Ok((root.quote(&digest, &self.pcrs)?, root.attestation_key()?))
-        })?;
+        let ask = |root: &dyn RootOfTrust| Ok((root.quote(&digest, &self.pcrs)?, root.attestation_key()?));
+        let (log, (quote, ak_public)) = match (&self.measurer, identity.tpm()) {
+            (Some(measurer), _) => measurer.with_slice(challenge.log.as_ref(), ask)?,
+            (None, Some(tpm)) => (Slice::default(), ask(&**tpm)?),
+            (None, None) => {
+                return Err(RootError::NoTpm {
+                    what: "an answer to a challenge",
+                }
+                .into());
+            }
+        };
         let evidence = Evidence {
             node: identity.node().clone(),
             nonce: challenge.nonce.clone(),

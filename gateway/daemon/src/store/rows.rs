@@ -54,6 +54,11 @@ pub(crate) fn apply(db: &Connection, op: &Op) -> Result<(), Error> {
         Op::Spool(op) => apply_spool(db, op)?,
         Op::Stream(op) => apply_stream(db, op)?,
         Op::Trust(op) => apply_trust(db, op)?,
+        Op::PutEar(bytes) => run(
+            db,
+            "INSERT OR REPLACE INTO result (about, bytes) VALUES ('self', ?1)",
+            params![bytes],
+        )?,
         Op::TimeFloor(t) => run(
             db,
             "INSERT INTO number (name, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
@@ -209,6 +214,10 @@ pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
     let mut stored = Stored::default();
     load_tree(db, &mut stored.tree)?;
     load_trust(db, &mut stored.trust)?;
+    each(db, "SELECT bytes FROM result WHERE about = 'self'", |row| {
+        stored.ear = Some(row.get(0)?);
+        Ok(())
+    })?;
     each(db, "SELECT seq, node, kind, keys, bytes FROM spool", |row| {
         let keys: String = row.get(3)?;
         let keys: BTreeSet<String> = serde_json::from_str(&keys).map_err(|e| bad(SPOOL, e))?;

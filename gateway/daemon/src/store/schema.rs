@@ -6,8 +6,11 @@ use cnova_store::Schema;
 /// A gateway's database; "CNGW" in ASCII.
 pub(crate) const SCHEMA: Schema = Schema {
     application_id: 0x434e_4757,
-    migrations: &[CREATE, TRUST],
+    migrations: &[CREATE, TRUST, RESULT],
 };
+
+/// Attestation results.
+const RESULT: &str = "CREATE TABLE result (about TEXT NOT NULL PRIMARY KEY, bytes BLOB NOT NULL) STRICT;";
 
 /// Everything, for an empty database.
 ///

@@ -110,16 +110,15 @@ impl Hub {
             return;
         };
         let hello = self.inventory.nodes().get(node).and_then(|r| r.hello.as_ref());
-        let Some((site, labels)) =
-            hello.map(|h| (certificate.site.clone().unwrap_or(h.site.clone()), h.labels.clone()))
-        else {
-            return;
-        };
+        let Some(hello) = hello else { return };
+        let site = certificate.site.clone().unwrap_or(hello.site.clone());
+        let (labels, launches) = (hello.labels.clone(), hello.role == v1::NodeRole::Agent);
         let about = About {
             node,
             site: &site,
             labels: &labels,
             known: &known,
+            launches,
         };
         let before = self.appraiser.standing(node, self.now_s());
         match self
