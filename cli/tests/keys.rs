@@ -59,7 +59,11 @@ fn init_makes_a_bundle_that_its_roots_signed() {
     let id = hub.public_key().id();
     assert!(b.key(id, Role::Twin, now_s() + 729 * DAY_S).is_some());
     assert!(b.key(id, Role::Twin, now_s() + 731 * DAY_S).is_none());
-    assert!(b.key(id, Role::Attestation, now_s()).is_none());
+    assert!(
+        b.key(id, Role::Attestation, now_s()).is_some(),
+        "revocations and delegations"
+    );
+    assert!(b.key(id, Role::BootPolicy, now_s()).is_none());
     for i in 1..=3 {
         let path = dir.join(format!("roots/root-{i}.key"));
         assert!(c.roots.contains(key(&path).public_key()));

@@ -176,6 +176,7 @@ pub(crate) struct NodeArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
     /// Trust a node no longer: every gateway refuses it, also while the hub is away (role admin)
+    #[command(after_long_help = "Example:\n  cnova node revoke plc-14 --reason \"stolen on 3 May\"")]
     Revoke {
         /// The node
         node: NodeId,
@@ -187,6 +188,7 @@ pub(crate) enum Node {
         keys_only: bool,
     },
     /// Let a revoked node in again (role admin)
+    #[command(after_long_help = "Example:\n  cnova node readmit plc-14 --new-key")]
     Readmit {
         /// The node
         node: NodeId,
