@@ -185,9 +185,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     alarms.extend(of_machine);
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
-    for Alarm { code, detail } in &alarms {
-        tracing::warn!(alarm = code, "{detail}");
-    }
+    log_alarms(&alarms);
     let trusted = trusted::ask(&identity, &config.attestation, &config.state_dir)?;
     alarms.extend(trusted.alarms);
     trusted::endorse(identity.clone());
@@ -261,6 +259,12 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         witness: trusted.witness,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+fn log_alarms(alarms: &[Alarm]) {
+    for Alarm { code, detail } in alarms {
+        tracing::warn!(alarm = code, "{detail}");
+    }
 }
 
 fn capabilities(catalog: &Catalog, capacity: Capacity, inventory: &Inventory) -> Capabilities {

@@ -152,6 +152,7 @@ impl Stored {
 }
 
 /// What the gateway itself says to its parent, before it is signed.
+#[allow(clippy::large_enum_variant, reason = "few live at a time, and each is sent at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpMessage {
     /// To the hub; introduces the gateway with its certificate.

@@ -133,11 +133,13 @@ impl Rig {
 }
 
 fn handed_on(actions: &[Action]) -> Vec<&v1::Trust> {
-    let trust = |a| match a {
-        &Action::Trust { ref trust, .. } => Some(trust),
-        _ => None,
-    };
-    actions.iter().filter_map(trust).collect()
+    let mut all = Vec::new();
+    for action in actions {
+        if let Action::Trust { trust, .. } = action {
+            all.push(trust);
+        }
+    }
+    all
 }
 
 fn forwarded(actions: &[Action]) -> bool {

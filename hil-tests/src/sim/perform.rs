@@ -53,7 +53,7 @@ impl World {
         self.net.send(self.now, message, &self.faults, &mut self.rng);
     }
 
-    fn send_down(&mut self, from: &NodeId, to: &NodeId, kind: Kind, bytes: Vec<u8>) {
+    pub(super) fn send_down(&mut self, from: &NodeId, to: &NodeId, kind: Kind, bytes: Vec<u8>) {
         let Some(link) = self.links.get(to) else { return };
         let message = Arrival::Message {
             from: from.clone(),
@@ -520,11 +520,7 @@ impl World {
                 let bytes = self.hub_seals(Kind::Ack, &child, &ack);
                 self.send_down(&id(HUB), &child, Kind::Ack, bytes);
             }
-            hub::Action::Trust { child, trust } => {
-                let iat = self.clock(&id(HUB)).wall_ms / 1000;
-                let bytes = pki().nodes[&id(HUB)].seal(Kind::Trust, child.as_str(), iat, &trust, true);
-                self.send_down(&id(HUB), &child, Kind::Trust, bytes);
-            }
+            hub::Action::Trust { child, trust } => self.hub_sends_trust(&child, &trust),
             hub::Action::TrustChanged(view) => self.view_changes(&id(HUB), view),
             hub::Action::SignDocument(draft) => self.hub_signs_document(draft),
             hub::Action::Forward { child, kind, bytes } => {

@@ -2,6 +2,7 @@
 
 use cnova_hub_core::{Draft, Event, Hub};
 use cnova_shared::ids::NodeId;
+use cnova_shared::topics::Kind;
 use cnova_shared::trust::TrustView;
 use cnova_shared::trust_documents::Document;
 use cnova_shared::twin::VerifiedTwin;
@@ -66,6 +67,13 @@ impl World {
             self.hub_event(Event::Readmit { request, node, new_key });
         }
         self.revoked.clear();
+    }
+
+    pub(super) fn hub_sends_trust(&mut self, child: &NodeId, trust: &v1::Trust) {
+        let hub = id(HUB);
+        let iat = self.clock(&hub).wall_ms / 1000;
+        let bytes = pki().nodes[&hub].seal(Kind::Trust, child.as_str(), iat, trust, true);
+        self.send_down(&hub, child, Kind::Trust, bytes);
     }
 
     pub(super) fn hub_signs_document(&mut self, draft: Box<Draft>) {

@@ -124,11 +124,12 @@ impl Rig {
 }
 
 fn answer(actions: &[Action]) -> &Outcome {
-    let outcome = |a| match a {
-        &Action::Answer { ref outcome, .. } => Some(outcome),
-        _ => None,
-    };
-    actions.iter().find_map(outcome).unwrap()
+    for action in actions {
+        if let Action::Answer { outcome, .. } = action {
+            return outcome;
+        }
+    }
+    panic!("no answer in {actions:?}")
 }
 
 fn sent(actions: &[Action]) -> Vec<v1::TrustItem> {

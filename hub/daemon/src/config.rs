@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cnova_attestation::appraiser::Rhythm;
 use cnova_hub_core::cndl::SitePattern;
@@ -164,6 +165,14 @@ impl Default for Limits {
             max_artifact_bytes: ARTIFACT_BYTES,
             keep_unused_hours: KEEP_UNUSED_HOURS,
         }
+    }
+}
+
+impl Limits {
+    /// How long an artifact that nothing uses is kept; zero for ever.
+    #[must_use]
+    pub fn keep_unused(&self) -> Duration {
+        Duration::from_secs(self.keep_unused_hours.saturating_mul(3600))
     }
 }
 

@@ -241,13 +241,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let traffic = Arc::new(Traffic::default());
     let (hub, requests) = event_loop::channel();
     let parts = Parts {
-        config: cnova_hub_core::Config {
-            node: identity.node().clone(),
-            trust,
-            appraisal: config.attestation.to_core(random_seed()?),
-            enrolment: rules,
-            delegation: config.delegation.clone(),
-        },
+        config: core_config(&config, &identity, trust, rules)?,
         newest_bundle: config.newest_bundle(),
         store: store.clone(),
         library: library.clone(),
@@ -333,6 +327,21 @@ async fn told_to_stop() -> Result<(), io::Error> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+fn core_config(
+    config: &Config,
+    identity: &Identity,
+    trust: TrustBundle,
+    enrolment: Option<EnrolRules>,
+) -> Result<cnova_hub_core::Config, RunError> {
+    Ok(cnova_hub_core::Config {
+        node: identity.node().clone(),
+        trust,
+        appraisal: config.attestation.to_core(random_seed()?),
+        enrolment,
+        delegation: config.delegation.clone(),
+    })
 }
 
 /// On SIGHUP the configured trust bundle is read again and, when it succeeds the one in force, rolled out.
