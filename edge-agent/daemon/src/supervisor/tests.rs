@@ -62,6 +62,7 @@ fn supervisor(dir: &Path) -> (Supervisor, mpsc::Receiver<Said>) {
         artifacts: Arc::new(Artifacts::open(&dir.join("artifacts"), 1 << 20).unwrap()),
         groups: Groups::find(dir, Some("../none")).0,
         hardware: Hardware::new(dir.to_owned(), Vec::new()).0,
+        witness: None,
     };
     let times = Times {
         start: Duration::from_secs(1),
