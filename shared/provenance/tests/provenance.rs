@@ -359,6 +359,7 @@ fn workload(artifact: &Digest, source: &Digest, envelopes: &[Vec<u8>]) -> v1::Wo
         power: v1::PowerLevel::default(),
         health: v1::Health::default(),
         on_bad_update: v1::OnBadUpdate::default(),
+        trust: v1::TrustRequirement::default(),
         provenance: envelopes.iter().map(named).collect(),
         attestation: Some(policy(2, &["https://ci.example/*"])),
     }
