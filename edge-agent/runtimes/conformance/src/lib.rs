@@ -28,6 +28,7 @@ mod bench;
 mod checks;
 mod fixture;
 mod fixture_file;
+pub mod guest;
 mod proc;
 mod verdict;
 
@@ -37,6 +38,9 @@ pub use fixture::{Behaviour, Case, Fixture, sha256, spec_of};
 pub use fixture_file::{FIXTURES_FILE, FixtureError};
 pub use verdict::{Stop, Verdict};
 
+/// How much longer everything takes in a guest, which is emulated.
+const SLOWER_IN_GUEST: u32 = 4;
+
 /// Runs the named check as a test: panics with what went wrong, and says on standard error what was left out and why.
 ///
 /// # Panics
@@ -45,6 +49,9 @@ pub fn run_as_test(name: &str, fixture: &Fixture) {
     let Some(check) = CHECKS.iter().find(|check| check.name == name) else {
         panic!("there is no check `{name}`");
     };
+    if std::env::var_os(guest::INSIDE).is_some() {
+        set_patience(PATIENCE * SLOWER_IN_GUEST);
+    }
     match check.run(fixture) {
         Ok(()) => {}
         Err(Stop::NotApplicable(reason)) => eprintln!("not applicable: {reason}"),

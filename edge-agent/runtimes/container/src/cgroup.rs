@@ -1,8 +1,11 @@
 //! The control group of the container, below the one that this process was started in: on v1 a group in each hierarchy,
 //! on v2 one group. It bounds memory, CPU, processes and, on v1, devices.
 
-use std::fs;
-use std::io;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -12,8 +15,8 @@ use rustix::fs::{Mode, OFlags};
 
 /// Length of the periods in which CPU time is given out.
 const CPU_PERIOD_US: u64 = 100_000;
-/// Controllers that a container needs.
-const NEEDED: [&str; 3] = ["memory", "pids", "cpu"];
+/// Controllers that every container needs.
+const NEEDED: [&str; 2] = ["memory", "pids"];
 /// Hierarchies of v1 that a container is put into where they are mounted.
 const HIERARCHIES: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", "devices"];
 /// Files of a new v1 group for CPU sets, which has none until it is told.
@@ -83,7 +86,7 @@ impl WorkloadGroup {
         let on_v1 = v1.iter().any(|place| place.has("memory"));
         let parents = if on_v1 { v1 } else { v2 };
         if !on_v1 {
-            prepare_v2(&parents)?;
+            prepare_v2(&parents, limits)?;
         }
         let group = WorkloadGroup {
             places: parents.into_iter().map(|place| place.below(name)).collect(),
@@ -278,12 +281,14 @@ fn inherit_cpuset(dir: &Path) -> Result<(), GroupError> {
 }
 
 /// On v2 a group with limited children has no processes of its own, unless it is the root.
-fn prepare_v2(parents: &[Place]) -> Result<(), GroupError> {
+fn prepare_v2(parents: &[Place], limits: &GroupLimits) -> Result<(), GroupError> {
     let Some(own) = parents.first().map(|place| &place.dir) else {
         return Err(unmounted("memory"));
     };
+    // A kernel with real-time groups does not give this controller to groups below while a real-time process is in one.
+    let cpu = (limits.cpu_millis > 0).then_some("cpu");
     let offered = fs::read_to_string(own.join("cgroup.controllers")).map_err(at("read", own))?;
-    for controller in NEEDED {
+    for controller in NEEDED.into_iter().chain(cpu) {
         if !offered.split_whitespace().any(|name| name == controller) {
             let why = format!(
                 "{} does not offer the controller; give the agent's unit `Delegate=yes`",
@@ -300,17 +305,20 @@ fn prepare_v2(parents: &[Place]) -> Result<(), GroupError> {
             _ => {}
         }
         let procs = shim.join("cgroup.procs");
-        fs::write(&procs, "0").map_err(at("enter", &procs))?;
+        tell(&procs, "0").map_err(at("enter", &procs))?;
     }
     let enabled = own.join("cgroup.subtree_control");
-    let wanted = NEEDED.map(|name| format!("+{name}")).join(" ");
-    fs::write(&enabled, wanted).map_err(|source| GroupError::Unenforceable {
-        controller: "memory",
-        why: format!(
-            "{}: {source}; this runtime needs a group that nobody else is in",
-            enabled.display()
-        ),
-    })
+    for controller in NEEDED.into_iter().chain(cpu) {
+        // One by one, so that what the kernel refuses is named.
+        tell(&enabled, &format!("+{controller}")).map_err(|source| GroupError::Unenforceable {
+            controller,
+            why: format!(
+                "{}: {source}; this runtime needs a group that nobody else is in",
+                enabled.display()
+            ),
+        })?;
+    }
+    Ok(())
 }
 
 /// Where this process is in each hierarchy that matters. Only a hierarchy that is mounted from its root, or from above
@@ -374,14 +382,19 @@ fn unmounted(controller: &'static str) -> GroupError {
 
 fn write(dir: &Path, controller: &'static str, file: &str, value: &str) -> Result<(), GroupError> {
     let path = dir.join(file);
-    fs::write(&path, value).map_err(|source| GroupError::Unenforceable {
+    tell(&path, value).map_err(|source| GroupError::Unenforceable {
         controller,
         why: format!("{value} to {}: {source}", path.display()),
     })
 }
 
+/// Writes into a file that the kernel must have made, at once, as its files want it.
+fn tell(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
 fn kill_all(dir: &Path) {
-    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+    if tell(&dir.join("cgroup.kill"), "1").is_ok() {
         return;
     }
     let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
@@ -432,36 +445,4 @@ fn read_field(path: &Path, name: &str) -> Option<u64> {
 fn at(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> GroupError {
     let path = path.as_ref().to_owned();
     move |source| GroupError::Io { action, path, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn own_places_are_found_in_both_versions() {
-        let mounts = "25 24 0:22 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-                      26 24 0:23 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
-                      27 24 0:24 /box /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
-                      28 24 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let own = "4:memory:/a/b\n2:cpu,cpuacct:/\n3:pids:/box/x\n9:name=systemd:/q\n0::/u\n";
-        let found: Vec<(usize, PathBuf)> = places(mounts, own, false)
-            .into_iter()
-            .map(|place| (place.controllers.len(), place.dir))
-            .collect();
-        let expected = [
-            (1, "/sys/fs/cgroup/memory/a/b"),
-            (2, "/sys/fs/cgroup/cpu,cpuacct/"),
-            (1, "/sys/fs/cgroup/pids/x"),
-            (0, "/sys/fs/cgroup/unified/u"),
-        ];
-        assert_eq!(found, expected.map(|(count, dir)| (count, PathBuf::from(dir))));
-    }
-
-    #[test]
-    fn a_share_of_the_cpu_becomes_a_quota() {
-        assert_eq!(quota_us(500), 50_000);
-        assert_eq!(quota_us(2500), 250_000);
-        assert_eq!(quota_us(1), 1000);
-    }
 }

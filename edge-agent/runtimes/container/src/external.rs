@@ -160,10 +160,11 @@ pub(crate) fn confine_groups(group: &WorkloadGroup) -> Result<(), RootfsError> {
     let root = Path::new("/sys/fs/cgroup");
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let controllers = group.controllers();
+    // On v2 too: the kernel does not mount a file system over itself.
+    rootfs::mount("tmpfs", root, "tmpfs", plain, "mode=755,size=64k")?;
     if controllers.is_empty() {
         return rootfs::mount("cgroup2", root, "cgroup2", plain, "");
     }
-    rootfs::mount("tmpfs", root, "tmpfs", plain, "mode=755,size=64k")?;
     for names in controllers {
         // A hierarchy without controllers has only a name.
         let (folder, options) = match names.strip_prefix("name=") {

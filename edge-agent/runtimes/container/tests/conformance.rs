@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cnova_oci::testing::{ImageBuilder, LayerBuilder};
 use cnova_ral::{Part, Spec, Stream};
-use cnova_ral_conformance::{Behaviour, Case, Fixture, conformance};
+use cnova_ral_conformance::{Behaviour, Case, Fixture, conformance, guest};
 use serde_json::json;
 
 const HERE: &str = "containers need root and the package busybox-static";
@@ -99,3 +99,12 @@ fn shell(fixture: &Fixture, script: &str) -> Spec {
 }
 
 conformance!(fixture);
+
+/// The same on a kernel that has control groups v2 and nothing else, in a virtual machine.
+#[test]
+fn the_suite_holds_with_control_groups_v2() {
+    let runtime = Path::new(env!("CARGO_BIN_EXE_cnova-runtime-container"));
+    if let Some(run) = guest::run_this_suite(&[runtime]) {
+        assert!(!run.output.contains(HERE), "the guest cannot run containers");
+    }
+}

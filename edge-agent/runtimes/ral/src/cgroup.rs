@@ -128,10 +128,16 @@ impl Group {
     }
 
     /// Has the command's process enter the group between fork and exec, so that not one instruction of it runs outside.
+    /// Empty groups below, which an earlier runtime left there, are removed where they would be in the way: on v2 a group
+    /// that limits groups below takes no processes.
     ///
     /// # Errors
-    /// If a file of the group cannot be opened; a failure in the child is an error of the spawn.
+    /// If a file of the group cannot be used, or something lives in a group below that is in the way; a failure in the
+    /// child is an error of the spawn.
     pub fn enter_command(&self, command: &mut Command) -> Result<(), GroupError> {
+        for hierarchy in self.hierarchies.iter().filter(|h| h.version == files::Version::V2) {
+            kill::make_room(&hierarchy.dir)?;
+        }
         let open = |h: &Hierarchy| -> Result<File, GroupError> {
             // By way of `cgroup.procs` the kernel waits for all of its CPUs, 5 to 17 ms, in case the process has threads.
             // Between fork and exec it has one, and v1's `tasks` takes that one at once.

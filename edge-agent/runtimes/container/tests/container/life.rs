@@ -5,7 +5,7 @@ use std::time::Duration;
 use cnova_ral::{ExitReason, Phase};
 use serde_json::json;
 
-use crate::support::{Workload, missing};
+use crate::support::{Workload, missing, wait_for};
 
 /// Ignores the request to stop, as the first process of a container does by itself.
 const STUBBORN: &str = "trap '' TERM; echo up; while :; do sleep 1; done";
@@ -127,10 +127,10 @@ fn metrics_are_those_of_the_group() {
     let mut workload = Workload::shell("x=$(seq 1 200000 | wc -c); echo up; sleep 1000 & sleep 1000");
     workload.start_and_wait();
     workload.says("up");
+    wait_for(|| (workload.metrics().counters["processes"] >= 2.0).then_some(()));
     let metrics = workload.metrics();
     assert!(metrics.memory_bytes > 0 && metrics.cpu_ms > 0, "{metrics:?}");
     assert_eq!(metrics.counters["oom_kills"], 0.0);
-    assert!(metrics.counters["processes"] >= 2.0, "{metrics:?}");
     assert!(metrics.log_bytes > 0);
 }
 

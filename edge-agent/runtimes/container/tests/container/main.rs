@@ -3,9 +3,11 @@
 
 mod confinement;
 mod external;
+mod guest;
 mod health;
 mod images;
 mod life;
+mod limits;
 mod network;
 mod remains;
 mod support;

@@ -5,11 +5,14 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use cnova_oci::testing::{BuiltImage, ImageBuilder, LayerBuilder};
+use cnova_ral::cgroup::{Group, Parent};
 use cnova_ral::{Client, Exit, Health, Metrics, Spec, State, read_exit, read_state, run_command, write_spec};
+use cnova_ral_conformance::guest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,6 +20,10 @@ pub(crate) const RUNTIME: &str = env!("CARGO_BIN_EXE_cnova-runtime-container");
 
 /// Long enough that only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same in a guest, which is emulated.
+const PATIENCE_IN_GUEST: Duration = Duration::from_secs(240);
+/// Below which group those of the tests are made.
+const GROUP_PARENT: &str = "cnova-container-tests";
 
 /// Commands that the busybox image has.
 const COMMANDS: [&str; 34] = [
@@ -29,6 +36,7 @@ const COMMANDS: [&str; 34] = [
 pub(crate) fn missing(programs: &[&str]) -> bool {
     let is_root = fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     if !is_root {
+        assert!(!in_guest(), "who made the guest did not make it well");
         eprintln!("skipped: containers need root");
         return true;
     }
@@ -41,6 +49,11 @@ pub(crate) fn missing(programs: &[&str]) -> bool {
     false
 }
 
+/// Whether this is a virtual machine that a test has started.
+pub(crate) fn in_guest() -> bool {
+    std::env::var_os(guest::INSIDE).is_some()
+}
+
 pub(crate) fn busybox_layer() -> LayerBuilder {
     LayerBuilder::new().busybox(&COMMANDS).unwrap()
 }
@@ -51,6 +64,8 @@ pub(crate) struct Workload {
     pub(crate) spec: Spec,
     pub(crate) child: Option<Child>,
     pub(crate) variables: Vec<(&'static str, String)>,
+    /// Where it is started, as the agent does it.
+    pub(crate) group: Option<Group>,
 }
 
 impl Workload {
@@ -86,6 +101,7 @@ impl Workload {
             spec,
             child: None,
             variables: Vec::new(),
+            group: group(),
         }
     }
 
@@ -111,6 +127,9 @@ impl Workload {
         write_spec(&self.dir(), &self.spec).unwrap();
         let mut command = run_command(Path::new(RUNTIME), &self.dir()).unwrap();
         command.envs(self.variables.clone());
+        if let Some(group) = &self.group {
+            group.enter_command(&mut command).unwrap();
+        }
         self.child = Some(command.spawn().unwrap());
     }
 
@@ -209,12 +228,24 @@ impl Drop for Workload {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if let Some(group) = &self.group {
+            let _ = group.kill();
+            let _ = group.remove();
+        }
     }
+}
+
+/// A group of its own, where the system permits one.
+fn group() -> Option<Group> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let made = Parent::find(Some(GROUP_PARENT)).and_then(|parent| Group::create(&parent, &name));
+    made.inspect_err(|error| assert!(!in_guest(), "{error}")).ok()
 }
 
 /// Asks until there is an answer.
 pub(crate) fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + if in_guest() { PATIENCE_IN_GUEST } else { PATIENCE };
     loop {
         if let Some(answer) = ask() {
             return answer;
@@ -227,6 +258,9 @@ pub(crate) fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
 impl Workload {
     /// Starts it once more in the same folder; how it ended, and what is left of its group.
     pub(crate) fn run_again(mut self) -> (Exit, Vec<PathBuf>) {
+        if let Some(group) = &self.group {
+            group.kill().unwrap();
+        }
         let exit = self.run();
         let left = group_folders(&self);
         (exit, left)

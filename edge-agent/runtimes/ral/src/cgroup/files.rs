@@ -8,6 +8,8 @@ use super::{DEPTH_MAX, GROUPS_MAX, GroupError, Usage};
 
 /// The processes of a group; a process enters it by writing to it.
 pub(super) const PROCS: &str = "cgroup.procs";
+/// The controllers that a group of v2 gives to those below.
+pub(super) const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 /// The threads of a group, on v1.
 pub(super) const TASKS: &str = "tasks";
 

@@ -1,12 +1,14 @@
 //! Ending everything in a group.
 
+use std::fs;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::files::{self, Version};
-use super::{Group, GroupError};
+use super::{Group, GroupError, layout};
 use crate::pidfd_open;
 
 /// How long killed processes may take to go: one that writes to a slow disk is not interrupted at once.
@@ -25,6 +27,27 @@ pub(super) fn kill(group: &Group) -> Result<(), GroupError> {
         set_fork_limit(group, "max")?;
     }
     result
+}
+
+/// Lets a group of v2 take processes again.
+pub(super) fn make_room(dir: &Path) -> Result<(), GroupError> {
+    let enabled = layout::words(&dir.join(files::SUBTREE_CONTROL))?;
+    if enabled.is_empty() {
+        return Ok(());
+    }
+    let end = Instant::now() + DEADLINE;
+    for below in files::subtree(dir)?.into_iter().skip(1).rev() {
+        // What was killed may be gone from the list of processes and not yet from the group.
+        while let Err(error) = fs::remove_dir(&below) {
+            match error.kind() {
+                std::io::ErrorKind::NotFound => break,
+                _ if Instant::now() > end => return Err(files::io_error("remove", &below)(error)),
+                _ => sleep(PAUSE),
+            }
+        }
+    }
+    let order: Vec<String> = enabled.iter().map(|name| format!("-{name}")).collect();
+    files::write(&dir.join(files::SUBTREE_CONTROL), &order.join(" "))
 }
 
 /// v2 has a file for it since Linux 5.14, which also gets processes that are being forked.

@@ -208,25 +208,29 @@ fn delegate_down(point: &Path, dir: &Path) -> Result<Vec<String>, GroupError> {
     let mut chain: Vec<&Path> = dir.ancestors().take_while(|d| d.starts_with(point)).collect();
     chain.reverse();
     for group in &chain {
-        let enabled = words(&group.join("cgroup.subtree_control"))?;
+        let enabled = words(&group.join(files::SUBTREE_CONTROL))?;
         let available = words(&group.join("cgroup.controllers"))?;
         let lacking = CONTROLLERS_V2.iter().filter(|c| {
             let named = |list: &[String]| list.iter().any(|other| other == *c);
             named(&available) && !named(&enabled)
         });
         let order: Vec<String> = lacking.map(|c| format!("+{c}")).collect();
-        if !order.is_empty() {
-            let _ = files::write(&group.join("cgroup.subtree_control"), &order.join(" "));
+        let control = group.join(files::SUBTREE_CONTROL);
+        // All of them or none: if the kernel refuses one, the others are still to be had.
+        if !order.is_empty() && files::write(&control, &order.join(" ")).is_err() {
+            for one in order {
+                let _ = files::write(&control, &one);
+            }
         }
     }
-    let given = words(&dir.join("cgroup.subtree_control"))?;
+    let given = words(&dir.join(files::SUBTREE_CONTROL))?;
     Ok(given
         .into_iter()
         .filter(|c| CONTROLLERS_V2.contains(&c.as_str()))
         .collect())
 }
 
-fn words(path: &Path) -> Result<Vec<String>, GroupError> {
+pub(super) fn words(path: &Path) -> Result<Vec<String>, GroupError> {
     let text = files::read(path)?.unwrap_or_default();
     Ok(text
         .split_ascii_whitespace()

@@ -258,6 +258,23 @@ fn on_v2_controllers_are_handed_down_and_usage_is_read() {
 }
 
 #[test]
+fn on_v2_a_group_that_was_divided_takes_processes_again() {
+    let fake = Fake::new();
+    fake.group("cnova", "cpu memory pids");
+    let dir = fake.group("cnova/a", "cpu memory pids");
+    let parent = find_in(&fake.mountinfo, "0::/\n", None).unwrap();
+    let group = parent.open("a").unwrap().unwrap();
+    let enabled = dir.join("cgroup.subtree_control");
+    fs::create_dir_all(dir.join("workload-1/deeper")).unwrap();
+    group.enter_command(&mut Command::new("true")).unwrap();
+    assert!(dir.join("workload-1").exists(), "nothing is in the way");
+    fs::write(&enabled, "memory pids\n").unwrap();
+    group.enter_command(&mut Command::new("true")).unwrap();
+    assert!(!dir.join("workload-1").exists());
+    assert!(fs::read_to_string(&enabled).unwrap().starts_with("-memory -pids"));
+}
+
+#[test]
 fn what_is_not_accounted_is_absent_and_what_is_nonsense_is_an_error() {
     let fake = Fake::new();
     fs::write(fake.home.path().join("cgroup.controllers"), "cpu pids").unwrap();
