@@ -165,7 +165,7 @@ pub(crate) fn references(what: &Reference, hub: &Hub, screen: &mut Screen<'_>) -
     match what {
         Reference::Add(args) => {
             let body = new_set(args)?;
-            done(&hub.put(&routes::reference(&args.name), &body)?, screen)?;
+            done(&hub.post(&routes::reference(&args.name), &body)?, screen)?;
         }
         Reference::List => list(&hub.get(routes::REFERENCES)?, screen)?,
         Reference::Remove { name } => {

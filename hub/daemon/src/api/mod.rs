@@ -28,7 +28,7 @@ use axum::extract::{Query, Request};
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, head, post, put};
+use axum::routing::{MethodRouter, delete, get, head, post};
 use cnova_hub_core::policy::PolicySet;
 use cnova_shared::ids::NodeId;
 use futures_util::StreamExt;
@@ -122,7 +122,7 @@ fn route(id: Id) -> MethodRouter<App> {
         Id::Attest => post(attestation::demand),
         Id::Release => post(attestation::release),
         Id::ListReferences => get(attestation::references),
-        Id::PutReference => put(attestation::put_set),
+        Id::PutReference => post(attestation::put_set),
         Id::DeleteReference => delete(attestation::drop_set),
         Id::GetAudit => get(fleet::audit),
         Id::Enrolment => get(enrolment::show),

@@ -493,7 +493,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         id: Id::PutReference,
         name: "putReference",
-        method: "put",
+        method: "post",
         path: "/v1/references/{name}",
         summary: "Add or replace a set of reference values, from a node that is as it should be or from an image's build.",
         access: OPERATOR,
