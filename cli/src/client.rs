@@ -218,13 +218,6 @@ impl Hub {
         self.read_json(&request, self.accepted(&request, response)?)
     }
 
-    /// Puts JSON there, and reads the answer's.
-    pub(crate) fn put<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, HubError> {
-        let request = format!("PUT {path}");
-        let response = self.with_token(self.agent.put(self.at(path))).send_json(body);
-        self.read_json(&request, self.accepted(&request, response)?)
-    }
-
     /// Sends bytes, and reads the answer's JSON.
     pub(crate) fn post_bytes<T: DeserializeOwned>(&self, path: &str, media: &str, bytes: &[u8]) -> Result<T, HubError> {
         let request = format!("POST {path}");
