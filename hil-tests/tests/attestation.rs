@@ -54,7 +54,7 @@ fn apply(plant: &Plant, args: &str, trust: &str) {
 
 fn workload(plant: &Plant) -> Option<Value> {
     let all: Value = serde_json::from_str(&plant.cnova(&["get", "workloads", "-o", "json"])).unwrap();
-    all["workloads"].as_array()?.first().cloned()
+    all.as_array()?.first().cloned()
 }
 
 fn has_finished(plant: &Plant, generation: u64) -> bool {

@@ -3,6 +3,7 @@
 use cnova_attestation::ear::{self, Ear, EarError, Status};
 use cnova_shared::bundle::Role;
 use cnova_shared::envelope::{Untrusted, Verified};
+use cnova_shared::ids::HUB_AUDIENCE;
 
 use super::*;
 use crate::intake::Refusal;
@@ -128,7 +129,10 @@ impl Agent {
         };
         match opened.and_then(|v| Ok(v.decode::<v1::Challenge>()?)) {
             Ok(challenge) if challenge.value().nonce.len() == limits::NONCE_BYTES => {
-                let verifier = challenge.claims().iss.clone();
+                // Gateways on the way take what is for the hub, whatever its name.
+                let asker = challenge.claims().iss.clone();
+                let hub = NodeId::new(HUB_AUDIENCE).ok().filter(|_| by_hub);
+                let verifier = hub.unwrap_or(asker);
                 let challenge = challenge.into_value();
                 self.effects.push_back(Action::Attest { verifier, challenge });
             }
