@@ -278,6 +278,7 @@ fn a_rolled_back_disk_takes_no_twin_until_the_hub_has_said_what_is_newest() {
     twin.ear.clone_from(&rig.stored.ear);
     let mut rig = boot(with_tpm(3), old_disk);
     assert!(rig.says("alarm/quarantine"));
+    assert_eq!(rig.hello_alarms, ["quarantine"], "the hub hears of it with the hello");
     assert_eq!(
         rig.report_of("app/a").state,
         WorkloadState::Starting,
@@ -310,6 +311,8 @@ fn a_rolled_back_disk_takes_no_twin_until_the_hub_has_said_what_is_newest() {
         "{actions:?}"
     );
     assert!(!rig.says("alarm/quarantine"));
+    rig.wait(20_000);
+    assert!(rig.hello_alarms.is_empty(), "and that it is over");
     let actions = rig.twin(2, &[a("two")]);
     assert!(actions.contains(&"refused rolled-back".to_owned()), "{actions:?}");
     let actions = rig.twin(3, &[a("two")]);

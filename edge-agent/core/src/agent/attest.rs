@@ -31,7 +31,10 @@ impl Agent {
                 let detail = format!(
                     "{why}. No twin is taken, and what asks for trust waits, until the hub has answered; the rest runs on"
                 );
-                self.alarm("quarantine", detail, now);
+                self.alarm("quarantine", detail.clone(), now);
+                // The hello says it, too: the hub's answer is for this very start.
+                let code = "quarantine".to_owned();
+                self.config.alarms.push(v1::Alarm { code, detail });
                 self.standing.quarantine = Some(why);
             }
         }

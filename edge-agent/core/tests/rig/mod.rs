@@ -25,6 +25,8 @@ pub struct Rig {
     pub agent: Agent,
     pub stored: Stored,
     pub now: Now,
+    /// Codes of the alarms in the last hello.
+    pub hello_alarms: Vec<String>,
 }
 
 pub fn config() -> Config {
@@ -68,7 +70,12 @@ impl Rig {
         };
         let artifacts: BTreeSet<Digest> = artifacts.iter().map(|a| Digest::of(a.as_bytes())).collect();
         let agent = Agent::boot(config, stored.clone(), artifacts, BTreeMap::new(), found, now);
-        let mut rig = Self { agent, stored, now };
+        let mut rig = Self {
+            agent,
+            stored,
+            now,
+            hello_alarms: Vec::new(),
+        };
         let actions = rig.perform();
         (rig, actions)
     }
@@ -154,6 +161,9 @@ impl Rig {
         while let Some(action) = self.agent.poll_action() {
             match &action {
                 Action::Persist(ops) => self.stored.apply(ops),
+                Action::Send(Message::Hello(h)) => {
+                    self.hello_alarms = h.alarms.iter().map(|a| a.code.clone()).collect();
+                }
                 Action::Start(launch) => {
                     let row = self
                         .stored
