@@ -2,6 +2,7 @@
 //! cargo's runner, so that the tests of any crate can be tried there:
 //! `CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=target/debug/cnova-in-guest cargo test -p cnova-ral cgroup::`.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,6 +39,12 @@ fn run(program: &Path, arguments: &[String]) -> Result<i32, GuestError> {
         .chain(arguments.iter().map(String::as_str))
         .collect();
     let run = guest.run(&command, &[])?;
-    print!("{}", run.output);
+    io::stdout()
+        .write_all(run.output.as_bytes())
+        .map_err(|source| GuestError::Io {
+            action: "print to",
+            path: "/dev/stdout".into(),
+            source,
+        })?;
     Ok(run.status)
 }
