@@ -11,10 +11,10 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test check bench bench-runtimes release-container sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 check bench bench-runtimes release-container sim setup-test setup-demo fmt
 
 help: ## What can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: setup-demo ## The whole line on this machine, in about a minute (KEEP=1 leaves it up)
 	@echo "== building (the first time takes several minutes)"
@@ -29,6 +29,13 @@ test: setup-test ## Everything: build, lints, tests, 1,000 seeds of the simulato
 	cargo build --workspace --all-targets
 	@echo "== testing"
 	cargo nextest run --workspace --no-fail-fast
+
+# `make test` runs the container tests there too, where QEMU and the kernel are installed.
+test-cgroup2: setup-test ## Containers, their conformance and accounting with control groups v2, in a virtual machine
+	@scripts/guest-kernel
+	cargo build -p cnova-ral-conformance --bins
+	cargo nextest run -p cnova-runtime-container --run-ignored all -E 'test(with_control_groups_v2)'
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/target/debug/cnova-in-guest cargo test -p cnova-ral --lib cgroup::
 
 check: ## Format, lints, dependencies
 	cargo fmt --all --check

@@ -125,9 +125,6 @@ impl Bench {
         write_spec(&self.dir, &self.spec)?;
         self.started = Instant::now();
         let mut command = run_command(&self.exe, &self.dir)?;
-        if let Some(group) = &self.group {
-            group.enter_command(&mut command)?;
-        }
         // SAFETY: between fork and exec only system calls are made, all of them async-signal-safe. The process in the
         // middle never returns: it closes what it inherited, so that the spawn is not kept waiting, and sleeps.
         unsafe {
@@ -144,6 +141,10 @@ impl Bench {
                     }
                 }
             });
+        }
+        // After the fork: the process in the middle is no part of the instance, and on v2 it would be in the runtime's way.
+        if let Some(group) = &self.group {
+            group.enter_command(&mut command)?;
         }
         Ok(command.spawn()?)
     }

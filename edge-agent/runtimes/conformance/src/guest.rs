@@ -134,7 +134,7 @@ pub fn run_this_suite(programs: &[&Path]) -> Option<GuestRun> {
     };
     match run() {
         Ok(run) => {
-            println!("{}", run.output);
+            eprintln!("{}", run.output);
             assert_eq!(run.status, 0, "a test failed in the guest, whose output is above");
             Some(run)
         }

@@ -71,7 +71,7 @@ struct Place {
 }
 
 /// The container's group.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct WorkloadGroup {
     places: Vec<Place>,
 }

@@ -167,13 +167,37 @@ impl Control for Shared {
     }
 
     fn stop(&self, grace: Option<Duration>) {
-        if let Some(grace) = grace {
-            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            self.grace_ms.store(grace_ms, Ordering::Release);
-        }
         // Whoever asks next already sees it.
-        self.stopping();
+        let repeated = self.stopping.swap(true, Ordering::AcqRel);
+        let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+        match grace_ms {
+            // The shim may see both at once, and a repeated stop never lengthens the first.
+            Some(grace_ms) if repeated => _ = self.grace_ms.fetch_min(grace_ms, Ordering::AcqRel),
+            Some(grace_ms) => self.grace_ms.store(grace_ms, Ordering::Release),
+            None => {}
+        }
         self.stop_wanted.store(true, Ordering::Release);
         self.wake_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_stops_that_are_seen_at_once_the_shorter_grace_counts() {
+        let (short, long) = (Duration::from_millis(300), Duration::from_secs(3600));
+        for (first, second) in [(short, long), (long, short)] {
+            let shared = Shared::new(50, false, WorkloadGroup::default()).unwrap();
+            shared.stop(Some(first));
+            shared.stop(Some(second));
+            assert!(shared.take_stop());
+            assert_eq!(shared.grace(), short);
+        }
+        // The first one may be longer than what the spec says.
+        let shared = Shared::new(50, false, WorkloadGroup::default()).unwrap();
+        shared.stop(Some(long));
+        assert_eq!(shared.grace(), long);
     }
 }

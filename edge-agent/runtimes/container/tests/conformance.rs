@@ -102,6 +102,7 @@ conformance!(fixture);
 
 /// The same on a kernel that has control groups v2 and nothing else, in a virtual machine.
 #[test]
+#[ignore = "takes minutes in an emulated machine: make test-cgroup2"]
 fn the_suite_holds_with_control_groups_v2() {
     let runtime = Path::new(env!("CARGO_BIN_EXE_cnova-runtime-container"));
     if let Some(run) = guest::run_this_suite(&[runtime]) {

@@ -21,7 +21,7 @@ fn version() -> String {
         .filter(|name| name.starts_with("cgroup-"))
         .collect::<Vec<_>>()
         .join(" ");
-    println!("control groups: {found}");
+    eprintln!("control groups: {found}");
     found
 }
 

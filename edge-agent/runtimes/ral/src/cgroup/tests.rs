@@ -174,6 +174,46 @@ fn groups_below_are_killed_and_removed_with_it_and_others_are_not_touched() {
     assert_eq!(other.group.processes().unwrap(), [bystander]);
 }
 
+/// Whether this machine's control groups are those of v2.
+fn on_v2(group: &Group) -> bool {
+    let found = group.hierarchies.iter().any(|h| h.version == Version::V2);
+    if !found {
+        eprintln!("skipped: this machine has control groups v1; `make test-cgroup2` has others");
+    }
+    found
+}
+
+#[test]
+fn after_a_runtime_that_limited_groups_below_the_next_one_enters() {
+    let Some(mut real) = Real::new() else { return };
+    if !on_v2(&real.group) {
+        return;
+    }
+    let dir = real.group.folders().next().unwrap().to_owned();
+    fs::create_dir_all(dir.join("workload/deeper")).unwrap();
+    files::write(&dir.join(files::SUBTREE_CONTROL), "+pids").unwrap();
+    let pid = real.sh("exec sleep 3600");
+    assert_eq!(real.group.processes().unwrap(), [pid]);
+    assert!(!dir.join("workload").exists());
+}
+
+#[test]
+fn a_controller_that_the_kernel_refuses_does_not_cost_the_others() {
+    let Some(real) = Real::new() else { return };
+    if !on_v2(&real.group) {
+        return;
+    }
+    // A group with threads of its own below offers memory and does not hand it down.
+    let dir = real.group.folders().next().unwrap().join("threads");
+    fs::create_dir_all(dir.join("inner")).unwrap();
+    files::write(&dir.join("inner/cgroup.type"), "threaded").unwrap();
+    let path = format!("cnova-ral-tests/{}/threads", real.group.name());
+    let parent = Parent::find(Some(&path)).unwrap();
+    assert_eq!(parent.missing(), ["memory"]);
+    let given = fs::read_to_string(dir.join(files::SUBTREE_CONTROL)).unwrap();
+    assert_eq!(given.trim(), "cpu pids");
+}
+
 #[test]
 fn killing_what_is_empty_or_gone_is_no_error() {
     let Some(real) = Real::new() else { return };
