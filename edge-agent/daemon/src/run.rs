@@ -194,9 +194,6 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
     };
-    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
-    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
-    let tls = client_tls_with(&identity, &config.parent.node, clock.clone(), authorities.clone())?;
     let signals = Signals::new().map_err(no_signals)?;
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
     let ground = Ground {
@@ -209,14 +206,13 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         witness: trusted.witness.clone(),
     };
     let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
-    let address = config.parent.address.clone();
-    let (uplink, uplink_events) =
-        Uplink::start(UplinkConfig::new(address, place.node, config.parent.node.clone(), tls));
-    let questions = status::serve(&config.state_dir).map_err(|source| StartError::StateFolder {
-        action: "listen for `cnova-agent status` in",
-        path: config.state_dir.clone(),
-        source,
-    })?;
+    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
+    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
+    let parent = config.parent.node.clone();
+    let tls = client_tls_with(&identity, &parent, clock.clone(), authorities.clone())?;
+    let up = UplinkConfig::new(config.parent.address.clone(), place.node, parent, tls);
+    let (uplink, uplink_events) = Uplink::start(up);
+    let questions = status::serve(&config.state_dir).map_err(no_questions(&config.state_dir))?;
     let inputs = Inputs {
         installed: keep_certified(keeper, &identity, &clock),
         uplink: uplink_events,
@@ -266,6 +262,15 @@ fn keep_certified(keeper: Option<Keeper>, identity: &Arc<Identity>, clock: &Arc<
         tokio::spawn(keeper.run(identity.clone(), clock.clone(), sender));
     }
     installed
+}
+
+fn no_questions(state_dir: &Path) -> impl FnOnce(io::Error) -> StartError {
+    let path = state_dir.to_owned();
+    move |source| StartError::StateFolder {
+        action: "listen for `cnova-agent status` in",
+        path,
+        source,
+    }
 }
 
 fn no_signals(source: io::Error) -> StartError {

@@ -496,27 +496,7 @@ impl World {
         match action {
             hub::Action::Persist(ops) => return self.hub_commits(&ops),
             hub::Action::SignTwin(twin) => self.hub_signs(&twin),
-            hub::Action::Compile(key) => {
-                let name = format!("{}/{}/{}", key.source, key.target, key.engine);
-                let artifact = v1::Artifact {
-                    digest: Digest::of(name.as_bytes()),
-                    size: 300_000,
-                };
-                let made = super::provenance::of_compiled(&key, artifact.digest, self.hub.key());
-                let told = hub::Event::ProvenanceAdded {
-                    subject: artifact.digest,
-                    artifact: made.artifact,
-                    envelope: made.envelope,
-                };
-                let done = hub::Event::Compiled {
-                    key,
-                    result: Ok(artifact),
-                };
-                let (at, life) = (self.now + self.rng.u64(1..2_000), self.hub.life);
-                for event in [told, done] {
-                    self.net.at(at, Arrival::Hub { life, event });
-                }
-            }
+            hub::Action::Compile(key) => self.hub_compiles(key),
             hub::Action::Ack { child, ack } => {
                 let bytes = self.hub_seals(Kind::Ack, &child, &ack);
                 self.send_down(&id(HUB), &child, Kind::Ack, bytes);
@@ -535,28 +515,7 @@ impl World {
                 digest,
                 offset,
                 length,
-            } => {
-                let compiled = self
-                    .hub
-                    .stored
-                    .compiled
-                    .values()
-                    .find(|a| a.digest == digest)
-                    .map(|a| a.size);
-                let total = compiled
-                    .or(self.hub.stored.artifacts.get(&digest).copied())
-                    .unwrap_or(300_000);
-                let chunk = v1::Chunk {
-                    v: 1,
-                    digest,
-                    offset,
-                    total,
-                    data: vec![7; length as usize],
-                    missing: None,
-                };
-                let bytes = self.hub_seals(Kind::Chunk, &child, &chunk);
-                self.send_down(&id(HUB), &child, Kind::Chunk, bytes);
-            }
+            } => self.hub_serves(&child, digest, offset, length),
             hub::Action::RefuseChunk { child, chunk } => {
                 let bytes = self.hub_seals(Kind::Chunk, &child, &chunk);
                 self.send_down(&id(HUB), &child, Kind::Chunk, bytes);
@@ -592,6 +551,51 @@ impl World {
             hub::Action::Note(text) => self.log(format!("hub: {text}")),
         }
         true
+    }
+
+    fn hub_compiles(&mut self, key: hub::CompileKey) {
+        let name = format!("{}/{}/{}", key.source, key.target, key.engine);
+        let artifact = v1::Artifact {
+            digest: Digest::of(name.as_bytes()),
+            size: 300_000,
+        };
+        let made = super::provenance::of_compiled(&key, artifact.digest, self.hub.key());
+        let told = hub::Event::ProvenanceAdded {
+            subject: artifact.digest,
+            artifact: made.artifact,
+            envelope: made.envelope,
+        };
+        let done = hub::Event::Compiled {
+            key,
+            result: Ok(artifact),
+        };
+        let (at, life) = (self.now + self.rng.u64(1..2_000), self.hub.life);
+        for event in [told, done] {
+            self.net.at(at, Arrival::Hub { life, event });
+        }
+    }
+
+    fn hub_serves(&mut self, child: &NodeId, digest: Digest, offset: u64, length: u64) {
+        let compiled = self
+            .hub
+            .stored
+            .compiled
+            .values()
+            .find(|a| a.digest == digest)
+            .map(|a| a.size);
+        let total = compiled
+            .or(self.hub.stored.artifacts.get(&digest).copied())
+            .unwrap_or(300_000);
+        let chunk = v1::Chunk {
+            v: 1,
+            digest,
+            offset,
+            total,
+            data: vec![7; length as usize],
+            missing: None,
+        };
+        let bytes = self.hub_seals(Kind::Chunk, child, &chunk);
+        self.send_down(&id(HUB), child, Kind::Chunk, bytes);
     }
 
     fn hub_commits(&mut self, ops: &[hub::Op]) -> bool {

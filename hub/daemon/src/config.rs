@@ -92,6 +92,18 @@ impl Default for Attestation {
 }
 
 impl Attestation {
+    fn check(&self, problems: &mut Vec<String>) {
+        let valid_s = self.valid_hours.saturating_mul(3600);
+        if self.period_seconds == 0 || valid_s <= self.period_seconds {
+            problems.push("attestation: a result must be valid for longer than the period, which is not 0".into());
+        }
+        // 0 to 7 are the firmware's; 16 and above can be reset or are the system's.
+        if !(8..=15).contains(&self.launch_pcr) {
+            let pcr = self.launch_pcr;
+            problems.push(format!("attestation.launch_pcr: {pcr} is not one of 8 to 15"));
+        }
+    }
+
     /// For the core; `seed` is random.
     #[must_use]
     pub fn to_core(&self, seed: [u8; 32]) -> Appraisal {
@@ -368,19 +380,7 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
         ));
     }
     let delegation = file.delegation.rules(&mut problems);
-    let children = match (file.mqtt, file.external_broker) {
-        (Some(mqtt), None) => Some(Children::Listen(mqtt.listen)),
-        (None, Some(broker)) => {
-            if broker.host.is_empty() || broker.port == 0 {
-                problems.push("external_broker: host and port must be named".into());
-            }
-            Some(Children::Broker(broker))
-        }
-        _ => {
-            problems.push("either [mqtt] or [external_broker] must be there, and not both".into());
-            None
-        }
-    };
+    let children = children(file.mqtt, file.external_broker, &mut problems);
     if file.identity.root != RootKind::Soft || file.identity.key.as_os_str().is_empty() {
         problems.push("identity: the hub's own key is a file; name it with key, and no root".into());
     }
@@ -401,17 +401,7 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             lifetime_s,
         }
     });
-    let a = &file.attestation;
-    if a.period_seconds == 0 || a.valid_hours == 0 || a.valid_hours.saturating_mul(3600) <= a.period_seconds {
-        problems.push("attestation: a result must be valid for longer than the period, and both more than 0".into());
-    }
-    if !(8..=15).contains(&a.launch_pcr) {
-        // 0 to 7 are the firmware's; 16 and above can be reset or are the system's.
-        problems.push(format!(
-            "attestation.launch_pcr: {} is not one of 8 to 15",
-            a.launch_pcr
-        ));
-    }
+    file.attestation.check(&mut problems);
     let Some(children) = children.filter(|_| problems.is_empty()) else {
         return Err(problems);
     };
@@ -447,6 +437,22 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
         limits: file.limits,
         log: file.log.format,
     })
+}
+
+fn children(mqtt: Option<Mqtt>, broker: Option<ExternalBroker>, problems: &mut Vec<String>) -> Option<Children> {
+    match (mqtt, broker) {
+        (Some(mqtt), None) => Some(Children::Listen(mqtt.listen)),
+        (None, Some(broker)) => {
+            if broker.host.is_empty() || broker.port == 0 {
+                problems.push("external_broker: host and port must be named".into());
+            }
+            Some(Children::Broker(broker))
+        }
+        _ => {
+            problems.push("either [mqtt] or [external_broker] must be there, and not both".into());
+            None
+        }
+    }
 }
 
 fn beside_this_program() -> PathBuf {

@@ -18,6 +18,7 @@ use cnova_store::OnCorrupt;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::api::serve::{self, ListenError};
 use crate::api::{self, Api, UPLOADS_AT_ONCE};
@@ -233,6 +234,13 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         clock,
     } = check(&config)?;
     let (issuer, rules) = enrolment.unzip();
+    let core_config = cnova_hub_core::Config {
+        node: identity.node().clone(),
+        trust,
+        appraisal: config.attestation.to_core(random_seed()?),
+        enrolment: rules,
+        delegation: config.delegation.clone(),
+    };
     let _folder = StateFolder::hold(&config.state_dir)?;
     let store = open_store(&config, set_aside_corrupt_store)?;
     let library = Arc::new(Library::open(&config.state_dir, config.limits.max_artifact_bytes)?);
@@ -240,24 +248,14 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let address = listener.local_addr().unwrap_or(config.api);
     let traffic = Arc::new(Traffic::default());
     let (hub, requests) = event_loop::channel();
+    let compiler = Compiler::new(config.aot_worker.clone(), library.clone(), signer.clone(), clock);
     let parts = Parts {
-        config: cnova_hub_core::Config {
-            node: identity.node().clone(),
-            trust,
-            appraisal: config.attestation.to_core(random_seed()?),
-            enrolment: rules,
-            delegation: config.delegation.clone(),
-        },
+        config: core_config,
         newest_bundle: config.newest_bundle(),
         store: store.clone(),
         library: library.clone(),
         signer: signer.clone(),
-        compiler: Arc::new(Compiler::new(
-            config.aot_worker.clone(),
-            library.clone(),
-            signer.clone(),
-            clock,
-        )),
+        compiler: Arc::new(compiler),
         downstream: Downstream {
             children: config.children.clone(),
             identity: identity.clone(),
@@ -272,20 +270,13 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let (stop, stopped) = watch::channel(false);
     let (ready, is_ready) = oneshot::channel();
     let event_loop = EventLoop::new(parts, requests).await?;
-    let mut deciding = tokio::spawn(event_loop.run(ready, stopped.clone()));
+    let deciding = tokio::spawn(event_loop.run(ready, stopped.clone()));
     // The children's port may be taken: nothing is offered before both are there.
     if is_ready.await.is_err() {
         return ended(deciding.await);
     }
     check_audit(&store).await;
-    let backups = tokio::spawn(back_up_daily(store.clone(), clock));
-    let keep = Duration::from_secs(config.limits.keep_unused_hours.saturating_mul(3600));
-    let reading = tokio::spawn(read_bundle_again(
-        hub.clone(),
-        config.identity.trust_bundle.clone(),
-        clock,
-    ));
-    let collecting = tokio::spawn(collect_unused(hub.clone(), library.clone(), keep));
+    let chores = chores(&config, &hub, &store, &library, clock);
     let api = Api {
         hub,
         store,
@@ -301,7 +292,20 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     };
     let serving = tokio::spawn(serve::serve(listener, api::router(Arc::new(api)), stopped));
     tracing::info!(node = %identity.node(), %address, version = env!("CARGO_PKG_VERSION"), "the hub is ready");
-    let result = tokio::select! {
+    let result = until_told(deciding, &stop).await;
+    stop.send_replace(true);
+    // It ends by itself, after a few seconds at most.
+    let _ = serving.await;
+    chores.iter().for_each(JoinHandle::abort);
+    result
+}
+
+/// Runs until it is told to stop, or the loop ends by itself.
+async fn until_told(
+    mut deciding: JoinHandle<Result<(), LoopError>>,
+    stop: &watch::Sender<bool>,
+) -> Result<(), RunError> {
+    tokio::select! {
         result = &mut deciding => ended(result),
         told = told_to_stop() => {
             told.map_err(RunError::Signals)?;
@@ -309,14 +313,24 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
             stop.send_replace(true);
             ended(deciding.await)
         }
-    };
-    stop.send_replace(true);
-    // It ends by itself, after a few seconds at most.
-    let _ = serving.await;
-    backups.abort();
-    collecting.abort();
-    reading.abort();
-    result
+    }
+}
+
+/// What is done now and then, beside everything else.
+fn chores(
+    config: &Config,
+    hub: &HubHandle,
+    store: &Store,
+    library: &Arc<Library>,
+    clock: Clock,
+) -> [JoinHandle<()>; 3] {
+    let keep = Duration::from_secs(config.limits.keep_unused_hours.saturating_mul(3600));
+    let bundle = config.identity.trust_bundle.clone();
+    [
+        tokio::spawn(back_up_daily(store.clone(), clock)),
+        tokio::spawn(read_bundle_again(hub.clone(), bundle, clock)),
+        tokio::spawn(collect_unused(hub.clone(), library.clone(), keep)),
+    ]
 }
 
 fn ended(result: Result<Result<(), LoopError>, tokio::task::JoinError>) -> Result<(), RunError> {

@@ -340,13 +340,9 @@ impl Child {
         kind: Kind,
         bytes: &[u8],
     ) -> T {
-        let opened = self.link.open(
-            kind,
-            bytes,
-            &self.issued.node,
-            &self.plant_trust.clone().into(),
-            now_s(),
-        );
+        let opened = self
+            .link
+            .open(kind, bytes, &self.issued.node, &self.plant_trust.clone(), now_s());
         opened.unwrap().decode::<T>().unwrap().into_value()
     }
 

@@ -45,6 +45,7 @@ pub(super) fn schemas() -> Value {
         applications(),
         explanation(),
         nodes(),
+        attestation(),
         records(),
         enrolment(),
         trust(),
@@ -210,35 +211,8 @@ fn explanation() -> Value {
     })
 }
 
-fn nodes() -> Value {
-    let states = json!({"enum": [
-        "waiting", "fetching", "starting", "running", "stopping", "finished", "failed", "crash-loop", "unknown",
-    ]});
+fn attestation() -> Value {
     json!({
-        "Nodes": object(json!({"nodes": list("Node")}), &[]),
-        "Node": object(json!({
-            "node": string(),
-            "role": {"enum": ["agent", "gateway"]},
-            "site": string(),
-            "link": {"enum": ["connected", "disconnected", "unknown"]},
-            "trust": text("`affirming`, `stale`, `warning`, `CONTRAINDICATED`, `pending`, `UNATTESTED` for a software key, or `REVOKED` for a node that is not trusted any more."),
-            "standing": {"type": "object", "description": "What placement makes of it: meets (for what is new), keeps (for what runs there), why."},
-            "trust": text("What the node holds its key in: `tpm`, or `UNATTESTED` for a key in a file."),
-            "trust_version": text_number("The trust bundle that it said it holds."),
-            "revoked": {"type": ["string", "null"], "description": "Why it is not trusted any more."},
-            "via": text("The direct child of the hub behind which it hangs."),
-            "desired": text("The twin that it should have, `epoch.generation`, or `-`."),
-            "reported": text("The twin that it said it has."),
-            "in_sync": {"type": "boolean"},
-            "heard_ms": millis("hub"),
-            "software": string(),
-            "labels": map_of(string()),
-            "capabilities": {"type": "object", "description": "r: runtimes, m: memory in bytes, c: CPU in thousandths of a core, acc: accelerators, dev: devices."},
-            "alarms": {"type": "array", "items": {"type": "object", "description": "c: a stable word, d: what to do."}},
-            "refusals": {"type": "array", "items": object(json!({
-                "at_ms": millis("node"), "code": string(), "detail": string(),
-            }), &[])},
-        }), &[]),
         "Attestation": object(json!({
             "node": string(),
             "tier": {"enum": ["soft", "tpm"]},
@@ -274,6 +248,37 @@ fn nodes() -> Value {
             "set": {"$ref": "#/components/schemas/Reference"},
         }), &[]),
         "AttestDone": object(json!({"done": string()}), &[]),
+    })
+}
+
+fn nodes() -> Value {
+    let states = json!({"enum": [
+        "waiting", "fetching", "starting", "running", "stopping", "finished", "failed", "crash-loop", "unknown",
+    ]});
+    json!({
+        "Nodes": object(json!({"nodes": list("Node")}), &[]),
+        "Node": object(json!({
+            "node": string(),
+            "role": {"enum": ["agent", "gateway"]},
+            "site": string(),
+            "link": {"enum": ["connected", "disconnected", "unknown"]},
+            "trust": text("`affirming`, `stale`, `warning`, `CONTRAINDICATED`, `pending`, `UNATTESTED` for a software key, or `REVOKED` for a node that is not trusted any more."),
+            "standing": {"type": "object", "description": "What placement makes of it: meets (for what is new), keeps (for what runs there), why."},
+            "trust_version": text_number("The trust bundle that it said it holds."),
+            "revoked": {"type": ["string", "null"], "description": "Why it is not trusted any more."},
+            "via": text("The direct child of the hub behind which it hangs."),
+            "desired": text("The twin that it should have, `epoch.generation`, or `-`."),
+            "reported": text("The twin that it said it has."),
+            "in_sync": {"type": "boolean"},
+            "heard_ms": millis("hub"),
+            "software": string(),
+            "labels": map_of(string()),
+            "capabilities": {"type": "object", "description": "r: runtimes, m: memory in bytes, c: CPU in thousandths of a core, acc: accelerators, dev: devices."},
+            "alarms": {"type": "array", "items": {"type": "object", "description": "c: a stable word, d: what to do."}},
+            "refusals": {"type": "array", "items": object(json!({
+                "at_ms": millis("node"), "code": string(), "detail": string(),
+            }), &[])},
+        }), &[]),
         "TwinDocument": object(json!({
             "node": string(),
             "epoch": number(),
