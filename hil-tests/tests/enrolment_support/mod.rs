@@ -1,5 +1,8 @@
 //! Real daemons on loopback, in a temporary folder, that end with their test.
 
+// Every test file uses another part of it.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::TcpListener;

@@ -74,7 +74,7 @@ pub struct Attestation {
     /// The register of the launch log; the nodes' configuration must say the same.
     pub launch_pcr: u8,
     /// Whether a node whose disk was rolled back is let out of quarantine as soon as it was told what is newest. Else an
-    /// operator does it (`cnova node release`).
+    /// operator does it (`cnova attest release`).
     pub release: bool,
 }
 

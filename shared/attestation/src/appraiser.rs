@@ -324,7 +324,12 @@ impl Appraiser {
         }
         node.pause_ms = FIRST_PAUSE_MS;
         node.due = Some(now.mono_ms + if appraisal.incomplete { 0 } else { rhythm.period_ms });
-        let verdict = verdict_of(&appraisal, &verified, key, now_s, rhythm);
+        let mut verdict = verdict_of(&appraisal, &verified, key, now_s, rhythm);
+        if let (true, Some(before)) = (appraisal.incomplete, &node.verdict) {
+            // A part of a long log says nothing new about the node: what was said of it stands until all of it is here.
+            let log = verdict.log.take();
+            verdict = Verdict { log, ..before.clone() };
+        }
         node.verdict = Some(verdict.clone());
         let ear = (!appraisal.incomplete).then(|| {
             appraisal.ear(crate::appraise::Issue {
