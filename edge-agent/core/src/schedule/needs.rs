@@ -10,7 +10,7 @@ use super::{Candidate, Progress, Reason};
 /// Each workload's own priority, or that of the most important one that needs it, directly or by others. Otherwise
 /// something unimportant could keep something important from starting.
 pub(super) fn effective_priorities(candidates: &[Candidate<'_>]) -> BTreeMap<WorkloadId, u32> {
-    let by_id: BTreeMap<&WorkloadId, &Workload> = candidates.iter().map(|c| (&c.workload.id, c.workload)).collect();
+    let by_id: BTreeMap<&WorkloadId, &Candidate<'_>> = candidates.iter().map(|c| (&c.workload.id, c)).collect();
     let mut effective: BTreeMap<WorkloadId, u32> = candidates
         .iter()
         .map(|c| (c.workload.id.clone(), c.workload.priority))
@@ -30,7 +30,10 @@ pub(super) fn effective_priorities(candidates: &[Candidate<'_>]) -> BTreeMap<Wor
             if let Some(e) = effective.get_mut(id) {
                 *e = (*e).max(priority);
             }
-            open.extend(needed.needs.iter().map(|d| &d.id));
+            // Nor does it pass on what others need of it.
+            if !needed.progress.is_over() {
+                open.extend(needed.workload.needs.iter().map(|d| &d.id));
+            }
         }
     }
     effective
