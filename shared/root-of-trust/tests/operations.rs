@@ -233,7 +233,8 @@ fn a_secret_opens_while_others_extend_registers_that_it_is_not_about() {
                     TpmDigest::try_from([7; 32].as_slice()).unwrap(),
                 );
                 context.pcr_extend(PcrHandle::Pcr10, values).unwrap();
-                std::thread::sleep(Duration::from_millis(3));
+                // Often enough to come between a policy and its use, and not so often that a busy machine never gets through.
+                std::thread::sleep(Duration::from_millis(25));
             }
         })
     };
