@@ -25,10 +25,7 @@ use cnova_shared::trust::TrustState;
 use cnova_shared::twin::{VerifiedTwin, Version};
 use cnova_shared::wire::v1::{self, Body, WorkloadState};
 
-use crate::api::{
-    Action, CompileKey, Config, Event, InspectKey, Inspection, Op, Outcome, RequestId, Stored, StoredApp,
-    StoredProvenance,
-};
+use crate::api::{Action, CompileKey, Config, Event, InspectKey, Inspection, Outcome, RequestId};
 use crate::cndl::{self, RuntimeKind};
 use crate::enrol::Desk;
 use crate::inventory::Inventory;
@@ -38,6 +35,7 @@ use crate::placement::{
 };
 use crate::policy::{AdmissionContext, AdmittedManifest};
 use crate::rollout::{self, ArtifactView, Composed, PlacedApp};
+use crate::stored::{Op, Stored, StoredApp, StoredProvenance};
 use crate::timeline::{StageRecord, Timeline};
 
 /// An application in force.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cnova_shared::ids::NodeId;
 use cnova_shared::wire::v1::{self, Body};
 
-use crate::api::{Op, StoredEntry};
+use crate::stored::{Op, StoredEntry};
 
 /// One node, as it described itself.
 #[derive(Clone, Debug)]

@@ -11,12 +11,14 @@ pub mod inventory;
 pub mod placement;
 pub mod policy;
 pub mod rollout;
+pub mod stored;
 pub mod timeline;
 pub mod views;
 pub mod views_trust;
 
 pub use api::{
-    Action, Appraisal, AttestChange, CompileKey, Config, DelegationRules, Draft, Event, InspectKey, Inspection, Op,
-    Outcome, RequestId, Stored, StoredApp, StoredEntry, StoredProvenance,
+    Action, Appraisal, AttestChange, CompileKey, Config, DelegationRules, Draft, Event, InspectKey, Inspection,
+    Outcome, RequestId,
 };
 pub use hub::{Hub, ProvenanceFact, ProvenanceFacts};
+pub use stored::{Op, Stored, StoredApp, StoredEntry, StoredProvenance};

@@ -11,9 +11,10 @@ use cnova_shared::bundle::Bundle;
 use cnova_shared::ids::{Digest, Name, WorkloadId};
 use cnova_shared::wire::v1;
 
-use crate::api::{CompileKey, InspectKey, Inspection, StoredProvenance};
+use crate::api::{CompileKey, InspectKey, Inspection};
 use crate::cndl::{ArtifactRef, Need, RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef};
 use crate::placement::Placement;
+use crate::stored::StoredProvenance;
 
 /// An application, placed.
 #[derive(Debug)]

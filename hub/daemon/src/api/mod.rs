@@ -3,6 +3,7 @@
 mod applications;
 mod artifacts;
 mod attestation;
+mod attestation_operations;
 mod enrolment;
 pub mod error;
 mod fleet;
