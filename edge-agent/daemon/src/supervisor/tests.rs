@@ -47,6 +47,7 @@ fn workload() -> Workload {
         trust: v1::TrustRequirement::default(),
         provenance: Vec::new(),
         attestation: None,
+        secrets: Vec::new(),
     }
 }
 
