@@ -174,7 +174,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
     log_alarms(&alarms);
-    let trusted = trusted::ask(&identity, &config.attestation, &config.state_dir)?;
+    let trusted = trusted::ask(&identity, config)?;
     alarms.extend(trusted.alarms);
     identity.endorse_in_time();
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
