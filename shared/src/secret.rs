@@ -7,8 +7,7 @@
 use coset::cbor::value::Value;
 use coset::{
     AsCborValue, CborSerializable, CoseEncrypt, CoseEncryptBuilder, CoseKdfContextBuilder, CoseKeyBuilder,
-    CoseRecipient, CoseRecipientBuilder, Header, HeaderBuilder, SuppPubInfoBuilder,
-    TaggedCborSerializable, iana,
+    CoseRecipient, CoseRecipientBuilder, Header, HeaderBuilder, SuppPubInfoBuilder, TaggedCborSerializable, iana,
 };
 use p256::elliptic_curve::sec1::ToEncodedPoint;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -116,7 +115,11 @@ impl BoxPublicKey {
             .map(Self)
             .map_err(|_| BadBoxKey)?;
         // One key has one form, so that it has one id.
-        if key.to_bytes() == bytes { Ok(key) } else { Err(BadBoxKey) }
+        if key.to_bytes() == bytes {
+            Ok(key)
+        } else {
+            Err(BadBoxKey)
+        }
     }
 
     /// The uncompressed point.
@@ -260,7 +263,10 @@ fn ephemeral_of(recipient: &CoseRecipient) -> Option<BoxPublicKey> {
         let value = key.params.iter().find(|(l, _)| *l == wanted).map(|(_, v)| v)?;
         value.as_bytes().filter(|b| b.len() == COORDINATE)
     };
-    let (x, y) = (coordinate(iana::Ec2KeyParameter::X)?, coordinate(iana::Ec2KeyParameter::Y)?);
+    let (x, y) = (
+        coordinate(iana::Ec2KeyParameter::X)?,
+        coordinate(iana::Ec2KeyParameter::Y)?,
+    );
     let point = [&[4], x.as_slice(), y.as_slice()].concat();
     BoxPublicKey::from_bytes(&point).ok()
 }
@@ -307,12 +313,7 @@ fn decrypt(key: &LessSafeKey, iv: [u8; IV_BYTES], aad: &[u8], sealed: &[u8]) -> 
 ///
 /// # Errors
 /// [`SealError::Cipher`].
-pub fn lock(
-    value: &[u8],
-    key: &[u8; KEY_BYTES],
-    purpose: &[u8],
-    iv: [u8; IV_BYTES],
-) -> Result<Vec<u8>, SealError> {
+pub fn lock(value: &[u8], key: &[u8; KEY_BYTES], purpose: &[u8], iv: [u8; IV_BYTES]) -> Result<Vec<u8>, SealError> {
     let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| SealError::Cipher)?;
     let sealed = encrypt(&LessSafeKey::new(key), iv, purpose, value)?;
     Ok([iv.as_slice(), &sealed].concat())

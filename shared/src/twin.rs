@@ -227,7 +227,10 @@ pub fn check(twin: &v1::Twin, aud: &NodeId) -> Result<(), TwinError> {
             }
         }
         if let Some(path) = w.files.iter().map(|f| &f.path).find(|path| !is_plain(path)) {
-            return bad(format!("workload {}: file path {path:?} is not absolute and plain", w.id));
+            return bad(format!(
+                "workload {}: file path {path:?} is not absolute and plain",
+                w.id
+            ));
         }
         check_uses(w)?;
     }
@@ -249,7 +252,9 @@ fn check_uses(w: &v1::Workload) -> Result<(), TwinError> {
     for given in &w.secrets {
         let is_fit = match &given.target {
             SecretTarget::Env(name) => !name.is_empty() && !name.contains(['=', '\0']) && !w.env.contains_key(name),
-            SecretTarget::File(path) => is_plain(path) && !path.contains('\0') && !w.files.iter().any(|f| f.path == *path),
+            SecretTarget::File(path) => {
+                is_plain(path) && !path.contains('\0') && !w.files.iter().any(|f| f.path == *path)
+            }
         };
         if !is_fit || !seen.insert(&given.target) {
             return bad(format!("secret {} cannot be given as {:?}", given.name, given.target));
@@ -261,7 +266,11 @@ fn check_uses(w: &v1::Workload) -> Result<(), TwinError> {
 fn check_sealed(secrets: &[v1::SealedSecret]) -> Result<(), TwinError> {
     let bad = |s: String| Err(TwinError::Invalid(s));
     if secrets.len() > limits::SECRETS_PER_TWIN {
-        return bad(format!("{} secrets, at most {}", secrets.len(), limits::SECRETS_PER_TWIN));
+        return bad(format!(
+            "{} secrets, at most {}",
+            secrets.len(),
+            limits::SECRETS_PER_TWIN
+        ));
     }
     let mut seen = BTreeSet::new();
     let mut total = 0;

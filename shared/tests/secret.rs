@@ -55,8 +55,17 @@ fn it_opens_for_this_node_name_and_version_alone() {
     let made = sealed(VALUE);
     let (here, there) = (node("plc-1"), node("plc-2"));
     let (one, other) = (name("db-password"), name("db-passwore"));
-    for wrong in [address(&there, &one, 3), address(&here, &other, 3), address(&here, &one, 2), address(&here, &one, 4)] {
-        assert_eq!(secret::open(&made, &key(1), wrong).unwrap_err(), OpenError::NotGenuine, "{wrong:?}");
+    for wrong in [
+        address(&there, &one, 3),
+        address(&here, &other, 3),
+        address(&here, &one, 2),
+        address(&here, &one, 4),
+    ] {
+        assert_eq!(
+            secret::open(&made, &key(1), wrong).unwrap_err(),
+            OpenError::NotGenuine,
+            "{wrong:?}"
+        );
     }
     let (found, own) = (key(1).public().id(), key(5).public().id());
     assert_eq!(open(&made, &key(5)).unwrap_err(), OpenError::OtherKey { found, own });
@@ -118,7 +127,10 @@ fn a_public_key_is_a_point_in_its_one_form() {
 #[test]
 fn what_lies_on_a_disk_opens_with_its_key_and_for_its_purpose_alone() {
     let locked = secret::lock(VALUE, &[1; 32], b"box-key plc-1", [2; 12]).unwrap();
-    assert_eq!(secret::unlock(&locked, &[1; 32], b"box-key plc-1").unwrap().as_slice(), VALUE);
+    assert_eq!(
+        secret::unlock(&locked, &[1; 32], b"box-key plc-1").unwrap().as_slice(),
+        VALUE
+    );
     assert!(secret::unlock(&locked, &[3; 32], b"box-key plc-1").is_err());
     assert!(secret::unlock(&locked, &[1; 32], b"box-key plc-2").is_err());
     for at in 0..locked.len() {
