@@ -20,7 +20,6 @@ pub(crate) struct Trusted {
     pub(crate) root: Root,
     pub(crate) witness: Option<Arc<Witness>>,
     /// The key under which the ledger keeps what is secret; nothing while it cannot be opened.
-    #[allow(dead_code, reason = "what is secret in the ledger comes with it")]
     pub(crate) ledger_key: Option<Arc<LedgerKey>>,
     pub(crate) alarms: Vec<Alarm>,
 }

@@ -649,6 +649,11 @@ fn secrets_that_cannot_be_given_are_refused_at_their_place() {
             "    volumes: [{name: v, path: /data}]\n    secrets: [{name: a, path: /a}]",
             "the secret in \"/\" would hide",
         ),
+        (
+            "wasm",
+            "    settings: {coreDump: true}\n    secrets: [{name: a, env: A}]",
+            "8:26 /workloads/0/settings/coreDump: a core dump would",
+        ),
         ("wasm", "    secrets: [{name: a, pth: /a}]", "did you mean \"path\"?"),
     ] {
         let said = said(&with_secrets(runtime, more));

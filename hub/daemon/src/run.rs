@@ -32,11 +32,11 @@ use crate::issuer::{self, Issuer, IssuerError};
 use crate::library::{Library, LibraryError};
 use crate::lock::{StateFolder, StateFolderError};
 use crate::signer::{Signer, SigningKeyError};
-use crate::vault::Vault;
 use crate::store::audit::Draft;
 use crate::store::{Store, StoreError, back_up};
 use crate::tokens::{Tokens, TokensError};
 use crate::traffic::Traffic;
+use crate::vault::Vault;
 
 /// How often the database is copied.
 const BACKUP_EVERY: Duration = Duration::from_secs(24 * 3600);

@@ -41,7 +41,9 @@ pub enum VaultError {
         path: PathBuf,
     },
     /// Others may read it.
-    #[error("others may read the hub's key for secrets {path} (mode {mode:o}): chmod 600 {path}, and consider it known")]
+    #[error(
+        "others may read the hub's key for secrets {path} (mode {mode:o}): chmod 600 {path}, and consider it known"
+    )]
     Open {
         /// Which file.
         path: PathBuf,
@@ -66,7 +68,9 @@ pub enum VaultError {
     #[error("the node's key: {0}")]
     BoxKey(#[from] secret::BadBoxKey),
     /// The value was locked with another key.
-    #[error("its value does not open with {path}: the key file is another one; put the right one back, or set it again")]
+    #[error(
+        "its value does not open with {path}: the key file is another one; put the right one back, or set it again"
+    )]
     OtherKey {
         /// Which file.
         path: PathBuf,
@@ -180,8 +184,17 @@ fn random<const N: usize>() -> Result<[u8; N], VaultError> {
 }
 
 fn ephemeral() -> Result<BoxKey, VaultError> {
-    let draw = || random().map(Zeroizing::new).ok().and_then(|b| BoxKey::from_bytes(&b).ok());
-    std::iter::repeat_with(draw).take(DRAWS).flatten().next().ok_or(VaultError::Random)
+    let draw = || {
+        random()
+            .map(Zeroizing::new)
+            .ok()
+            .and_then(|b| BoxKey::from_bytes(&b).ok())
+    };
+    std::iter::repeat_with(draw)
+        .take(DRAWS)
+        .flatten()
+        .next()
+        .ok_or(VaultError::Random)
 }
 
 fn keys_of(key: &[u8; KEY_BYTES]) -> Result<Keys, VaultError> {
@@ -242,7 +255,11 @@ fn make(path: &Path) -> Result<Keys, VaultError> {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&draft)?;
         file.write_all(&*key)?;
         file.sync_all()?;
         fs::rename(&draft, path)?;
@@ -296,11 +313,17 @@ mod tests {
             name: &name,
             version: 2,
         };
-        assert_eq!(secret::open(&sealed.blob, &key, address).unwrap().as_slice(), b"hunter2-value");
+        assert_eq!(
+            secret::open(&sealed.blob, &key, address).unwrap().as_slice(),
+            b"hunter2-value"
+        );
         let same = again.lock(&name, b"hunter2-value").unwrap();
         assert_eq!(same.tag, locked.tag);
         assert_ne!(same.bytes, locked.bytes);
-        assert_ne!(again.lock(&Name::new("other").unwrap(), b"hunter2-value").unwrap().tag, locked.tag);
+        assert_ne!(
+            again.lock(&Name::new("other").unwrap(), b"hunter2-value").unwrap().tag,
+            locked.tag
+        );
         assert!(!again.lock(&name, b"a\0b").unwrap().is_text);
     }
 
@@ -311,7 +334,11 @@ mod tests {
         let name = Name::new("db").unwrap();
         let locked = Vault::in_folder(dir.path()).lock(&name, b"v").unwrap().bytes;
         let key = BoxKey::from_bytes(&[5; 32]).unwrap();
-        let said = || Vault::in_folder(dir.path()).seal(&order(locked.clone(), &key)).unwrap_err();
+        let said = || {
+            Vault::in_folder(dir.path())
+                .seal(&order(locked.clone(), &key))
+                .unwrap_err()
+        };
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(said().contains("mode 640"), "{}", said());
         assert!(Vault::in_folder(dir.path()).lock(&name, b"v").is_err());

@@ -55,6 +55,7 @@ pub fn config() -> Config {
         alarms: Vec::new(),
         key: cnova_shared::keys::Signer::public_key(&cnova_shared::keys::SoftKey::ed25519_from_seed(&[9; 32])).clone(),
         renew_s: None,
+        box_key: Err("this rig has none".into()),
     }
 }
 

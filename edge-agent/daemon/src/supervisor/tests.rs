@@ -64,6 +64,7 @@ fn supervisor(dir: &Path) -> (Supervisor, mpsc::Receiver<Said>) {
         groups: Groups::find(dir, Some("../none")).0,
         hardware: Hardware::new(dir.to_owned(), Vec::new()).0,
         witness: None,
+        secrets: None,
     };
     let times = Times {
         start: Duration::from_secs(1),
@@ -81,6 +82,7 @@ fn id(attempt: u32) -> InstanceId {
 
 fn start(supervisor: &Supervisor, attempt: u32) {
     supervisor.start(Box::new(Launch {
+        secrets: Vec::new(),
         workload: workload(),
         version: Version::default(),
         attempt,

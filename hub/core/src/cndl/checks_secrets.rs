@@ -1,6 +1,8 @@
 //! Checks of the secrets that a workload is given. Whether there are such secrets, and whether it may have them, is the
 //! hub's to say ([`crate::Hub`]): a manifest is judged here without one.
 
+use serde_json::Value;
+
 use super::checks::Checker;
 use super::errors::quoted;
 use super::model::RuntimeKind;
@@ -31,6 +33,11 @@ impl Checker<'_> {
         self.unique_from(&paths, "path", first);
         if runtime == Some(RuntimeKind::Wasm.as_str()) {
             self.whole_folders(&paths, first);
+            let dump = format!("{at}/settings/coreDump");
+            if self.get(&dump) == Some(&Value::Bool(true)) {
+                let message = "a core dump would put the workload's secrets on the node's disk".to_owned();
+                self.push(&dump, message, Some("leave one of the two out".to_owned()));
+            }
         }
     }
 

@@ -73,7 +73,10 @@ pub(super) async fn twin(
 fn shown(twin: &v1::Twin) -> Result<Value, ApiError> {
     let mut shown = serde_json::to_value(twin).map_err(|e| ApiError::internal(e.to_string()))?;
     if !twin.secrets.is_empty() {
-        let names = twin.secrets.iter().map(|s| json!({"n": s.name, "v": s.version, "k": s.key.to_string()}));
+        let names = twin
+            .secrets
+            .iter()
+            .map(|s| json!({"n": s.name, "v": s.version, "k": s.key.to_string()}));
         shown["sec"] = names.collect();
     }
     Ok(shown)

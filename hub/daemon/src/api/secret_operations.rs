@@ -10,7 +10,10 @@ const ERRORS: &[(u16, &str)] = &[
     (400, "Not a name, or not what is expected."),
     (404, "There is no such secret."),
     (413, "Larger than 64 KiB."),
-    (422, "`refused`: nothing was changed, and who uses it. `empty`: there is no value."),
+    (
+        422,
+        "`refused`: nothing was changed, and who uses it. `empty`: there is no value.",
+    ),
     (507, "The hub cannot write its store."),
 ];
 

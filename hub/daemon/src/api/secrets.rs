@@ -50,14 +50,19 @@ pub(super) async fn set(
 ) -> Result<Response, ApiError> {
     let name: Name = parse(&name)?;
     let allow = query(asked)?.allow;
-    let allow = allow.map(|list| grantees(list.split(',').filter(|w| !w.is_empty()))).transpose()?;
+    let allow = allow
+        .map(|list| grantees(list.split(',').filter(|w| !w.is_empty())))
+        .transpose()?;
     let declared = declared_length(request.headers());
     let value = read_body(request.into_body(), declared, "the secret", limits::SECRET_BYTES).await?;
     let value = Zeroizing::new(value);
     if value.is_empty() {
         return Err(ApiError::unprocessable("empty", "the value is empty"));
     }
-    let locked = app.vault.lock(&name, &value).map_err(|e| ApiError::internal(e.to_string()))?;
+    let locked = app
+        .vault
+        .lock(&name, &value)
+        .map_err(|e| ApiError::internal(e.to_string()))?;
     let change = SecretChange::Set {
         name: name.clone(),
         locked: locked.bytes,
@@ -95,7 +100,11 @@ pub(super) async fn remove(
 ) -> Result<Response, ApiError> {
     let name: Name = parse(&name)?;
     let draft = draft(&app, &caller, "secret-remove", format!("secret {name}"));
-    answer(app.hub.change(Change::Secret(SecretChange::Remove(name)), Some(draft)).await?)
+    answer(
+        app.hub
+            .change(Change::Secret(SecretChange::Remove(name)), Some(draft))
+            .await?,
+    )
 }
 
 fn grantees<'a>(list: impl Iterator<Item = &'a str>) -> Result<BTreeSet<Grantee>, ApiError> {
@@ -106,7 +115,11 @@ fn grantees<'a>(list: impl Iterator<Item = &'a str>) -> Result<BTreeSet<Grantee>
     };
     let all: BTreeSet<Grantee> = list.map(one).collect::<Result<_, _>>()?;
     if all.len() > limits::SECRET_GRANTS {
-        return Err(bad(format!("allow: {} of them, at most {}", all.len(), limits::SECRET_GRANTS)));
+        return Err(bad(format!(
+            "allow: {} of them, at most {}",
+            all.len(),
+            limits::SECRET_GRANTS
+        )));
     }
     Ok(all)
 }

@@ -11,7 +11,11 @@ use super::rows::{RowError, bad, each, name, run, unsigned};
 
 pub(super) fn put(db: &Connection, called: &Name, secret: &StoredSecret) -> Result<(), RowError> {
     let allow = serde_json::to_string(&secret.allow).map_err(|e| bad("secret", e))?;
-    run(db, "DELETE FROM removed_secret WHERE name = ?1", params![called.as_str()])?;
+    run(
+        db,
+        "DELETE FROM removed_secret WHERE name = ?1",
+        params![called.as_str()],
+    )?;
     run(
         db,
         "INSERT OR REPLACE INTO secret (name, version, locked, tag, is_text, allow, set_by, set_ms)
