@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use cnova_shared::ids::{Name, NodeId};
 use cnova_shared::limits;
@@ -139,6 +141,45 @@ fn what_lies_on_a_disk_opens_with_its_key_and_for_its_purpose_alone() {
         changed[at] ^= 1;
         assert!(secret::unlock(&changed, &[1; 32], b"box-key plc-1").is_err());
     }
+}
+
+/// What a library of another language finds in a secret, as its JSON; nothing where that is not installed.
+fn ask_python(made: &[u8], version: u64) -> Option<String> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let has = Command::new("python3").args(["-c", "import cryptography"]).output();
+    if !has.is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: python3 with cryptography is not here (apt install python3-cryptography)");
+        return None;
+    }
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../scripts/interop/secret.py");
+    let mut python = Command::new("python3")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let question = format!(
+        r#"{{"cose": "{}", "private": "{}", "node": "plc-1", "name": "db-password", "version": {version}}}"#,
+        hex(made),
+        hex(&[1; 32])
+    );
+    python.stdin.take().unwrap().write_all(question.as_bytes()).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success());
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn another_library_opens_it_by_the_rfcs_alone() {
+    let large = vec![b'x'; 60_000];
+    for value in [VALUE, &large] {
+        let Some(said) = ask_python(&sealed(value), 3) else {
+            return;
+        };
+        let hex: String = value.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(said, format!(r#"{{"value": "{hex}"}}"#));
+    }
+    assert_eq!(ask_python(&sealed(VALUE), 4).unwrap(), r#"{"value": null}"#);
 }
 
 proptest! {
