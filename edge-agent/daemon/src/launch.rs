@@ -15,13 +15,14 @@ use cnova_link::Witness;
 use cnova_ral::cgroup::GroupError;
 use cnova_ral::{FolderError, Mount, Part, SecretSlot, Secrets, SecretsError, Spec};
 use cnova_root_of_trust::measurer::MeasureError;
-use cnova_shared::ids::{Digest, Name, NodeId};
-use cnova_shared::secret::{self, Address, BoxKey};
+use cnova_shared::ids::{Digest, Name};
+use cnova_shared::secret::{self, Address};
 use cnova_shared::wire::v1::{InputFile, SecretTarget, SecretUse, TrustRequirement, Workload};
 use cnova_store::Artifacts;
 use rustix::fs::inotify;
 use thiserror::Error;
 
+use crate::box_key::Chest;
 use crate::catalog::Catalog;
 use crate::folders::Folders;
 use crate::groups::Groups;
@@ -73,8 +74,8 @@ pub(crate) struct Ground {
     pub(crate) hardware: Hardware,
     /// With a TPM.
     pub(crate) witness: Option<Arc<Witness>>,
-    /// Whose secrets are opened here, and by which key; nothing where none can be.
-    pub(crate) secrets: Option<(NodeId, BoxKey)>,
+    /// The key for secrets, once it is open.
+    pub(crate) chest: Arc<Chest>,
 }
 
 /// A runtime that was just started.
@@ -159,8 +160,8 @@ fn open_secrets(ground: &Ground, launch: &Launch) -> Result<Secrets, LaunchError
             why: why.to_owned(),
         };
         let (node, key) = ground
-            .secrets
-            .as_ref()
+            .chest
+            .get()
             .ok_or_else(|| fail("this node has no key for secrets"))?;
         let sealed = launch
             .secrets

@@ -11,13 +11,12 @@ use cnova_link::config::ConfigError;
 use cnova_link::enrol::{Before, Identified, Keeper, identify};
 use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
-use cnova_shared::secret::BoxKey;
 use cnova_shared::wire::v1::{Alarm, Capabilities};
 use cnova_store::{ArtifactError, Artifacts, SetAside};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::box_key;
+use crate::box_key::Chest;
 use crate::catalog::Catalog;
 use crate::config::{AgentConfig, LogFormat};
 use crate::event_loop::{EventLoop, Inputs, Parts, Signals, hub_audience};
@@ -178,7 +177,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     log_alarms(&alarms);
     let trusted = trusted::ask(&identity, config)?;
     alarms.extend(trusted.alarms);
-    let box_key = box_key::open(&ledger, trusted.ledger_key.as_deref(), &place.node).await;
+    let chest = Arc::new(Chest::default());
     identity.endorse_in_time();
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
@@ -196,7 +195,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         alarms,
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
-        box_key: box_key.as_ref().map(BoxKey::public).map_err(Clone::clone),
+        box_key: Err("it has not been opened yet".to_owned()),
     };
     let signals = Signals::new().map_err(no_signals)?;
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
@@ -208,7 +207,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         groups,
         hardware,
         witness: trusted.witness.clone(),
-        secrets: box_key.ok().map(|key| (place.node.clone(), key)),
+        chest: chest.clone(),
     };
     let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
     // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
@@ -239,6 +238,8 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         supervisor,
         uplink,
         witness: trusted.witness,
+        ledger_key: trusted.ledger_key,
+        chest,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
 }

@@ -64,7 +64,7 @@ fn supervisor(dir: &Path) -> (Supervisor, mpsc::Receiver<Said>) {
         groups: Groups::find(dir, Some("../none")).0,
         hardware: Hardware::new(dir.to_owned(), Vec::new()).0,
         witness: None,
-        secrets: None,
+        chest: Arc::default(),
     };
     let times = Times {
         start: Duration::from_secs(1),
