@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::too_many_lines)]
 
+#[allow(dead_code, reason = "each test of a line uses a part of it")]
 mod support;
 
 use std::fs;

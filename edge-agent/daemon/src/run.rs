@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
 use cnova_link::enrol::{Before, Identified, Keeper, identify};
-use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
+use cnova_link::{
+    Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, UplinkEvent, client_tls_with,
+};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::wire::v1::{Alarm, Capabilities};
 use cnova_store::{ArtifactError, Artifacts, SetAside};
@@ -210,12 +212,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         chest: chest.clone(),
     };
     let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
-    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
-    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
-    let parent = config.parent.node.clone();
-    let tls = client_tls_with(&identity, &parent, clock.clone(), authorities.clone())?;
-    let up = UplinkConfig::new(config.parent.address.clone(), place.node, parent, tls);
-    let (uplink, uplink_events) = Uplink::start(up);
+    let (authorities, uplink, uplink_events) = dial(config, place.node, &identity, &clock)?;
     let questions = status::serve(&config.state_dir).map_err(no_questions(&config.state_dir))?;
     let inputs = Inputs {
         installed: keep_certified(keeper, &identity, &clock),
@@ -242,6 +239,22 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         chest,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+/// Begins to dial the parent; it must be certified by one of these authorities.
+fn dial(
+    config: &AgentConfig,
+    node: NodeId,
+    identity: &Arc<Identity>,
+    clock: &Arc<FloorClock>,
+) -> Result<(Arc<Authorities>, Uplink, mpsc::Receiver<UplinkEvent>), StartError> {
+    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
+    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
+    let parent = config.parent.node.clone();
+    let tls = client_tls_with(identity, &parent, clock.clone(), authorities.clone())?;
+    let up = UplinkConfig::new(config.parent.address.clone(), node, parent, tls);
+    let (uplink, events) = Uplink::start(up);
+    Ok((authorities, uplink, events))
 }
 
 /// Who this node is; it enrols, and may have to wait for it, where it has no certificate yet.

@@ -139,7 +139,6 @@ impl Vault {
     }
 
     /// Encrypts a value of the store to a node.
-    #[must_use]
     pub fn seal(&self, order: &SealOrder) -> Sealed {
         self.try_seal(order).map_err(|e| e.to_string())
     }

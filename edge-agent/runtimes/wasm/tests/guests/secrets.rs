@@ -1,9 +1,11 @@
 //! Secrets: what the workload reads, and where they are not.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use cnova_ral::{ExitReason, SecretSlot, Secrets, spawn_with, write_spec};
+use cnova_ral::{ExitReason, Handle, SecretSlot, Secrets, is_in_memory, spawn_with, write_spec};
 
 use crate::support::{RUNTIME, Workload, wait_for};
 
@@ -130,4 +132,51 @@ fn without_its_secrets_it_is_refused() {
     start(&mut workload, secrets());
     let exit = workload.end().1.unwrap();
     assert!(exit.detail.unwrap().contains("core dump would hold the secrets"));
+}
+
+/// Starts it without the right to mount anything, as an agent that is not root does.
+fn start_without_mounts(workload: &mut Workload) -> bool {
+    write_spec(&workload.dir(), &workload.spec).unwrap();
+    let mut command = Command::new("setpriv");
+    command.arg("--bounding-set=-sys_admin").arg(RUNTIME);
+    command.args(["run", "--state"]).arg(workload.dir());
+    command.stdin(secrets().into_input().unwrap().unwrap());
+    match command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+        Ok(child) => workload.child = Some(child),
+        Err(error) => eprintln!("skipped: setpriv (util-linux): {error}"),
+    }
+    workload.child.is_some()
+}
+
+#[test]
+fn without_the_right_to_mount_the_folder_must_be_in_memory() {
+    let shm = Path::new("/dev/shm");
+    if !is_in_memory(shm).unwrap_or(false) {
+        return eprintln!("skipped: /dev/shm is no tmpfs here");
+    }
+    let mut workload = reader();
+    workload.spec.args = vec!["stay".into()];
+    let artifact = std::mem::replace(&mut workload.home, tempfile::tempdir_in(shm).unwrap());
+    if !start_without_mounts(&mut workload) {
+        return;
+    }
+    workload.state();
+    wait_for(|| (!workload.log().is_empty()).then_some(()));
+    assert_eq!(workload.log(), [expected()]);
+    let file = workload.dir().join("secrets/run/secrets/key");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o400);
+    Handle::open(&workload.state()).unwrap().terminate().unwrap();
+    workload.end();
+    assert!(!workload.dir().join("secrets").exists(), "it goes with the workload");
+    drop(artifact);
+
+    let mut workload = reader();
+    if is_in_memory(workload.home.path()).unwrap() {
+        return eprintln!("skipped: the temporary folder is in memory, too");
+    }
+    assert!(start_without_mounts(&mut workload));
+    let exit = workload.end().1.unwrap();
+    assert_eq!(exit.reason, ExitReason::Refused);
+    assert!(exit.detail.unwrap().contains("is not on a tmpfs"));
+    assert_eq!(is_planted(workload.home.path()), None);
 }
