@@ -15,6 +15,7 @@ pub mod limits;
 pub mod parent;
 pub mod renewal;
 pub mod report;
+pub mod secret;
 pub mod time;
 pub mod topics;
 pub mod transfer;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
 use cnova_shared::keys::PublicKey;
+use cnova_shared::secret::BoxPublicKey;
 use cnova_shared::topics::Kind;
 use cnova_shared::trust::TrustView;
 use cnova_shared::twin::Version;
@@ -41,6 +42,8 @@ pub struct Config {
     pub alarms: Vec<v1::Alarm>,
     /// The key that its certificate is about.
     pub key: PublicKey,
+    /// The key that its secrets are encrypted to, or why it can open none.
+    pub box_key: Result<BoxPublicKey, String>,
     /// When it is to ask for its next certificate, seconds since 1970; never, where it was certified by hand.
     pub renew_s: Option<u64>,
 }
@@ -194,6 +197,8 @@ pub enum ObservedState {
 pub struct Launch {
     /// The verified workload.
     pub workload: v1::Workload,
+    /// The secrets that it uses, encrypted to this node.
+    pub secrets: Vec<v1::SealedSecret>,
     /// The twin that asked for it.
     pub version: Version,
     /// The instance.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use cnova_agent_core::ledger::Op;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
 use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent, Witness};
+use cnova_root_of_trust::ledger_key::LedgerKey;
 use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
@@ -24,6 +25,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::answers;
+use crate::box_key::Chest;
 use crate::instance::InstanceId;
 use crate::ledger::Ledger;
 use crate::observe;
@@ -52,6 +54,10 @@ pub(crate) struct Parts {
     pub(crate) uplink: Uplink,
     /// With a TPM.
     pub(crate) witness: Option<Arc<Witness>>,
+    /// The key under which the ledger keeps what is secret, while it may be used.
+    pub(crate) ledger_key: Option<Arc<LedgerKey>>,
+    /// The key for secrets, once it is open.
+    pub(crate) chest: Arc<Chest>,
 }
 
 /// What it waits for.
@@ -186,6 +192,15 @@ impl EventLoop {
     async fn make_core(&mut self) -> Result<Agent, CallError> {
         self.parts.supervisor.settle().await;
         let stored = self.parts.ledger.load().await?;
+        let Parts {
+            chest,
+            ledger,
+            ledger_key,
+            config,
+            ..
+        } = &mut self.parts;
+        // Tried again with each core: the ledger may not have been writable before, or its key not open.
+        config.box_key = chest.open(ledger, ledger_key.as_deref(), &config.node).await;
         let (artifacts, run_dir) = (self.parts.artifacts.clone(), self.parts.run_dir.clone());
         let rows = stored.instances.clone();
         let seen = spawn_blocking(move || {

@@ -55,6 +55,7 @@ const FLOOR_GENERATION: &str = "floor-generation";
 const OWN_EAR: &str = "self";
 const PARENT_EAR: &str = "parent";
 const PROBE: &str = "probe";
+const BOX_KEY: &str = "box-key";
 
 /// Why the ledger was not opened.
 #[derive(Debug, Error)]
@@ -130,6 +131,22 @@ impl Ledger {
     /// [`CallError`].
     pub async fn load(&self) -> Result<Stored, CallError> {
         self.owner.call(|c| load(c)).await
+    }
+
+    /// The node's key for secrets as it was put, encrypted.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn box_key(&self) -> Result<Option<Vec<u8>>, CallError> {
+        self.owner.call(|c| result(c, BOX_KEY)).await
+    }
+
+    /// Keeps the node's key for secrets, encrypted by the caller.
+    ///
+    /// # Errors
+    /// [`CallError`]; nothing was changed.
+    pub async fn put_box_key(&self, locked: Vec<u8>) -> Result<(), CallError> {
+        self.owner.write(move |t| put_result(t, BOX_KEY, &locked)).await
     }
 
     /// Whether it can be written again.

@@ -11,6 +11,7 @@
 //! A library only so that its parts can be tested; the program is `cnova-agent`.
 
 mod answers;
+mod box_key;
 mod catalog;
 pub mod check;
 pub mod config;

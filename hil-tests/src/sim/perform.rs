@@ -534,6 +534,13 @@ impl World {
                 let bytes = self.hub_seals(Kind::Challenge, &node, &challenge);
                 self.send_down(&id(HUB), &child, Kind::Challenge, bytes);
             }
+            // Nobody has set a secret here.
+            hub::Action::SealSecret(order) => {
+                let (key, result) = (order.key, Err("there are none".to_owned()));
+                let (at, life) = (self.now, self.hub.life);
+                let event = hub::Event::SecretSealed { key, result };
+                self.net.at(at, Arrival::Hub { life, event });
+            }
             hub::Action::SignEar(ear) => {
                 let node = ear.subject.clone();
                 let bytes = self.hub_seals(Kind::Ear, &node, &*ear);

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::cndl::{ManifestErrors, RuntimeKind, SitePattern};
 use crate::enrol::{Certify, EnrolChange, EnrolRules, RANDOM_BYTES};
 use crate::policy::AdmittedManifest;
+use crate::secrets::{SealKey, SealOrder, Sealed, SecretChange};
 use crate::stored::Op;
 
 /// What a hub is told about itself before it starts.
@@ -186,6 +187,20 @@ pub enum Event {
         /// The signed bytes.
         bytes: Vec<u8>,
     },
+    /// An admin sets, grants or removes a secret.
+    Secret {
+        /// Whom to answer.
+        request: RequestId,
+        /// What.
+        change: SecretChange,
+    },
+    /// A secret that the core wanted encrypted to a node is, or why not.
+    SecretSealed {
+        /// Which, for whom.
+        key: SealKey,
+        /// What came of it.
+        result: Sealed,
+    },
     /// An admin changes who may enrol.
     EnrolChange {
         /// Whom to answer.
@@ -322,6 +337,15 @@ pub enum Outcome {
         /// Its name.
         name: Name,
     },
+    /// A secret is set or granted, and on its way to the nodes that use it.
+    Secret {
+        /// Its name.
+        name: Name,
+        /// Its version.
+        version: u64,
+        /// Whether anything changed.
+        changed: bool,
+    },
     /// It is as it was asked for.
     Done,
     /// What the fleet trusts has changed, and is on its way.
@@ -377,6 +401,8 @@ pub enum Action {
     Inspect(InspectKey),
     /// Remove the files of artifacts that the store no longer names.
     RemoveArtifacts(BTreeSet<Digest>),
+    /// Encrypt a secret to a node; answered with [`Event::SecretSealed`].
+    SealSecret(Box<SealOrder>),
     /// Draw randomness for a step of an enrolment; answered with [`Event::Enrol`].
     Enrol {
         /// Who asks.

@@ -102,6 +102,7 @@ impl Rig {
             trust_version,
             documents: BTreeMap::new(),
             renew: false,
+            box_key: None,
             alarms: Vec::new(),
         };
         let bytes = who.seal(Kind::Hello, &hello, true);

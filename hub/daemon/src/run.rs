@@ -36,6 +36,7 @@ use crate::store::audit::Draft;
 use crate::store::{Store, StoreError, back_up};
 use crate::tokens::{Tokens, TokensError};
 use crate::traffic::Traffic;
+use crate::vault::Vault;
 
 /// How often the database is copied.
 const BACKUP_EVERY: Duration = Duration::from_secs(24 * 3600);
@@ -233,6 +234,10 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         enrolment,
         clock,
     } = check(&config)?;
+    // It holds keys, and for moments values of secrets: nothing of it belongs in a file.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "a crash of the hub may leave its keys in a core file");
+    }
     let (issuer, rules) = enrolment.unzip();
     let core_config = cnova_hub_core::Config {
         node: identity.node().clone(),
@@ -249,12 +254,14 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let traffic = Arc::new(Traffic::default());
     let (hub, requests) = event_loop::channel();
     let compiler = Compiler::new(config.aot_worker.clone(), library.clone(), signer.clone(), clock);
+    let vault = Arc::new(Vault::in_folder(&config.state_dir));
     let parts = Parts {
         config: core_config,
         newest_bundle: config.newest_bundle(),
         store: store.clone(),
         library: library.clone(),
         signer: signer.clone(),
+        vault: vault.clone(),
         compiler: Arc::new(compiler),
         downstream: Downstream {
             children: config.children.clone(),
@@ -285,6 +292,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         policy,
         traffic,
         signer,
+        vault,
         clock,
         node: identity.node().clone(),
         certificate_not_after_s: identity.not_after_s(),

@@ -10,6 +10,7 @@ use cnova_hub::store::audit::{self, Draft};
 use cnova_hub::store::history::{HISTORY_PER_NODE, HISTORY_SLACK};
 use cnova_hub::store::{BACKUPS_KEPT, Store, StoreError, back_up, list_backups};
 use cnova_hub_core::placement::CurrentPlacement;
+use cnova_hub_core::secrets::StoredSecret;
 use cnova_hub_core::{CompileKey, Op, Stored, StoredApp, StoredEntry};
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
@@ -112,6 +113,21 @@ fn app() -> impl Strategy<Value = StoredApp> {
     })
 }
 
+fn secret() -> impl Strategy<Value = StoredSecret> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..40);
+    (any::<u64>(), bytes(), bytes(), any::<bool>(), any::<u64>()).prop_map(|(version, locked, tag, is_text, set_ms)| {
+        StoredSecret {
+            version,
+            locked,
+            tag,
+            is_text,
+            allow: ["app", "app/one"].map(|g| g.parse().unwrap()).into(),
+            by: "ann".into(),
+            set_ms,
+        }
+    })
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => tree_op().prop_map(Op::Tree),
@@ -129,6 +145,8 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         1 => (node(), any::<u64>()).prop_map(|(node, retired)| Op::ClearEntries { node, retired }),
         1 => (node(), key()).prop_map(|(node, key)| Op::VoidEntry { node, key }),
+        2 => (name(), secret()).prop_map(|(name, secret)| Op::PutSecret { name, secret }),
+        1 => (name(), any::<u64>()).prop_map(|(name, version)| Op::DropSecret { name, version }),
     ]
 }
 

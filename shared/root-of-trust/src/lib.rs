@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 pub mod boot_policy;
 mod error;
+pub mod ledger_key;
 pub mod measurer;
 mod soft;
 #[cfg(feature = "testing")]
@@ -25,6 +26,7 @@ pub mod tpm;
 
 pub use boot_policy::{ApproveError, BootApproval};
 pub use error::RootError;
+pub use ledger_key::LedgerKey;
 pub use soft::Soft;
 pub use tls::tls_signing_key;
 #[cfg(feature = "tpm")]
@@ -97,6 +99,18 @@ pub trait RootOfTrust: Send + Sync + std::fmt::Debug {
         approver: &PublicKey,
         approval: &BootApproval,
     ) -> Result<Zeroizing<Vec<u8>>, RootError>;
+
+    /// Seals a short secret so that it opens here and nowhere else, whatever was booted. The result may lie on disk.
+    ///
+    /// # Errors
+    /// [`RootError`].
+    fn seal_here(&self, secret: &[u8]) -> Result<Vec<u8>, RootError>;
+
+    /// Opens what [`RootOfTrust::seal_here`] sealed.
+    ///
+    /// # Errors
+    /// [`RootError`]; it was sealed elsewhere, or so that only an approved boot opens it, or was changed.
+    fn unseal_here(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RootError>;
 
     /// The monotonic counter's value; `None` before its first increment.
     ///

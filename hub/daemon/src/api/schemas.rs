@@ -48,6 +48,7 @@ pub(super) fn schemas() -> Value {
         attestation(),
         records(),
         enrolment(),
+        secrets(),
         trust(),
     ] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
@@ -435,5 +436,27 @@ fn records() -> Value {
             "detail": string(),
             "hash": text("SHA-256 over the hash before it and the other fields."),
         }), &[]),
+    })
+}
+
+fn secrets() -> Value {
+    let who = "Applications, or application/workload.";
+    json!({
+        "Secrets": object(json!({"secrets": {"type": "array", "items": object(json!({
+            "name": string(),
+            "version": number(),
+            "allow": {"type": "array", "items": text(who)},
+            "used_by": {"type": "array", "items": text("application/workload.")},
+            "nodes": map_of(number()),
+            "by": string(),
+            "set_ms": millis("hub"),
+        }), &[])}}), &[]),
+        "SecretSet": object(json!({
+            "result": {"const": "secret"},
+            "name": string(),
+            "version": number(),
+            "changed": {"type": "boolean"},
+        }), &[]),
+        "SecretGrants": object(json!({"allow": {"type": "array", "items": text(who)}}), &[]),
     })
 }
