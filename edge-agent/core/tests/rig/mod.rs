@@ -233,6 +233,7 @@ pub fn brief_op(op: &Op) -> String {
             TrustOp::PutBundle { version, .. } => format!("bundle {version}"),
             TrustOp::PutRevocations(_) => "revocations".into(),
             TrustOp::PutDelegation { gateway, .. } => format!("delegation {gateway}"),
+            TrustOp::PutDocument { kind, .. } => kind.as_str().into(),
         },
         Op::Stream(StreamOp::Put(e)) => format!("say {}", e.key),
         Op::Stream(StreamOp::Delete(key)) => format!("unsay {key}"),
