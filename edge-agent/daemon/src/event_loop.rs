@@ -12,6 +12,8 @@ use std::time::Duration;
 use cnova_agent_core::ledger::Op;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
 use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent, Witness};
+use cnova_root_of_trust::LedgerKey;
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
@@ -25,6 +27,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::answers;
 use crate::instance::InstanceId;
+use crate::key_keeper::{KeyKeeper, Tried};
 use crate::ledger::Ledger;
 use crate::observe;
 use crate::run::{StartError, wall_ms};
@@ -52,6 +55,11 @@ pub(crate) struct Parts {
     pub(crate) uplink: Uplink,
     /// With a TPM.
     pub(crate) witness: Option<Arc<Witness>>,
+    /// What opens the ledger key.
+    pub(crate) keeper: Option<Arc<KeyKeeper>>,
+    /// The key under which the ledger keeps what is secret, while it may be used.
+    #[allow(dead_code, reason = "what is secret in the ledger comes with it")]
+    pub(crate) ledger_key: Option<Arc<LedgerKey>>,
 }
 
 /// What it waits for.
@@ -98,6 +106,8 @@ enum Done {
     Evidence(Vec<u8>),
     /// The TPM's counter has this value now, or it could not be increased.
     Counted(Result<u64, String>),
+    /// The ledger key was tried under these boots.
+    OwnBoot(OwnBoots, Tried),
     /// Artifacts that are damaged, and were removed, or are missing.
     Damaged(Vec<Digest>),
 }
@@ -256,6 +266,7 @@ impl EventLoop {
                     None
                 }
                 Input::Done(Done::Counted(result)) => Some(self.on_counted(result)),
+                Input::Done(Done::OwnBoot(boots, tried)) => Some(self.on_own_boot(boots, tried)),
                 Input::Done(Done::Damaged(digests)) => {
                     self.raise_damaged(&digests);
                     return End::Again;
@@ -356,6 +367,7 @@ impl EventLoop {
                 }
                 Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
                 Action::CountUp => self.count_up(),
+                Action::OpenLedgerKey(boots) => self.open_ledger_key(boots),
                 Action::Attest { verifier, challenge } => {
                     self.attest(verifier, challenge, core.now_s(self.now()));
                 }

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cnova_agent_core::standing::own_boots;
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
 use cnova_link::enrol::{Before, Identified, Keeper, identify};
 use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
+use cnova_shared::trust::TrustState;
 use cnova_shared::wire::v1::{Alarm, Capabilities};
 use cnova_store::{ArtifactError, Artifacts, SetAside};
 use thiserror::Error;
@@ -174,7 +177,8 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
     log_alarms(&alarms);
-    let trusted = trusted::ask(&identity, config)?;
+    let boots = known_boots(&ledger, &identity, config, &place).await;
+    let trusted = trusted::ask(&identity, config, boots)?;
     alarms.extend(trusted.alarms);
     identity.endorse_in_time();
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
@@ -234,8 +238,18 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         supervisor,
         uplink,
         witness: trusted.witness,
+        keeper: trusted.keeper,
+        ledger_key: trusted.ledger_key,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+/// The boots that are approved for this node by what its ledger holds. One that cannot be read now is read again, and then
+/// set right, by the core.
+async fn known_boots(ledger: &Ledger, identity: &Identity, config: &AgentConfig, place: &Place) -> OwnBoots {
+    let stored = ledger.load().await.map(|s| s.trust).unwrap_or_default();
+    let (trust, _) = TrustState::restore(identity.trust().clone(), stored);
+    own_boots(&trust, &place.node, &place.site, &config.labels)
 }
 
 /// Who this node is; it enrols, and may have to wait for it, where it has no certificate yet.

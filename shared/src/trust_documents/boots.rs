@@ -161,6 +161,25 @@ impl BootPolicy {
         }
         OwnBoots { approved }
     }
+
+    /// Whether boots of this node are in it, and the newest bundle names none of the keys that approved them: it is older
+    /// than the bundle that took the key away, and the next one is on its way.
+    #[must_use]
+    pub fn is_overtaken(
+        &self,
+        node: &NodeId,
+        site: &SitePath,
+        labels: &BTreeMap<String, String>,
+        trust: &TrustBundle,
+    ) -> bool {
+        let is_named = |s: &BootSignature| trust.key_at_any_time(s.kid, Role::BootPolicy).is_some();
+        let mut mine = self
+            .boots
+            .iter()
+            .filter(|b| b.nodes.selects(node, site, labels))
+            .peekable();
+        mine.peek().is_some() && mine.all(|b| !b.signatures.iter().any(is_named))
+    }
 }
 
 impl Versioned for BootPolicy {

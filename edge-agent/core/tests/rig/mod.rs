@@ -263,6 +263,7 @@ pub fn brief(action: &Action) -> String {
         Action::Stop { id, attempt, grace_ms } => format!("stop {id}#{attempt} {grace_ms}"),
         Action::Answer { id, attempt, .. } => format!("answer {id} {attempt:?}"),
         Action::CountUp => "count up".into(),
+        Action::OpenLedgerKey(boots) => format!("open the ledger key under {} boots", boots.approved.len()),
         Action::Attest { verifier, .. } => format!("attest to {verifier}"),
         Action::TrustChanged(view) => format!("trust {}", view.version),
         Action::KeepArtifacts(keep) => format!("keep [{}]", keep.iter().map(name_of).collect::<Vec<_>>().join(", ")),
