@@ -25,6 +25,8 @@ use crate::wire::v1::{TrustItem, TrustItemKind};
 
 mod single;
 
+pub use single::BOOT_POLICY_SAID;
+
 /// What a hello calls the list of revocations.
 const REVOCATIONS: &str = "r";
 /// How what a hello calls a delegation begins; the gateway follows.

@@ -241,6 +241,33 @@ impl Plant {
         self.node(node)?["trust"].as_str().map(str::to_owned)
     }
 
+    /// What the agent on a node says of it, while it runs.
+    pub(crate) fn agent_status(&self, node: &str) -> Option<Value> {
+        let config = self.at(&format!("{node}.toml"));
+        let output = Command::new(self.bin.join("cnova-agent"))
+            .args(["status", "--json", "--config", &config])
+            .output()
+            .unwrap();
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// Processes of workloads, which outlive their agents by design.
+    fn workloads(&self) -> Vec<Pid> {
+        let state = self.at("state");
+        let of_plant = |entry: std::io::Result<fs::DirEntry>| {
+            let entry = entry.ok()?;
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line);
+            let is_ours = line.contains("cnova-runtime-") && line.contains(&state);
+            is_ours.then(|| Pid::from_raw(pid)).flatten()
+        };
+        fs::read_dir("/proc").unwrap().filter_map(of_plant).collect()
+    }
+
     /// When the hub heard of a node last.
     pub(crate) fn heard_ms(&self, node: &str) -> Option<u64> {
         self.node(node)?["heard_ms"].as_u64()
@@ -328,6 +355,9 @@ impl Drop for Plant {
         for child in self.running.values_mut() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        for pid in self.workloads() {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 }

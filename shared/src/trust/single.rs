@@ -3,6 +3,9 @@
 
 use super::*;
 
+/// What a hello calls the document of approved boots.
+pub const BOOT_POLICY_SAID: &str = "b";
+
 /// Where a kind of document is kept.
 trait Single: Document + PartialEq + 'static {
     /// What a hello calls it.
@@ -12,7 +15,7 @@ trait Single: Document + PartialEq + 'static {
 }
 
 impl Single for BootPolicy {
-    const SAID: &str = "b";
+    const SAID: &str = BOOT_POLICY_SAID;
     fn held(state: &TrustState) -> Option<&Signed<Self>> {
         state.boot_policy.as_ref()
     }

@@ -3,7 +3,7 @@
 
 use cnova_attestation::reference::ReferenceSet;
 use cnova_shared::bundle::Role;
-use cnova_shared::trust_documents::{BootPolicy, PolicyBoot};
+use cnova_shared::trust_documents::{BootPolicy, BootSignature, PolicyBoot};
 
 use super::*;
 use crate::api::Draft;
@@ -41,7 +41,7 @@ impl Hub {
                 .push_back(Action::Note(format!("not approved as anybody's own boot: {why}")));
         }
         self.unapproved = unapproved;
-        if is_good {
+        if is_good || (held.is_none() && boots.is_empty()) {
             return;
         }
         self.boots_version = version.saturating_add(1).max(now.wall_ms / 1000);
@@ -50,10 +50,10 @@ impl Hub {
     }
 
     /// What keys of the newest bundle said of these values before.
-    fn signatures_of(&self, values: &BTreeMap<u8, Digest>) -> Vec<cnova_shared::trust_documents::BootSignature> {
+    fn signatures_of(&self, values: &BTreeMap<u8, Digest>) -> Vec<BootSignature> {
         let held = self.trust.boot_policy().into_iter().flat_map(|h| &h.value().boots);
         let same = held.filter(|b| b.values == *values).flat_map(|b| &b.signatures);
-        let mut kept: Vec<cnova_shared::trust_documents::BootSignature> = Vec::new();
+        let mut kept: Vec<BootSignature> = Vec::new();
         for signature in same.filter(|s| self.trust.names(s.kid, Role::BootPolicy)) {
             if !kept.iter().any(|k| k.kid == signature.kid) {
                 kept.push(signature.clone());
