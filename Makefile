@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 check bench bench-runtimes release-container sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 check bench bench-runtimes bench-trust release-container image test-board sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,6 +37,19 @@ test-cgroup2: setup-test ## Containers, their conformance and accounting with co
 	cargo nextest run -p cnova-runtime-container --run-ignored all -E 'test(with_control_groups_v2)'
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/target/debug/cnova-in-guest cargo test -p cnova-ral --lib cgroup::
 
+BOARD ?= qemu-x86_64
+IMAGE_BIN ?= target/fast
+image: ## A bootable disk: make image BOARD=qemu-x86_64 TRUST_BUNDLE=FILE CONFIG=FILE (firmware-images/README.md)
+	@scripts/setup image
+	@test -n "$(TRUST_BUNDLE)" -a -n "$(CONFIG)" || { echo "error: name TRUST_BUNDLE=FILE (cnova trust init makes one) and CONFIG=FILE (the agent's): firmware-images/README.md"; exit 1; }
+	cargo build --profile fast --bins -p cnova-agent -p cnova-runtime-wasm -p cnova-runtime-container -p cnova-runtime-ebpf
+	PATH=$$PATH:/usr/sbin:/sbin firmware-images/build $(BOARD) --bin $(IMAGE_BIN) --trust-bundle $(TRUST_BUNDLE) --config $(CONFIG)
+
+test-board: setup-test ## An image on a virtual board, from flashing to working alone (minutes; needs Debian's packages)
+	@scripts/setup image
+	cargo build --workspace --bins
+	PATH=$$PATH:/usr/sbin:/sbin cargo nextest run -p cnova-hil-tests --run-ignored all --no-capture -E 'binary(board)'
+
 check: ## Format, lints, dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -49,6 +62,10 @@ sim: ## The simulator over other seeds: make sim SEEDS=100000 FROM=5000
 bench: setup-demo ## The figures of docs/BENCHMARKS.md
 	cargo build --profile fast --workspace --bins
 	./target/fast/cnova-hil measure --dir $(DEMO_DIR) --bin target/fast --examples examples
+
+bench-trust: setup-test ## What attestation, provenance and measured launch cost, with swtpm
+	cargo build --profile fast --workspace --bins
+	./target/fast/cnova-hil measure-trust --dir $(DEMO_DIR) --bin target/fast --examples examples
 
 # crun 1.8 refuses a hybrid of control groups v1 and v2: where there is one, it does not see the v2 part.
 bench-runtimes: setup-demo ## The figures of the three runtimes; as root (Debian: runc crun bpftool)

@@ -39,6 +39,8 @@ pub(crate) struct Plant {
     bin: PathBuf,
     ports: BTreeMap<String, u16>,
     running: BTreeMap<String, Child>,
+    /// What a daemon's next start gets beside this process's environment.
+    environment: BTreeMap<String, Vec<(String, String)>>,
     token: String,
 }
 
@@ -80,6 +82,7 @@ impl Plant {
             bin: programs(),
             ports,
             running: BTreeMap::new(),
+            environment: BTreeMap::new(),
             token: String::new(),
         };
         let (trust, tokens) = (plant.at("trust"), plant.at("tokens.toml"));
@@ -103,6 +106,23 @@ impl Plant {
         );
         plant.write("hub-1.toml", text.as_bytes());
         plant
+    }
+
+    /// The hub compiles from its next start on, which most of these tests do not need.
+    pub(crate) fn let_it_compile(&self) {
+        let path = self.at("hub-1.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("aot_worker = \"/bin/true\"\n", "")).unwrap();
+    }
+
+    /// The port of a daemon, of its `door-`, or of the `api`.
+    pub(crate) fn port(&self, name: &str) -> u16 {
+        self.ports[name]
+    }
+
+    /// The folder of the programs.
+    pub(crate) fn programs(&self) -> &Path {
+        &self.bin
     }
 
     pub(crate) fn at(&self, name: &str) -> String {
@@ -254,20 +274,6 @@ impl Plant {
             .then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
-    /// Processes of workloads, which outlive their agents by design.
-    fn workloads(&self) -> Vec<Pid> {
-        let state = self.at("state");
-        let of_plant = |entry: std::io::Result<fs::DirEntry>| {
-            let entry = entry.ok()?;
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let line = String::from_utf8_lossy(&line);
-            let is_ours = line.contains("cnova-runtime-") && line.contains(&state);
-            is_ours.then(|| Pid::from_raw(pid)).flatten()
-        };
-        fs::read_dir("/proc").unwrap().filter_map(of_plant).collect()
-    }
-
     /// When the hub heard of a node last.
     pub(crate) fn heard_ms(&self, node: &str) -> Option<u64> {
         self.node(node)?["heard_ms"].as_u64()
@@ -305,6 +311,7 @@ impl Plant {
         let log = File::create(self.at(&format!("logs/{name}.log"))).unwrap();
         let child = Command::new(self.bin.join(program))
             .args(["run", "--config", &self.at(&format!("{name}.toml"))])
+            .envs(self.environment.get(name).cloned().unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -317,6 +324,11 @@ impl Plant {
         if name == HUB {
             self.wait("the hub is ready", |p| p.log(HUB).contains("the hub is ready"));
         }
+    }
+
+    /// What a daemon's next starts get beside this process's environment.
+    pub(crate) fn set_environment(&mut self, name: &str, more: impl IntoIterator<Item = (String, String)>) {
+        self.environment.insert(name.to_owned(), more.into_iter().collect());
     }
 
     /// SIGKILL.
@@ -350,14 +362,30 @@ impl Plant {
     }
 }
 
+impl Plant {
+    /// Workloads outlive their agents by design, but not their test.
+    fn end_workloads(&self) {
+        let state = self.at("state");
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let Some(pid) = pid.and_then(Pid::from_raw) else {
+                continue;
+            };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            if line.contains("cnova-runtime-") && line.contains(&state) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
 impl Drop for Plant {
     fn drop(&mut self) {
         for child in self.running.values_mut() {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for pid in self.workloads() {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        self.end_workloads();
     }
 }
