@@ -11,7 +11,6 @@ use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
 use cnova_link::enrol::{Before, Identified, Keeper, identify};
 use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
-use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::trust::TrustState;
 use cnova_shared::wire::v1::{Alarm, Capabilities};
@@ -29,7 +28,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::sensors::Sensors;
 use crate::status;
 use crate::supervisor::{Supervisor, Times};
-use crate::trusted;
+use crate::trusted::{self, Trusted};
 
 /// Threads for calls that block on the disk or on a runtime that hangs; they come when needed and go after a second.
 const BLOCKING_THREADS: usize = 16;
@@ -177,10 +176,8 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
     log_alarms(&alarms);
-    let boots = known_boots(&ledger, &identity, config, &place).await;
-    let trusted = trusted::ask(&identity, config, boots)?;
+    let trusted = ask_tpm(&ledger, &identity, config, &place).await?;
     alarms.extend(trusted.alarms);
-    identity.endorse_in_time();
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
     let core_config = cnova_agent_core::Config {
@@ -244,12 +241,20 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     EventLoop::new(parts, hub_audience()?).run(inputs).await
 }
 
-/// The boots that are approved for this node by what its ledger holds. One that cannot be read now is read again, and then
-/// set right, by the core.
-async fn known_boots(ledger: &Ledger, identity: &Identity, config: &AgentConfig, place: &Place) -> OwnBoots {
+/// What the TPM says of this start, with the boots that are approved for this node by what its ledger holds. A ledger that
+/// cannot be read now is read again by the core, which then sets it right.
+async fn ask_tpm(
+    ledger: &Ledger,
+    identity: &Arc<Identity>,
+    config: &AgentConfig,
+    place: &Place,
+) -> Result<Trusted, StartError> {
     let stored = ledger.load().await.map(|s| s.trust).unwrap_or_default();
     let (trust, _) = TrustState::restore(identity.trust().clone(), stored);
-    own_boots(&trust, &place.node, &place.site, &config.labels)
+    let boots = own_boots(&trust, &place.node, &place.site, &config.labels);
+    let trusted = trusted::ask(identity, config, boots)?;
+    identity.endorse_in_time();
+    Ok(trusted)
 }
 
 /// Who this node is; it enrols, and may have to wait for it, where it has no certificate yet.
