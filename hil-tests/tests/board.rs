@@ -208,3 +208,75 @@ fn an_image_enrols_by_its_tpm_is_attested_and_works_alone() {
     let said = board.said();
     assert!(said.contains("dm-verity device corrupted"), "{said}");
 }
+
+/// How often the power is cut, and the seed of when.
+fn cuts() -> (usize, u64) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seed = number("CNOVA_CUTS_SEED").unwrap_or_else(|| fastrand::u64(..));
+    (number("CNOVA_CUTS").map_or(50, |n| n as usize), seed)
+}
+
+/// Something that changes the twin and the ledger again and again.
+fn apply_version(plant: &Plant, version: usize) {
+    let manifest = plant.write(
+        "app/app.yaml",
+        format!(
+            "apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: app}}\nworkloads:\n\
+             - {{name: w, runtime: wasm, artifact: {{file: w.wasm}}, env: {{VERSION: \"{version}\"}}, resources: {{memory: 16MiB}}}}\n"
+        )
+        .as_bytes(),
+    );
+    plant.cnova(&["apply", &manifest]);
+}
+
+#[test]
+#[ignore = "builds an image and takes an hour: `make test-power-cuts` runs it"]
+fn power_cuts_at_any_time_lose_nothing() {
+    let maker = Maker::new();
+    let Some(mut chip) = Swtpm::start_by(&maker, Some(EkKind::P384)) else {
+        return;
+    };
+    let plant = plant(&maker, &chip);
+    let folder = tempfile::tempdir().unwrap();
+    let parts = match Parts::flash(&image(&plant), folder.path(), MEMORY_MIB) {
+        Err(BoardError::Missing(why)) => return eprintln!("SKIPPED: {why}"),
+        parts => parts.unwrap(),
+    };
+    let (cuts, seed) = cuts();
+    eprintln!("{cuts} cuts, CNOVA_CUTS_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let socket = chip.serve_machine();
+    let begin = Instant::now();
+    let mut board = parts.power_on(&socket).unwrap();
+    board.wait_booted().unwrap();
+    plant.wait("the board is enrolled", |p| p.trust_of(AGENT).is_some());
+    plant.write("app/w.wasm", WASM);
+    apply_version(&plant, 0);
+    plant.wait("the workload runs", runs_by_the_hub);
+    // Between the firmware's first instruction and some deploys.
+    let longest = begin.elapsed().as_secs_f64() * 1.5;
+    for cut in 1..=cuts {
+        apply_version(&plant, cut);
+        std::thread::sleep(Duration::from_secs_f64(random.f64() * longest));
+        let version = cut * 1000;
+        if random.bool() {
+            // In the middle of a deploy.
+            apply_version(&plant, version);
+            std::thread::sleep(Duration::from_millis(random.u64(..500)));
+        }
+        board.cut_power();
+        let socket = chip.serve_machine();
+        board = parts.power_on(&socket).unwrap();
+        if cut % 10 == 0 || cut == cuts {
+            board.wait_booted().unwrap();
+            wait_running(&mut board).unwrap();
+            let log = board.run("journalctl -b --no-pager -u cnova-agent").unwrap();
+            assert!(
+                !log.contains("store-set-aside"),
+                "after {cut} cuts the ledger was damaged:\n{log}"
+            );
+            eprintln!("{cut} cuts, {:.0} s", begin.elapsed().as_secs_f64());
+        }
+    }
+    plant.wait("the hub hears of it", runs_by_the_hub);
+}
