@@ -137,3 +137,9 @@ pub const TRUST_RESEND_MIN_MS: u64 = 15_000;
 pub const TRUST_RESEND_MAX_MS: u64 = 600_000;
 /// How long a node may hold an older trust bundle than the hub before that is an alarm.
 pub const TRUST_BEHIND_MS: u64 = 24 * 3_600_000;
+/// Most boots in one document that approves them.
+pub const BOOTS_APPROVED: usize = 512;
+/// Most keys that approve one boot.
+pub const BOOT_SIGNATURES: usize = 8;
+/// Longest name of an approved boot.
+pub const BOOT_NAME_BYTES: usize = 63;

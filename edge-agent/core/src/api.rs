@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
 use cnova_shared::keys::PublicKey;
@@ -13,7 +14,7 @@ use cnova_shared::wire::v1;
 
 use crate::ledger::Op;
 use crate::schedule::Pressure;
-use crate::standing::Root;
+use crate::standing::{OwnBoot, Root};
 
 /// What an agent is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -100,6 +101,17 @@ pub enum Event {
     },
     /// The TPM's counter was increased; its new value, or why not.
     Counted(Result<u64, String>),
+    /// The node tried to open its own sealed key, as [`Action::OpenLedgerKey`] asked.
+    OwnBoot {
+        /// The approved boots with which it tried.
+        boots: OwnBoots,
+        /// What came of it.
+        own_boot: OwnBoot,
+        /// Why the key of before is lost, and with it what was encrypted with it: then a new one was made.
+        lost: Option<String>,
+    },
+    /// The key that the node's secrets are encrypted to is open now; its public half.
+    BoxKey(BoxPublicKey),
     /// Whether launches can be measured: why not, or that they can again.
     Unmeasured(Option<String>),
     /// The certificate of [`Action::Install`] is on disk and in use.
@@ -286,6 +298,8 @@ pub enum Action {
     },
     /// Increase the TPM's counter by one; answered with [`Event::Counted`].
     CountUp,
+    /// Open the node's own sealed key under one of these boots, and seal it for them; answered with [`Event::OwnBoot`].
+    OpenLedgerKey(OwnBoots),
     /// Answer a challenge with evidence, for this verifier.
     Attest {
         /// Who asks.

@@ -112,6 +112,17 @@ fn what_cannot_be_opened_waits_and_the_rest_runs() {
 }
 
 #[test]
+fn a_key_that_opens_later_is_told_to_the_hub_and_starts_what_waited() {
+    let mut rig = boot(Err("the TPM does not answer"), Stored::default(), Vec::new());
+    assert!(twin(&mut rig, 1, &with_secret("one", 1), &[sealed("db", 1, 1)]).is_empty());
+    let actions = rig.take(Event::BoxKey(key(1)));
+    assert_eq!(stopped_or_started(&actions), ["start app/a#1 of 1.1"]);
+    assert_eq!(rig.hello_box_key, None, "not before the last hello is some time ago");
+    rig.wait(60_000);
+    assert_eq!(rig.hello_box_key, Some(key(1).to_bytes()));
+}
+
+#[test]
 fn what_is_for_an_earlier_key_waits_until_the_hub_sends_it_anew() {
     let mut rig = boot(Ok(2), Stored::default(), Vec::new());
     assert!(twin(&mut rig, 1, &with_secret("one", 1), &[sealed("db", 1, 1)]).is_empty());

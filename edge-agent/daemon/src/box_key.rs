@@ -102,12 +102,14 @@ mod tests {
     use super::*;
     use cnova_root_of_trust::Soft;
     use cnova_root_of_trust::ledger_key::SealedKey;
+    use cnova_shared::boot_policy::OwnBoots;
     use std::fs;
     use std::path::Path;
 
     fn ledger_key(dir: &Path) -> LedgerKey {
         let root = Soft::open_or_create(&dir.join("node.key")).unwrap();
-        SealedKey::in_folder(dir).open_here(&root).unwrap()
+        let opened = SealedKey::in_folder(dir).open(&root, &OwnBoots::default(), None);
+        opened.unwrap().key.unwrap()
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::wire;
-use cnova_shared::wire::v1::Entry;
+use cnova_shared::wire::v1::{Entry, TrustItemKind};
 use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -241,6 +241,7 @@ fn apply_trust(t: &Transaction<'_>, op: &TrustOp) -> Result<(), rusqlite::Error>
         TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
         TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
         TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
+        TrustOp::PutDocument { kind, bytes } => (kind.as_str(), "", 0, bytes),
     };
     t.prepare_cached("INSERT OR REPLACE INTO trust (kind, name, version, bytes) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![kind, name, to_sql(version), bytes])?;
@@ -260,7 +261,11 @@ fn load_trust(c: &Connection) -> Result<StoredTrust, rusqlite::Error> {
                 let gateway = NodeId::new(name).map_err(|e| damaged(1, Type::Text, e))?;
                 trust.delegations.insert(gateway, bytes);
             }
-            other => return Err(damaged(0, Type::Text, format!("{other:?} is no kind of document"))),
+            other => {
+                let kind = TrustItemKind::named(other);
+                let kind = kind.ok_or_else(|| damaged(0, Type::Text, format!("{other:?} is no kind of document")))?;
+                trust.documents.insert(kind, bytes);
+            }
         }
     }
     Ok(trust)

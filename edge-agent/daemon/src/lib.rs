@@ -21,6 +21,7 @@ mod groups;
 mod hardware;
 mod health;
 pub mod instance;
+mod key_keeper;
 mod launch;
 pub mod ledger;
 mod observe;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cnova_agent_core::standing::own_boots;
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
 use cnova_link::enrol::{Before, Identified, Keeper, identify};
@@ -13,6 +14,7 @@ use cnova_link::{
     Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, UplinkEvent, client_tls_with,
 };
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
+use cnova_shared::trust::TrustState;
 use cnova_shared::wire::v1::{Alarm, Capabilities};
 use cnova_store::{ArtifactError, Artifacts, SetAside};
 use thiserror::Error;
@@ -29,7 +31,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::sensors::Sensors;
 use crate::status;
 use crate::supervisor::{Supervisor, Times};
-use crate::trusted;
+use crate::trusted::{self, Trusted};
 
 /// Threads for calls that block on the disk or on a runtime that hangs; they come when needed and go after a second.
 const BLOCKING_THREADS: usize = 16;
@@ -177,10 +179,9 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
     log_alarms(&alarms);
-    let trusted = trusted::ask(&identity, config)?;
+    let trusted = ask_tpm(&ledger, &identity, config, &place).await?;
     alarms.extend(trusted.alarms);
     let chest = Arc::new(Chest::default());
-    identity.endorse_in_time();
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
     let core_config = cnova_agent_core::Config {
@@ -237,6 +238,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         witness: trusted.witness,
         ledger_key: trusted.ledger_key,
         chest,
+        keeper: trusted.keeper,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
 }
@@ -255,6 +257,22 @@ fn dial(
     let up = UplinkConfig::new(config.parent.address.clone(), node, parent, tls);
     let (uplink, events) = Uplink::start(up);
     Ok((authorities, uplink, events))
+}
+
+/// What the TPM says of this start, with the boots that are approved for this node by what its ledger holds. A ledger that
+/// cannot be read now is read again by the core, which then sets it right.
+async fn ask_tpm(
+    ledger: &Ledger,
+    identity: &Arc<Identity>,
+    config: &AgentConfig,
+    place: &Place,
+) -> Result<Trusted, StartError> {
+    let stored = ledger.load().await.map(|s| s.trust).unwrap_or_default();
+    let (trust, _) = TrustState::restore(identity.trust().clone(), stored);
+    let boots = own_boots(&trust, &place.node, &place.site, &config.labels);
+    let trusted = trusted::ask(identity, config, boots)?;
+    identity.endorse_in_time();
+    Ok(trusted)
 }
 
 /// Who this node is; it enrols, and may have to wait for it, where it has no certificate yet.

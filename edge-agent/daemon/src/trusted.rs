@@ -1,16 +1,16 @@
 //! What the node's TPM says when the agent starts: its counter, its launch log, its boot.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
 use cnova_link::{Identity, Witness};
-use cnova_root_of_trust::ledger_key::{LedgerKey, LedgerKeyError, SealedKey};
 use cnova_root_of_trust::measurer::{MeasureError, Measurer, Program};
-use cnova_root_of_trust::{RootError, RootOfTrust};
+use cnova_root_of_trust::{LedgerKey, RootError, RootOfTrust};
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::wire::v1::Alarm;
 
 use crate::config::{AgentConfig, ParentTrust};
+use crate::key_keeper::KeyKeeper;
 
 /// The launch log's file in the state folder.
 const LAUNCH_LOG: &str = "launch.log";
@@ -21,42 +21,62 @@ pub(crate) struct Trusted {
     pub(crate) witness: Option<Arc<Witness>>,
     /// The key under which the ledger keeps what is secret; nothing while it cannot be opened.
     pub(crate) ledger_key: Option<Arc<LedgerKey>>,
+    /// What opens it anew.
+    pub(crate) keeper: Option<Arc<KeyKeeper>>,
     pub(crate) alarms: Vec<Alarm>,
 }
 
-/// Asks the TPM, if the node has one. What is wrong with it keeps nobody from starting. Blocks for as long as it takes.
-pub(crate) fn ask(identity: &Identity, config: &AgentConfig) -> Result<Trusted, MeasureError> {
-    let mut alarms = Vec::new();
-    let mut alarm = |code: &str, detail: String| {
+/// What was found on the way to the core.
+struct Alarms(Vec<Alarm>);
+
+impl Alarms {
+    fn raise(&mut self, code: &str, detail: String) {
         tracing::warn!(alarm = code, "{detail}");
         let code = code.to_owned();
-        alarms.push(Alarm { code, detail });
-    };
-    let root = match identity.tpm() {
+        self.0.push(Alarm { code, detail });
+    }
+}
+
+/// Asks the TPM, if the node has one; `boots` are those that are approved for it. What is wrong with it keeps nobody from
+/// starting. Blocks for as long as it takes.
+pub(crate) fn ask(identity: &Identity, config: &AgentConfig, boots: OwnBoots) -> Result<Trusted, MeasureError> {
+    let mut alarms = Alarms(Vec::new());
+    let holder = match identity.tpm() {
         Some(tpm) => Ok(tpm.clone()),
         None => config.identity.open_root(false),
     };
-    let opened = root
-        .map_err(|e| e.to_string())
-        .and_then(|root| ledger_key(&*root, &config.state_dir).map_err(|e| e.to_string()));
-    let ledger_key = opened
-        .map_err(|why| {
-            alarm(
+    let keeper = holder.map(|root| Arc::new(KeyKeeper::new(root, &config.state_dir)));
+    let keeper = keeper
+        .map_err(|e| {
+            alarms.raise(
                 "ledger-key",
-                format!("what is secret in the ledger cannot be opened: {why}"),
+                format!("what is secret in the ledger cannot be opened: {e}"),
             )
         })
         .ok();
+    let tried = keeper.as_ref().map(|k| k.open(&boots));
+    if let Some(lost) = tried.as_ref().and_then(|t| t.lost.as_ref()) {
+        let detail = format!("what was secret in the ledger is lost and comes anew: {lost}");
+        alarms.raise("ledger-key", detail);
+    }
+    let (own_boot, ledger_key) = tried.map_or((OwnBoot::Unsealed, None), |t| (t.own_boot, t.key));
     let Some(tpm) = identity.tpm() else {
+        if let OwnBoot::Unknown(why) = own_boot {
+            alarms.raise(
+                "ledger-key",
+                format!("what is secret in the ledger cannot be opened: {why}"),
+            );
+        }
         return Ok(Trusted {
             root: Root::default(),
             witness: None,
             ledger_key,
-            alarms,
+            keeper,
+            alarms: alarms.0,
         });
     };
     let counter = counter_of(&**tpm).unwrap_or_else(|error| {
-        alarm(
+        alarms.raise(
             "tpm",
             format!("the TPM's counter cannot be read, so a rolled-back disk is not noticed: {error}"),
         );
@@ -70,11 +90,12 @@ pub(crate) fn ask(identity: &Identity, config: &AgentConfig) -> Result<Trusted, 
         Program::this(env!("CARGO_PKG_VERSION"))?,
     )?;
     if let Some(problem) = problem {
-        alarm("launch-log", format!("launches are not measured: {problem}"));
+        alarms.raise("launch-log", format!("launches are not measured: {problem}"));
     }
     let root = Root {
         tier: tpm.tier(),
-        own_boot: OwnBoot::Unsealed,
+        own_boot,
+        boots,
         counter,
         attested_parent: config.attestation.parent == ParentTrust::Attested,
     };
@@ -86,12 +107,9 @@ pub(crate) fn ask(identity: &Identity, config: &AgentConfig) -> Result<Trusted, 
             pcrs,
         })),
         ledger_key,
-        alarms,
+        keeper,
+        alarms: alarms.0,
     })
-}
-
-fn ledger_key(root: &dyn RootOfTrust, state_dir: &Path) -> Result<Arc<LedgerKey>, LedgerKeyError> {
-    SealedKey::in_folder(state_dir).open_here(root).map(Arc::new)
 }
 
 fn counter_of(tpm: &dyn RootOfTrust) -> Result<CounterState, RootError> {

@@ -131,6 +131,7 @@ impl World {
             agent::Action::Answer { .. }
             | agent::Action::Install(_)
             | agent::Action::CountUp
+            | agent::Action::OpenLedgerKey(_)
             | agent::Action::Attest { .. } => {}
             agent::Action::TrustChanged(view) => self.log(format!("{node} trusts bundle {}", view.version)),
             agent::Action::Stage(stage) => self.log(format!("{node}: {stage:?}")),

@@ -261,6 +261,19 @@ impl Plant {
         self.node(node)?["trust"].as_str().map(str::to_owned)
     }
 
+    /// What the agent on a node says of it, while it runs.
+    pub(crate) fn agent_status(&self, node: &str) -> Option<Value> {
+        let config = self.at(&format!("{node}.toml"));
+        let output = Command::new(self.bin.join("cnova-agent"))
+            .args(["status", "--json", "--config", &config])
+            .output()
+            .unwrap();
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
     /// When the hub heard of a node last.
     pub(crate) fn heard_ms(&self, node: &str) -> Option<u64> {
         self.node(node)?["heard_ms"].as_u64()

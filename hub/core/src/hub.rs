@@ -3,6 +3,7 @@
 mod applications;
 mod artifacts;
 mod attestation;
+mod boots;
 mod certificates;
 mod children;
 mod provenance;
@@ -73,6 +74,11 @@ pub struct Hub {
     pub(crate) trust: TrustState,
     pub(crate) trust_since_ms: u64,
     pub(crate) signer: Option<KeyId>,
+    /// The keys with which the hub approves boots, the newest document that it asked to be signed, and why what the
+    /// references say cannot be approved.
+    approvers: BTreeSet<KeyId>,
+    boots_version: u64,
+    unapproved: Vec<String>,
     /// Requests that wait until the list that they change is signed, and what they are told then.
     revoking: VecDeque<(RequestId, String)>,
     /// When delegations are looked at again, monotonic milliseconds.
@@ -134,6 +140,9 @@ impl Hub {
             trust,
             trust_since_ms: stored.trust_since_ms,
             signer: None,
+            approvers: BTreeSet::new(),
+            boots_version: 0,
+            unapproved: Vec::new(),
             revoking: VecDeque::new(),
             delegations_at: None,
             wall_ms: now.wall_ms,
@@ -280,6 +289,7 @@ impl Hub {
             Event::Collect(digests) => self.on_collect(&digests),
             Event::TwinSigned(bytes) => self.on_signed(&bytes, now),
             Event::Signer(key) => self.on_signer(key, now),
+            Event::Approvers(keys) => self.on_approvers(keys, now),
             Event::DocumentSigned(draft, signed) => self.on_document(*draft, signed, now),
             Event::PushBundle { request, bytes } => self.on_bundle(request, bytes, now),
             Event::Revoke {

@@ -75,6 +75,7 @@ impl Rig {
                     let signed = match &**draft {
                         Draft::Revocations(list) => list.seal(&node(HUB), now_s, &key),
                         Draft::Delegation(d) => d.seal(&node(HUB), now_s, &key),
+                        Draft::BootPolicy(p) => p.seal(&node(HUB), now_s, &key),
                     };
                     let signed = signed.map_err(|e| e.to_string());
                     self.hub.handle(Event::DocumentSigned(draft.clone(), signed), self.now);

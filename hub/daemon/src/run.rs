@@ -125,6 +125,7 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     let clock = Clock::new(identity.not_before_s().max(trust.contents().issued_at));
     let now_s = clock.now_s();
     let signer = Signer::load(&config.signing_keys, identity.node().clone(), &trust, now_s)?;
+    let signer = signer.with_approvers(&config.boot_policy_keys);
     let enrolment = config
         .enrolment
         .as_ref()

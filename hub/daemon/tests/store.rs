@@ -15,6 +15,7 @@ use cnova_hub_core::{CompileKey, Op, Stored, StoredApp, StoredEntry};
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::tree::TreeOp;
+use cnova_shared::trust::TrustOp;
 use cnova_shared::wire::v1::{self, Body, Stream};
 use cnova_store::OnCorrupt;
 use proptest::prelude::*;
@@ -126,10 +127,23 @@ fn secret() -> impl Strategy<Value = StoredSecret> {
             set_ms,
         }
     })
+fn trust_op() -> impl Strategy<Value = TrustOp> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..50);
+    let version = prop_oneof![0..4_u64, Just(u64::MAX)];
+    prop_oneof![
+        (version, bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
+        bytes().prop_map(TrustOp::PutRevocations),
+        (node(), bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
+        bytes().prop_map(|bytes| TrustOp::PutDocument {
+            kind: v1::TrustItemKind::BootPolicy,
+            bytes
+        }),
+    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
+        1 => trust_op().prop_map(Op::Trust),
         3 => tree_op().prop_map(Op::Tree),
         1 => any::<u64>().prop_map(Op::Epoch),
         2 => (name(), app()).prop_map(|(name, app)| Op::PutApp { name, app }),

@@ -13,7 +13,6 @@ use cnova_shared::ids::Digest;
 use cnova_shared::keys::{PublicKey, Signer};
 use zeroize::Zeroizing;
 
-pub mod boot_policy;
 mod error;
 pub mod ledger_key;
 pub mod measurer;
@@ -24,7 +23,7 @@ pub mod tls;
 #[cfg(feature = "tpm")]
 pub mod tpm;
 
-pub use boot_policy::{ApproveError, BootApproval};
+pub use cnova_shared::boot_policy::{self, ApproveError, BootApproval};
 pub use error::RootError;
 pub use ledger_key::LedgerKey;
 pub use soft::Soft;

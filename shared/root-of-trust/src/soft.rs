@@ -106,10 +106,8 @@ impl Soft {
     }
 
     fn decrypt(&self, sealed: &[u8], associated: Aad<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, RootError> {
-        let bad = || {
-            RootError::File(
-                "what was sealed cannot be opened: another key or another approver sealed it, or it was changed".into(),
-            )
+        let bad = || RootError::NotOurs {
+            reason: "another key or another approver sealed it, or it was changed".into(),
         };
         let text = sealed.strip_prefix(&[SEALED_VERSION]).ok_or_else(bad)?;
         let (nonce, text) = text.split_first_chunk::<NONCE_LEN>().ok_or_else(bad)?;

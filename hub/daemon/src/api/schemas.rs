@@ -387,6 +387,11 @@ fn trust() -> Value {
                 "gateway": string(), "site": string(), "rights": {"type": "array", "items": string()},
                 "not_after": seconds(),
             }), &[])},
+            "boot_policy_version": text_number("Of the document of approved boots, 0 when there is none."),
+            "boots": {"type": "array", "items": object(json!({
+                "name": string(), "pcrs": map_of(string()), "keys": {"type": "array", "items": string()},
+            }), &[])},
+            "boots_behind": map_of(text_number("The version of that document that a node with a TPM said it holds.")),
             "behind": map_of(text_number("The bundle that the node said it holds.")),
         }), &[]),
         "Trusted": object(json!({

@@ -35,6 +35,12 @@ use crate::{RootError, SEALED_BYTES_MAX};
 const UNSEAL_TRIES: usize = 20;
 /// TPM_RC_PCR_CHANGED.
 const PCR_CHANGED: u32 = 0x128;
+/// What of a response code of format one says which error it is, without the parameter (TPM 2.0 Library, part 2, 6.6.2).
+const FORMAT_ONE: u32 = 0x0BF;
+/// TPM_RC_INTEGRITY: the private part is not one that the parent encrypted.
+const INTEGRITY: u32 = 0x09F;
+/// TPM_RC_BINDING: the private part is of another public one.
+const BINDING: u32 = 0x0A5;
 
 /// What lies on disk: an object that only this TPM's storage key can load.
 #[derive(Serialize, Deserialize)]
@@ -75,9 +81,8 @@ pub(super) struct Object {
 impl Object {
     /// Reads it as far as that is possible without the TPM.
     pub(super) fn read(sealed: &[u8]) -> Result<Self, RootError> {
-        let bad = |reason: String| RootError::Refused {
-            command: "TPM2_Load",
-            reason: format!("what was sealed cannot be read ({reason}); it was cut off or changed on disk"),
+        let bad = |reason: String| RootError::NotOurs {
+            reason: format!("it cannot be read ({reason}); it was cut off or changed on disk"),
         };
         if sealed.len() > SEALED_BYTES_MAX {
             return Err(bad(format!("{} bytes, at most {SEALED_BYTES_MAX}", sealed.len())));
@@ -91,9 +96,15 @@ impl Object {
 
     fn load(&self, context: &mut Context, keys: &Keys) -> Result<KeyHandle, Fault> {
         let (private, public) = (self.private.clone(), self.public.clone());
-        context
+        let loaded = context
             .execute_with_session(objects::PASSWORD, |ctx| ctx.load(keys.srk, private, public))
-            .at("TPM2_Load")
+            .at("TPM2_Load");
+        loaded.map_err(|fault| match fault.tpm_code().map(|code| code & FORMAT_ONE) {
+            Some(INTEGRITY | BINDING) => Fault::Root(RootError::NotOurs {
+                reason: "another TPM sealed it, this one was cleared since, or it was changed on disk".into(),
+            }),
+            _ => fault,
+        })
     }
 }
 
