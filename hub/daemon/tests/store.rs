@@ -127,6 +127,8 @@ fn secret() -> impl Strategy<Value = StoredSecret> {
             set_ms,
         }
     })
+}
+
 fn trust_op() -> impl Strategy<Value = TrustOp> {
     let bytes = || proptest::collection::vec(any::<u8>(), 0..50);
     let version = prop_oneof![0..4_u64, Just(u64::MAX)];
