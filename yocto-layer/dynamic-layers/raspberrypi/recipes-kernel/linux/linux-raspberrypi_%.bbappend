@@ -1,0 +1,1 @@
+require ${@bb.utils.contains('DISTRO_FEATURES', 'cnova', '${CNOVA_LAYERDIR}/recipes-kernel/linux/linux-cnova.inc', '', d)}
