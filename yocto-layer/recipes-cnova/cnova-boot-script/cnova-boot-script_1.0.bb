@@ -1,13 +1,14 @@
 SUMMARY = "U-Boot's choice among two slots"
 DESCRIPTION = "boot.scr, which counts tries, and the place of U-Boot's environment for RAUC."
-HOMEPAGE = "https://example.com/cloudnova-edge"
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
 SECTION = "bootloaders"
 LICENSE = "Apache-2.0"
 LIC_FILES_CHKSUM = "file://${CNOVA_LAYERDIR}/LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57"
 
 DEPENDS = "u-boot-mkimage-native"
 
-SRC_URI = " \
+SRC_URI = "\
     file://boot.cmd.in \
     file://fw_env.config \
 "

@@ -1,11 +1,12 @@
 SUMMARY = "Which slot of a Cloudnova node boots"
 DESCRIPTION = "One interface to each boot loader, as RAUC calls it: get-primary, set-primary, get-state, set-state, get-current."
-HOMEPAGE = "https://example.com/cloudnova-edge"
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
 SECTION = "base"
 LICENSE = "Apache-2.0"
 LIC_FILES_CHKSUM = "file://${CNOVA_LAYERDIR}/LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57"
 
-SRC_URI = " \
+SRC_URI = "\
     file://boot-slot-systemd-boot \
     file://boot-slot-tryboot \
     file://boot.mount.in \

@@ -1,7 +1,7 @@
 SUMMARY = "Whom a Cloudnova node trusts, and where it begins"
-DESCRIPTION = "The signed trust bundle and the bootstrap that an image is flashed with. They are the owner's, and are given by \
-variables when the image is built; without them there is no image."
-HOMEPAGE = "https://example.com/cloudnova-edge"
+DESCRIPTION = "The signed trust bundle and the bootstrap that an image is flashed with. They are the owner's, and are given by variables when the image is built; without them there is no image."
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
 SECTION = "base"
 LICENSE = "CLOSED"
 
@@ -81,4 +81,4 @@ python do_install () {
 do_install[fakeroot] = "1"
 do_install[depends] += "virtual/fakeroot-native:do_populate_sysroot"
 
-FILES:${PN} = "${sysconfdir}/cnova"
+FILES:${PN} += "${sysconfdir}/cnova"

@@ -1,12 +1,12 @@
 SUMMARY = "The state partition of a Cloudnova node"
-DESCRIPTION = "Mounts the partition `state` at /var/lib: the only place of the device that keeps what is written. Grown to its \
-partition and checked at boot."
-HOMEPAGE = "https://example.com/cloudnova-edge"
+DESCRIPTION = "Mounts the partition `state` at /var/lib: the only place of the device that keeps what is written. Grown to its partition and checked at boot."
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
 SECTION = "base"
 LICENSE = "Apache-2.0"
 LIC_FILES_CHKSUM = "file://${CNOVA_LAYERDIR}/LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57"
 
-SRC_URI = " \
+SRC_URI = "\
     file://cnova-state.conf \
     file://var-lib.mount \
 "

@@ -1,6 +1,9 @@
 SUMMARY = "Cloudnova edge agent and its runtimes"
-DESCRIPTION = "The agent keeps its signed twin in SQLite, schedules it locally and runs WebAssembly, eBPF and container \
-workloads whether or not anyone above it can be reached. Each runtime is a package of its own."
+SUMMARY:cnova-runtime-wasm = "Runs precompiled WebAssembly for the Cloudnova agent"
+SUMMARY:cnova-runtime-wasm-nn = "Runs models (wasi-nn) for WebAssembly: CPU, HailoRT, OpenVINO"
+SUMMARY:cnova-runtime-container = "Runs OCI images for the Cloudnova agent"
+SUMMARY:cnova-runtime-ebpf = "Loads eBPF programs for the Cloudnova agent"
+DESCRIPTION = "The agent keeps its signed twin in SQLite, schedules it locally and runs WebAssembly, eBPF and container workloads whether or not anyone above it can be reached. Each runtime is a package of its own."
 
 require cnova.inc
 
@@ -15,7 +18,7 @@ PACKAGECONFIG[container] = ",,libseccomp"
 PACKAGECONFIG[ebpf] = ""
 PACKAGECONFIG[tpm] = ",,tpm2-tss,libtss2-tcti-device"
 
-CNOVA_CARGO_BUILDS = " \
+CNOVA_CARGO_BUILDS = "\
     -p,cnova-agent${@bb.utils.contains('PACKAGECONFIG', 'tpm', '', ',--no-default-features', d)} \
     ${@bb.utils.contains('PACKAGECONFIG', 'wasm', '-p,cnova-runtime-wasm', '', d)} \
     ${@bb.utils.contains('PACKAGECONFIG', 'wasm-nn', '-p,cnova-wasm-nn', '', d)} \
@@ -45,19 +48,13 @@ do_install () {
 
 PACKAGES =+ "cnova-runtime-wasm cnova-runtime-wasm-nn cnova-runtime-container cnova-runtime-ebpf"
 
-SUMMARY:cnova-runtime-wasm = "Runs precompiled WebAssembly for the Cloudnova agent"
-FILES:cnova-runtime-wasm = "${libexecdir}/cnova/cnova-runtime-wasm"
-
-SUMMARY:cnova-runtime-wasm-nn = "Runs models (wasi-nn) for WebAssembly: CPU, HailoRT, OpenVINO"
-FILES:cnova-runtime-wasm-nn = "${libexecdir}/cnova/cnova-wasm-nn"
-RDEPENDS:cnova-runtime-wasm-nn = "cnova-runtime-wasm"
-
-SUMMARY:cnova-runtime-container = "Runs OCI images for the Cloudnova agent"
-FILES:cnova-runtime-container = "${libexecdir}/cnova/cnova-runtime-container"
-# In the kernel or beside it.
-RRECOMMENDS:cnova-runtime-container = "kernel-module-overlay kernel-module-veth"
-
-SUMMARY:cnova-runtime-ebpf = "Loads eBPF programs for the Cloudnova agent"
-FILES:cnova-runtime-ebpf = "${libexecdir}/cnova/cnova-runtime-ebpf"
+FILES:cnova-runtime-wasm += "${libexecdir}/cnova/cnova-runtime-wasm"
+FILES:cnova-runtime-wasm-nn += "${libexecdir}/cnova/cnova-wasm-nn"
+FILES:cnova-runtime-container += "${libexecdir}/cnova/cnova-runtime-container"
+FILES:cnova-runtime-ebpf += "${libexecdir}/cnova/cnova-runtime-ebpf"
 
 CONFFILES:${PN} = "${sysconfdir}/cnova/agent.toml"
+
+RDEPENDS:cnova-runtime-wasm-nn = "cnova-runtime-wasm"
+# In the kernel or beside it.
+RRECOMMENDS:cnova-runtime-container = "kernel-module-overlay kernel-module-veth"

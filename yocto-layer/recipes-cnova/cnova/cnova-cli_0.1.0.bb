@@ -1,6 +1,5 @@
 SUMMARY = "Command line of Cloudnova Edge"
-DESCRIPTION = "cnova: keys and trust bundles, manifests, artifacts, and what the fleet does. For the machines of people (it is \
-in the SDK, too); nodes do not need it."
+DESCRIPTION = "cnova: keys and trust bundles, manifests, artifacts, and what the fleet does. For the machines of people (it is in the SDK, too); nodes do not need it."
 
 require cnova.inc
 

@@ -1,6 +1,5 @@
 SUMMARY = "Cloudnova gateway"
-DESCRIPTION = "Keeps the twins and artifacts of the nodes below it, relays what they say, and lets newcomers in. Gateways nest \
-to any depth."
+DESCRIPTION = "Keeps the twins and artifacts of the nodes below it, relays what they say, and lets newcomers in. Gateways nest to any depth."
 
 require cnova.inc
 
@@ -16,8 +15,8 @@ SYSTEMD_SERVICE:${PN} = "cnova-gateway.service"
 # The group of the TPM's device is made by tpm2-tss, too; who comes first does not matter.
 USERADD_PACKAGES = "${PN}"
 GROUPADD_PARAM:${PN} = "--system cnova-gateway${@bb.utils.contains('PACKAGECONFIG', 'tpm', '; --system tss', '', d)}"
-USERADD_PARAM:${PN} = "--system --no-create-home --home-dir ${localstatedir}/lib/cnova-gateway --shell /sbin/nologin \
-    --gid cnova-gateway ${@bb.utils.contains('PACKAGECONFIG', 'tpm', '--groups tss', '', d)} cnova-gateway"
+CNOVA_HOME = "${localstatedir}/lib/cnova-gateway"
+USERADD_PARAM:${PN} = "--system --no-create-home --home-dir ${CNOVA_HOME} --shell /sbin/nologin --gid cnova-gateway ${@bb.utils.contains('PACKAGECONFIG', 'tpm', '--groups tss', '', d)} cnova-gateway"
 
 do_install () {
     install -D -m 0755 ${CNOVA_BUILT}/cnova-gateway ${D}${bindir}/cnova-gateway

@@ -1,11 +1,15 @@
 SUMMARY = "A Cloudnova node for PLCs and industrial PCs with UEFI"
 DESCRIPTION = "Agent, the runtimes in CNOVA_RUNTIMES, two slots with dm-verity, systemd-boot with boot counting, RAUC."
-HOMEPAGE = "https://example.com/cloudnova-edge"
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
+SECTION = "base"
 LICENSE = "Apache-2.0"
 
-inherit cnova-image
+inherit cnova_image
 
 COMPATIBLE_HOST = "(x86_64|aarch64).*-linux"
+# `rpi` is an override of meta-raspberrypi.
+# nooelint: oelint.vars.specific
 COMPATIBLE_MACHINE:rpi = "null"
 
 python () {

@@ -1,10 +1,14 @@
 SUMMARY = "A Cloudnova node for boards with U-Boot"
 DESCRIPTION = "Agent, the runtimes in CNOVA_RUNTIMES, two slots with dm-verity, U-Boot with boot counting, RAUC."
-HOMEPAGE = "https://example.com/cloudnova-edge"
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
+SECTION = "base"
 LICENSE = "Apache-2.0"
 
-inherit cnova-image
+inherit cnova_image
 
+# `rpi` is an override of meta-raspberrypi.
+# nooelint: oelint.vars.specific
 COMPATIBLE_MACHINE:rpi = "null"
 
 python () {

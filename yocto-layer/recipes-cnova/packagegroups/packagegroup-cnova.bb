@@ -1,5 +1,8 @@
 SUMMARY = "What a Cloudnova node carries"
 DESCRIPTION = "The agent with the runtimes in CNOVA_RUNTIMES; with the package packagegroup-cnova-gateway also a gateway."
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
+SECTION = "base"
 
 # Which runtimes a node has may be a matter of the machine.
 PACKAGE_ARCH = "${MACHINE_ARCH}"
@@ -10,9 +13,10 @@ CNOVA_RUNTIMES ??= "wasm container ebpf"
 
 PACKAGES = "${PN} ${PN}-gateway"
 
-RDEPENDS:${PN} = " \
+# nooelint: oelint.vars.dependsordered
+RDEPENDS:${PN} = "\
     cnova-agent \
-    ${@' '.join('cnova-runtime-' + runtime for runtime in d.getVar('CNOVA_RUNTIMES').split())} \
     tzdata-core \
+    ${@' '.join('cnova-runtime-' + runtime for runtime in d.getVar('CNOVA_RUNTIMES').split())} \
 "
 RDEPENDS:${PN}-gateway = "cnova-gateway"

@@ -1,6 +1,5 @@
 SUMMARY = "TPM 2.0 software stack"
-DESCRIPTION = "libtss2: the TCG's system, enhanced system and marshalling APIs, and the way to the kernel's TPM device. Only here \
-where meta-tpm of meta-security, which has the same version, is not."
+DESCRIPTION = "libtss2: the TCG's system, enhanced system and marshalling APIs, and the way to the kernel's TPM device. Only here where meta-tpm of meta-security, which has the same version, is not."
 HOMEPAGE = "https://github.com/tpm2-software/tpm2-tss"
 BUGTRACKER = "https://github.com/tpm2-software/tpm2-tss/issues"
 SECTION = "libs"
@@ -26,7 +25,7 @@ PACKAGECONFIG[swtpm] = "--enable-tcti-swtpm,--disable-tcti-swtpm"
 PACKAGECONFIG[fapi] = "--enable-fapi,--disable-fapi,curl json-c util-linux-libuuid"
 PACKAGECONFIG[policy] = "--enable-policy,--disable-policy,json-c util-linux-libuuid"
 
-EXTRA_OECONF += " \
+EXTRA_OECONF += "\
     --disable-doxygen-doc \
     --disable-static \
     --disable-tcti-cmd \
@@ -64,10 +63,10 @@ GROUPADD_PARAM:${PN} = "--system tss"
 USERADD_PARAM:${PN} = "--system --no-create-home --home-dir / --shell /sbin/nologin --gid tss tss"
 
 PACKAGES =+ "libtss2-tcti-device libtss2-tcti-swtpm libtss2-mu libtss2"
-FILES:libtss2-tcti-device = "${libdir}/libtss2-tcti-device.so.*"
-FILES:libtss2-tcti-swtpm = "${libdir}/libtss2-tcti-swtpm.so.*"
-FILES:libtss2-mu = "${libdir}/libtss2-mu.so.*"
-FILES:libtss2 = "${libdir}/libtss2*.so.*"
+FILES:libtss2-tcti-device += "${libdir}/libtss2-tcti-device.so.*"
+FILES:libtss2-tcti-swtpm += "${libdir}/libtss2-tcti-swtpm.so.*"
+FILES:libtss2-mu += "${libdir}/libtss2-mu.so.*"
+FILES:libtss2 += "${libdir}/libtss2*.so.*"
 # Who may open /dev/tpmrm0, and the user.
 FILES:${PN} += "${nonarch_base_libdir}/udev/rules.d"
 RDEPENDS:libtss2-tcti-device = "${PN}"

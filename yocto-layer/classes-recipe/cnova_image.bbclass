@@ -17,7 +17,7 @@ CNOVA_KERNEL_ARGUMENTS ??= "quiet"
 IMAGE_FEATURES += "read-only-rootfs"
 IMAGE_LINGUAS = ""
 
-IMAGE_INSTALL = " \
+IMAGE_INSTALL = "\
     packagegroup-core-boot \
     packagegroup-cnova \
     cnova-boot-slot \
@@ -32,7 +32,7 @@ CNOVA_IMAGE_EXTRA ??= ""
 IMAGE_FSTYPES = "squashfs-zst wic.zst wic.bmap"
 WKS_FILE = "cnova-${CNOVA_BOOT}.wks.in"
 # Releases before 5.3 look for layouts elsewhere.
-WKS_SEARCH_PATH:append = ":${CNOVA_LAYERDIR}/files/wic"
+WKS_SEARCH_PATH .= ":${CNOVA_LAYERDIR}/files/wic"
 
 python () {
     layers = d.getVar('BBFILE_COLLECTIONS').split()
@@ -205,7 +205,8 @@ addtask cnova_slots after do_image_squashfs_zst before do_image_wic do_image_com
 do_cnova_slots[dirs] = "${CNOVA_SLOT_DIR}"
 do_cnova_slots[cleandirs] = "${CNOVA_SLOT_DIR}"
 do_cnova_slots[umask] = "022"
-do_cnova_slots[depends] += " \
+do_cnova_slots[doc] = "Makes the slots: root with its hash tree, kernels with its hash on their command line, boot partitions"
+do_cnova_slots[depends] += "\
     cryptsetup-native:do_populate_sysroot \
     dosfstools-native:do_populate_sysroot \
     mtools-native:do_populate_sysroot \
@@ -221,4 +222,6 @@ def cnova_boot_depends(d):
         return 'rpi-bootfiles:do_deploy rpi-config:do_deploy'
     return 'virtual/bootloader:do_deploy cnova-boot-script:do_deploy'
 
+# In openembedded-core.
+# nooelint: oelint.file.requirenotfound
 require conf/image-uefi.conf

@@ -9,6 +9,8 @@ CNOVA_RUST_MINIMUM = "1.95"
 
 # Prebuilt toolchains of meta-rust-bin where that layer is, else the release's own.
 CNOVA_RUST_CLASS ?= "${@bb.utils.contains('BBFILE_COLLECTIONS', 'rust-bin-layer', 'cargo_bin', 'cargo', d)}"
+# Not deferred: what follows changes what the class sets.
+# nooelint: oelint.var.inherit.inherit_defer
 inherit ${CNOVA_RUST_CLASS} pkgconfig
 
 # The toolchain's version, found out from what is preferred. Say it where a toolchain comes some other way.
@@ -54,13 +56,8 @@ export CARGO_PROFILE_RELEASE_STRIP = "false"
 CNOVA_BUILT = "${@'${CARGO_BINDIR}' if d.getVar('CNOVA_RUST_CLASS') == 'cargo_bin' else '${B}/target/${CARGO_TARGET_SUBDIR}'}"
 
 cnova_vendor () {
-    cat > ${CARGO_HOME}/config.toml <<-END
-	[source.crates-io]
-	replace-with = "bitbake"
-
-	[source.bitbake]
-	directory = "${UNPACKDIR}/cargo_home/bitbake"
-	END
+    printf '[source.crates-io]\nreplace-with = "bitbake"\n\n[source.bitbake]\ndirectory = "%s"\n' \
+        ${UNPACKDIR}/cargo_home/bitbake > ${CARGO_HOME}/config.toml
 }
 
 do_configure:append () {

@@ -1,6 +1,7 @@
 SUMMARY = "An update of a Cloudnova node"
 DESCRIPTION = "A signed RAUC bundle: the root with its hash tree, and what boots it from either slot."
-HOMEPAGE = "https://example.com/cloudnova-edge"
+HOMEPAGE = "https://cnova.example/edge"
+BUGTRACKER = "https://cnova.example/edge/issues"
 SECTION = "base"
 LICENSE = "Apache-2.0"
 LIC_FILES_CHKSUM = "file://${CNOVA_LAYERDIR}/LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57"
