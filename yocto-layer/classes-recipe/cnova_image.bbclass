@@ -88,12 +88,15 @@ cnova_verity () {
     done
 }
 
+# ukify is Python and has modules of its own.
+EXTRANATIVEPATH += "python3-native"
+
 # A unified kernel image for each slot: kernel and command line in one file, measured and signed as one.
 cnova_uki () {
     printf 'ID=cnova\nNAME="Cloudnova"\nPRETTY_NAME="Cloudnova"\n' > ${CNOVA_SLOT_DIR}/os-release
     for slot in a b; do
         ukify build --efi-arch ${EFI_ARCH} --stub ${DEPLOY_DIR_IMAGE}/linux${EFI_ARCH}.efi.stub \
-            --linux ${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE} --uname "${KERNEL_VERSION}" \
+            --linux ${DEPLOY_DIR_IMAGE}/${KERNEL_IMAGETYPE} \
             --cmdline @${CNOVA_SLOT_DIR}/cmdline-$slot.txt --os-release @${CNOVA_SLOT_DIR}/os-release \
             --tools ${RECIPE_SYSROOT_NATIVE}${prefix}/lib/systemd/tools \
             ${@cnova_secure_boot_arguments(d)} --output ${CNOVA_SLOT_DIR}/slot-$slot.efi

@@ -53,7 +53,8 @@ CARGO_BUILD_FLAGS:append = " $cnova_cargo_arguments"
 # Debug symbols are split off by bitbake.
 export CARGO_PROFILE_RELEASE_STRIP = "false"
 
-CNOVA_BUILT = "${@'${CARGO_BINDIR}' if d.getVar('CNOVA_RUST_CLASS') == 'cargo_bin' else '${B}/target/${CARGO_TARGET_SUBDIR}'}"
+CNOVA_BUILT = "${@d.getVar('CARGO_BINDIR' if d.getVar('CNOVA_RUST_CLASS') == 'cargo_bin' else 'CNOVA_BUILT_BY_CARGO')}"
+CNOVA_BUILT_BY_CARGO = "${B}/target/${CARGO_TARGET_SUBDIR}"
 
 cnova_vendor () {
     printf '[source.crates-io]\nreplace-with = "bitbake"\n\n[source.bitbake]\ndirectory = "%s"\n' \

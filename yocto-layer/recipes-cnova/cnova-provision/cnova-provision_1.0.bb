@@ -42,7 +42,8 @@ python () {
             raise bb.parse.SkipRecipe('%s = "%s": an absolute path is needed' % (name, path))
         if not os.path.isfile(path):
             raise bb.parse.SkipRecipe('%s = "%s": there is no such file' % (name, path))
-        d.appendVarFlag('do_install', 'file-checksums', ' %s:True' % path)
+        for task in ('do_check_given', 'do_install'):
+            d.appendVarFlag(task, 'file-checksums', ' %s:True' % path)
 }
 
 python do_check_given () {
