@@ -22,11 +22,11 @@ inherit autotools pkgconfig useradd
 # A device talks to its own TPM through the kernel; the way to a software TPM is for virtual boards.
 PACKAGECONFIG ??= ""
 PACKAGECONFIG[swtpm] = "--enable-tcti-swtpm,--disable-tcti-swtpm"
-PACKAGECONFIG[fapi] = "--enable-fapi,--disable-fapi,curl json-c util-linux-libuuid"
-PACKAGECONFIG[policy] = "--enable-policy,--disable-policy,json-c util-linux-libuuid"
 
 EXTRA_OECONF += "\
     --disable-doxygen-doc \
+    --disable-fapi \
+    --disable-policy \
     --disable-static \
     --disable-tcti-cmd \
     --disable-tcti-i2c-ftdi \
@@ -56,6 +56,11 @@ do_configure:prepend () {
         sed -e '/^git describe/d' -e '/^if grep/,$d' bootstrap > ${WORKDIR}/bootstrap-lists
         AUTORECONF=true sh ${WORKDIR}/bootstrap-lists
     )
+}
+
+# Folders of the feature API, which is not built.
+do_install:append () {
+    rm -rf ${D}/run ${D}${localstatedir}
 }
 
 USERADD_PACKAGES = "${PN}"
