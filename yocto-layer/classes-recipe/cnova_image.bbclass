@@ -14,6 +14,10 @@ CNOVA_CONSOLE ??= "${@' '.join('console=%s,%s' % tuple(reversed(c.split(';')[:2]
 CNOVA_PANIC_SECONDS ??= "5"
 CNOVA_KERNEL_ARGUMENTS ??= "quiet"
 
+# No package under these is in an image: a device that only boots what its owner signed must not carry them. For the image
+# alone; recipes with such packages beside others (systemd's needs tar, for one) are built.
+INCOMPATIBLE_LICENSE ?= "GPL-3.0* LGPL-3.0* AGPL-3.0*"
+
 IMAGE_FEATURES += "read-only-rootfs"
 IMAGE_LINGUAS = ""
 
@@ -31,6 +35,8 @@ CNOVA_IMAGE_EXTRA ??= ""
 
 IMAGE_FSTYPES = "squashfs-zst wic.zst wic.bmap"
 WKS_FILE = "cnova-${CNOVA_BOOT}.wks.in"
+# The layouts are put together from what is made here: no boot loader of wic's is needed.
+WKS_FILE_DEPENDS = "${WKS_FILE_DEPENDS_DEFAULT}"
 # Releases before 5.3 look for layouts elsewhere.
 WKS_SEARCH_PATH .= ":${CNOVA_LAYERDIR}/files/wic"
 
@@ -47,6 +53,14 @@ python () {
         raise bb.parse.SkipRecipe('the image needs `require conf/distro/include/cnova.inc` in local.conf or in your distro')
     if d.getVar('CNOVA_BOOT') not in ('systemd-boot', 'tryboot', 'u-boot'):
         raise bb.parse.SkipRecipe('CNOVA_BOOT = "%s": it is one of systemd-boot, tryboot, u-boot' % d.getVar('CNOVA_BOOT'))
+}
+
+# Machines ask for the boot loaders of their own layouts, GRUB and SYSLINUX with their licences among them.
+python () {
+    depends = d.getVarFlag('do_image_wic', 'depends') or ''
+    others = ('syslinux', 'grub-efi', 'grub')
+    kept = [each for each in depends.split() if each.split(':')[0].removesuffix('-native') not in others]
+    d.setVarFlag('do_image_wic', 'depends', ' '.join(kept))
 }
 
 # --- the slots -------------------------------------------------------------------------------------------------------
