@@ -53,10 +53,7 @@ python () {
         raise bb.parse.SkipRecipe('the image needs `require conf/distro/include/cnova.inc` in local.conf or in your distro')
     if d.getVar('CNOVA_BOOT') not in ('systemd-boot', 'tryboot', 'u-boot'):
         raise bb.parse.SkipRecipe('CNOVA_BOOT = "%s": it is one of systemd-boot, tryboot, u-boot' % d.getVar('CNOVA_BOOT'))
-}
-
-# Machines ask for the boot loaders of their own layouts, GRUB and SYSLINUX with their licences among them.
-python () {
+    # Machines ask for the boot loaders of their own layouts, GRUB and SYSLINUX with their licences among them.
     depends = d.getVarFlag('do_image_wic', 'depends') or ''
     others = ('syslinux', 'grub-efi', 'grub')
     kept = [each for each in depends.split() if each.split(':')[0].removesuffix('-native') not in others]
