@@ -47,7 +47,11 @@ python () {
 }
 
 python do_check_given () {
-    import tomllib
+    # Of Python 3.11; releases build on older ones, too.
+    try:
+        import tomllib
+    except ImportError:
+        tomllib = None
     # CBOR tag 98: COSE_Sign (RFC 9052, section 2). Whether its signatures hold is the agent's to judge.
     cose_sign = b'\xd8\x62'
     with open(d.getVar('CNOVA_TRUST_BUNDLE'), 'rb') as bundle:
@@ -58,6 +62,11 @@ python do_check_given () {
         path = d.getVar(name)
         if not path:
             continue
+        if 'PRIVATE KEY' in open(path).read():
+            bb.fatal('%s: %s holds a private key: keys are made on the device' % (name, path))
+        if tomllib is None:
+            bb.warn('%s: %s is not looked at: that takes Python 3.11' % (name, path))
+            continue
         try:
             with open(path, 'rb') as file:
                 settings = tomllib.load(file)
@@ -66,20 +75,17 @@ python do_check_given () {
         for key in ('node', 'address'):
             if not isinstance(settings.get('parent', {}).get(key), str):
                 bb.fatal('%s: %s: [parent] %s is missing: a node must know whom it hangs below' % (name, path, key))
-        if 'PRIVATE KEY' in open(path).read():
-            bb.fatal('%s: %s holds a private key: keys are made on the device' % (name, path))
 }
 addtask check_given after do_fetch before do_install
 
-python do_install () {
-    for _, path, target, mode in cnova_given(d):
-        target = os.path.join(d.getVar('D') + d.getVar('sysconfdir'), 'cnova', target)
-        bb.utils.mkdirhier(os.path.dirname(target))
-        bb.utils.copyfile(path, target)
-        os.chmod(target, int(mode, 8))
-        os.chown(target, 0, 0)
+def cnova_install_given(d):
+    """What puts the files into the package."""
+    import shlex
+    return '\n    '.join('install -D -m %s %s ${D}${sysconfdir}/cnova/%s' % (mode, shlex.quote(path), target)
+                         for _, path, target, mode in cnova_given(d))
+
+do_install () {
+    ${@cnova_install_given(d)}
 }
-do_install[fakeroot] = "1"
-do_install[depends] += "virtual/fakeroot-native:do_populate_sysroot"
 
 FILES:${PN} += "${sysconfdir}/cnova"
