@@ -4,6 +4,7 @@ mod attest;
 mod enroll;
 mod keys;
 mod provenance;
+mod secret;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub(crate) use attest::{Attest, AttestArgs, Reference, ReferenceAdd, ReferenceAr
 pub(crate) use enroll::{Enroll, EnrollArgs};
 pub(crate) use keys::{IssueArgs, Node, NodeArgs, Token, TokenArgs, Trust, TrustArgs};
 pub(crate) use provenance::{AddArgs, BuildArgs, Builder, BuilderArgs, RequireArgs, SignArgs};
+pub(crate) use secret::{Secret, SecretArgs};
 
 const ABOUT: &str = "\
 Deploy workloads to a fleet of small machines, watch them, and make the keys that the fleet trusts.
@@ -183,6 +185,15 @@ Examples:
   cnova enroll ek --certificate plc-14-ek.pem --name plc-14 --site plant-7/line-2/plc-14
   cnova enroll list")]
     Enroll(EnrollArgs),
+    /// Passwords and keys for workloads: set, granted, rotated, never shown
+    #[command(after_long_help = "\
+A value is encrypted to each node whose workloads name it, and opened there in memory. docs/SECRETS.md describes it.
+
+Examples:
+  printf %s \"$PASSWORD\" | cnova secret set db-password --allow line-2/historian
+  cnova secret list
+  cnova secret remove db-password")]
+    Secret(SecretArgs),
     /// Make and show the keys that the fleet trusts; only `push` needs a hub
     #[command(after_long_help = "\
 Root keys sign trust bundles and nothing else: keep DIR/roots offline. The hub needs DIR/hub-signing.key and \

@@ -226,6 +226,14 @@ impl Hub {
         self.read_json(&request, self.accepted(&request, response)?)
     }
 
+    /// Puts bytes in the place of others, and reads the answer's JSON.
+    pub(crate) fn put_bytes<T: DeserializeOwned>(&self, path: &str, media: &str, bytes: &[u8]) -> Result<T, HubError> {
+        let request = format!("PUT {path}");
+        let put = self.with_token(self.agent.put(self.at(path)));
+        let response = put.header("content-type", media).send(bytes);
+        self.read_json(&request, self.accepted(&request, response)?)
+    }
+
     /// Deletes.
     pub(crate) fn delete(&self, path: &str) -> Result<(), HubError> {
         let request = format!("DELETE {path}");

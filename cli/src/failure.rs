@@ -14,6 +14,7 @@ use crate::get::GetError;
 use crate::logs::LogsError;
 use crate::node::NodeError;
 use crate::provenance::AttestError;
+use crate::secret::SecretError;
 use crate::settings::SettingsError;
 use crate::token::TokenError;
 use crate::trust::{PushError, TrustError};
@@ -45,6 +46,8 @@ pub(crate) enum Failure {
     Delete(#[from] DeleteError),
     #[error(transparent)]
     Enroll(#[from] EnrollError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error(transparent)]
     Trust(#[from] TrustError),
     #[error(transparent)]
@@ -83,7 +86,8 @@ impl Failure {
                 hub_code(e)
             }
             Self::Attest(AttestError::Builder(_) | AttestError::Material(_)) => USAGE,
-            Self::Enroll(EnrollError::Hub(e)) => hub_code(e),
+            Self::Enroll(EnrollError::Hub(e)) | Self::Secret(SecretError::Hub(e)) => hub_code(e),
+            Self::Secret(SecretError::NotAGrantee { .. } | SecretError::Empty) => USAGE,
             Self::Import(ImportError::Platform(_)) | Self::Enroll(EnrollError::NotAFingerprint { .. }) => USAGE,
             Self::Settings(SettingsError::BadUrl { .. }) | Self::Delete(DeleteError::NobodyToAsk { .. }) => USAGE,
             _ => FAILED,

@@ -24,6 +24,7 @@ mod node;
 mod output;
 mod provenance;
 mod routes;
+mod secret;
 mod settings;
 mod token;
 mod trust;
@@ -84,6 +85,7 @@ fn run(cli: Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
         Command::Logs(args) => logs::run(args, &hub()?, screen)?,
         Command::Delete(args) => delete::run(args, &hub()?, screen)?,
         Command::Enroll(args) => enroll::run(&args.what, &hub()?, screen)?,
+        Command::Secret(args) => secret::run(&args.what, &hub()?, screen)?,
         Command::Node(args) => node::run(&args.what, &hub()?, screen)?,
         Command::Trust(args) => match &args.what {
             args::Trust::Push { file } => trust::push(file, &hub()?, screen)?,

@@ -260,4 +260,7 @@ pub(crate) struct Applied {
     /// Of a dry run: workloads whose provenance the hub does not have, and what is missing.
     #[serde(default)]
     pub(crate) unproven: BTreeMap<String, String>,
+    /// Of a dry run: the secrets that it would be given, and their versions.
+    #[serde(default)]
+    pub(crate) secrets: BTreeMap<String, u64>,
 }

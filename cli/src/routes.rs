@@ -28,6 +28,24 @@ pub(crate) fn enrolment_node(node: &NodeId) -> String {
     format!("{ENROLMENT}/nodes/{node}")
 }
 
+pub(crate) const SECRETS: &str = "/v1/secrets";
+
+pub(crate) fn secret(name: &Name) -> String {
+    format!("{SECRETS}/{name}")
+}
+
+pub(crate) fn secret_grants(name: &Name) -> String {
+    format!("{SECRETS}/{name}/grants")
+}
+
+/// `allow` was checked to consist of names.
+pub(crate) fn set_secret(name: &Name, allow: &[String]) -> String {
+    match allow {
+        [] => secret(name),
+        allow => format!("{SECRETS}/{name}?allow={}", allow.join(",")),
+    }
+}
+
 pub(crate) const TRUST_BUNDLE: &str = "/v1/trust/bundle";
 
 pub(crate) fn revoke(node: &NodeId) -> String {

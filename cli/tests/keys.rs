@@ -51,7 +51,7 @@ fn init_makes_a_bundle_that_its_roots_signed() {
     let c = b.contents();
     assert_eq!(
         (c.v, c.version, c.roots.len(), c.threshold, c.keys.len()),
-        (1, 1, 3, 2, 1)
+        (1, 1, 3, 2, 2)
     );
     assert!(now_s().abs_diff(c.issued_at) < 60);
     let hub = key(&dir.join("hub-signing.key"));
@@ -64,6 +64,12 @@ fn init_makes_a_bundle_that_its_roots_signed() {
         "revocations and delegations"
     );
     assert!(b.key(id, Role::BootPolicy, now_s()).is_none());
+    let boots = key(&dir.join("boot-policy.key"));
+    assert_eq!(boots.public_key().algorithm, Algorithm::Es256);
+    assert_eq!(mode(&dir.join("boot-policy.key")), 0o600);
+    let id = boots.public_key().id();
+    assert!(b.key(id, Role::BootPolicy, now_s() + 3000 * DAY_S).is_some());
+    assert!(b.key(id, Role::Twin, now_s()).is_none());
     for i in 1..=3 {
         let path = dir.join(format!("roots/root-{i}.key"));
         assert!(c.roots.contains(key(&path).public_key()));
@@ -341,6 +347,56 @@ fn completions_version_and_help() {
     }
     assert_eq!(place.run(&["get", "cows"]).code, 2);
     assert_eq!(place.run(&["get", "history", "Not A Node"]).code, 2);
+}
+
+#[test]
+fn a_key_for_boots_is_replaced_by_itself() {
+    let place = Place::new();
+    place.run(&["trust", "init", "t"]).assert_ok();
+    let dir = place.dir.path().join("t");
+    let newest = || bundle(&dir.join("trust-bundle.cose"));
+    let id_of = |file: &str| key(&dir.join(file)).public_key().id();
+    let (hub, first) = (id_of("hub-signing.key"), id_of("boot-policy.key"));
+    place.run(&["trust", "rotate", "t", "--overlap-days", "1"]).assert_ok();
+    assert!(
+        newest().key(first, Role::BootPolicy, now_s() + 1000 * DAY_S).is_some(),
+        "it outlives the hub's signing key"
+    );
+    place
+        .run(&["trust", "boot-policy-key", "t", "--overlap-days", "10"])
+        .assert_ok();
+    let second = id_of("boot-policy.key");
+    assert_ne!(first, second);
+    assert_eq!(id_of("boot-policy.v2.key"), first);
+    let b = newest();
+    assert_eq!(b.contents().version, 3);
+    assert!(b.key(second, Role::BootPolicy, now_s() + 1000 * DAY_S).is_some());
+    assert!(b.key(first, Role::BootPolicy, now_s() + 9 * DAY_S).is_some());
+    assert!(b.key(first, Role::BootPolicy, now_s() + 11 * DAY_S).is_none());
+    assert!(b.key_at_any_time(hub, Role::Twin).is_some());
+    assert!(
+        b.key(id_of("hub-signing.key"), Role::Twin, now_s() + 700 * DAY_S)
+            .is_some()
+    );
+
+    // Stolen: it is out at once, and the hub's signing key is not touched.
+    let signing = id_of("hub-signing.key");
+    place
+        .run(&["trust", "revoke", "t", "--key", &second.to_string()])
+        .assert_ok();
+    let b = newest();
+    assert!(b.key_at_any_time(second, Role::BootPolicy).is_none());
+    assert!(b.key(id_of("boot-policy.key"), Role::BootPolicy, now_s()).is_some());
+    assert_eq!(id_of("hub-signing.key"), signing);
+
+    // A tree of before there were such keys: the first one is made the same way.
+    fs::remove_file(dir.join("boot-policy.key")).unwrap();
+    place.run(&["trust", "boot-policy-key", "t"]).assert_ok();
+    assert!(
+        newest()
+            .key(id_of("boot-policy.key"), Role::BootPolicy, now_s())
+            .is_some()
+    );
 }
 
 #[test]

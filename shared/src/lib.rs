@@ -5,6 +5,7 @@
 //! [`envelope::Untrusted`], then an [`envelope::Verified`] value; nothing decodes a payload whose signature did not
 //! hold.
 
+pub mod boot_policy;
 pub mod bundle;
 pub mod certificate;
 pub mod envelope;
@@ -15,6 +16,8 @@ pub mod limits;
 pub mod parent;
 pub mod renewal;
 pub mod report;
+pub mod secret;
+pub mod selector;
 pub mod time;
 pub mod topics;
 pub mod transfer;

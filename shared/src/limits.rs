@@ -70,6 +70,21 @@ pub const POLICY_BUILDERS: usize = 16;
 /// Highest build level of SLSA version 1.
 pub const LEVEL_MAX: u8 = 3;
 
+/// Largest value of a secret.
+pub const SECRET_BYTES: usize = 64 * 1024;
+/// Most secrets that a hub keeps.
+pub const SECRETS: usize = 1024;
+/// Most uses of secrets (variables and files) by one workload.
+pub const SECRETS_PER_WORKLOAD: usize = 32;
+/// Most secrets in one twin.
+pub const SECRETS_PER_TWIN: usize = 256;
+/// Most bytes of encrypted secrets in one twin; a quarter of it, so that workloads still fit.
+pub const SECRETS_BYTES_PER_TWIN: usize = TWIN_BYTES / 4;
+/// What encryption adds to a secret, at most.
+pub const SEALED_SECRET_EXTRA: usize = 512;
+/// Most applications and workloads that one secret is granted to.
+pub const SECRET_GRANTS: usize = 64;
+
 /// Cuts free text to [`DETAIL_BYTES`] at a character boundary.
 #[must_use]
 pub fn clip(text: &str) -> String {
@@ -122,3 +137,9 @@ pub const TRUST_RESEND_MIN_MS: u64 = 15_000;
 pub const TRUST_RESEND_MAX_MS: u64 = 600_000;
 /// How long a node may hold an older trust bundle than the hub before that is an alarm.
 pub const TRUST_BEHIND_MS: u64 = 24 * 3_600_000;
+/// Most boots in one document that approves them.
+pub const BOOTS_APPROVED: usize = 512;
+/// Most keys that approve one boot.
+pub const BOOT_SIGNATURES: usize = 8;
+/// Longest name of an approved boot.
+pub const BOOT_NAME_BYTES: usize = 63;

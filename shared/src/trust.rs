@@ -17,9 +17,15 @@ use crate::certificate;
 use crate::ids::{NodeId, SitePath};
 use crate::keys::{KeyId, PublicKey};
 use crate::limits;
-use crate::trust_documents::{Delegation, Document, DocumentError, Revocations, RevokedNode, Signed, open_with};
+use crate::trust_documents::{
+    BootPolicy, Delegation, Document, DocumentError, Revocations, RevokedNode, Signed, open_with,
+};
 use crate::twin::{TwinError, VerifiedTwin};
 use crate::wire::v1::{TrustItem, TrustItemKind};
+
+mod single;
+
+pub use single::BOOT_POLICY_SAID;
 
 /// What a hello calls the list of revocations.
 const REVOCATIONS: &str = "r";
@@ -45,6 +51,13 @@ pub enum TrustOp {
         /// The signed bytes.
         bytes: Vec<u8>,
     },
+    /// A document of which the tree has one of each kind.
+    PutDocument {
+        /// What it is.
+        kind: TrustItemKind,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
 }
 
 /// Trust as a node's store holds it. Nothing of it is believed for being there.
@@ -56,6 +69,9 @@ pub struct StoredTrust {
     pub revocations: Option<Vec<u8>>,
     /// Signed delegations by gateway.
     pub delegations: BTreeMap<NodeId, Vec<u8>>,
+    /// Signed documents of which the tree has one of each kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub documents: BTreeMap<TrustItemKind, Vec<u8>>,
 }
 
 impl StoredTrust {
@@ -65,6 +81,7 @@ impl StoredTrust {
             TrustOp::PutBundle { version, bytes } => drop(self.bundles.insert(version, bytes)),
             TrustOp::PutRevocations(bytes) => self.revocations = Some(bytes),
             TrustOp::PutDelegation { gateway, bytes } => drop(self.delegations.insert(gateway, bytes)),
+            TrustOp::PutDocument { kind, bytes } => drop(self.documents.insert(kind, bytes)),
         }
     }
 }
@@ -158,6 +175,7 @@ pub struct TrustState {
     carried: BTreeMap<u64, Vec<u8>>,
     revocations: Option<Signed<Revocations>>,
     delegations: BTreeMap<NodeId, Signed<Delegation>>,
+    boot_policy: Option<Signed<BootPolicy>>,
 }
 
 impl From<TrustBundle> for TrustState {
@@ -168,6 +186,7 @@ impl From<TrustBundle> for TrustState {
             carried: BTreeMap::new(),
             revocations: None,
             delegations: BTreeMap::new(),
+            boot_policy: None,
         }
     }
 }
@@ -201,6 +220,9 @@ impl TrustState {
                 Ok(_) => faults.push(format!("the stored delegation of {gateway} names another gateway")),
                 Err(e) => faults.push(format!("the stored delegation of {gateway} is left out: {e}")),
             }
+        }
+        for (kind, bytes) in stored.documents {
+            state.restore_single(kind, &bytes, &mut faults);
         }
         (state, faults)
     }
@@ -265,6 +287,12 @@ impl TrustState {
         self.delegations.values()
     }
 
+    /// The boots under which nodes' own secrets may open.
+    #[must_use]
+    pub fn boot_policy(&self) -> Option<&Signed<BootPolicy>> {
+        self.boot_policy.as_ref()
+    }
+
     /// The revocation under which a device of this name with this key falls; without a key: every device of this name.
     #[must_use]
     pub fn revoked(&self, node: &NodeId, key: Option<KeyId>) -> Option<&RevokedNode> {
@@ -314,7 +342,7 @@ impl TrustState {
             TrustItemKind::Bundle => self.take_bundle(&item.body),
             TrustItemKind::Revocations => self.take_revocations(&item.body, now_s),
             TrustItemKind::Delegation => self.take_delegation(&item.body, now_s),
-            other => Err(TrustError::UnknownKind(other)),
+            kind => self.take_single(kind, &item.body, now_s),
         }
     }
 
@@ -402,7 +430,7 @@ impl TrustState {
         let list = list.map(|l| (REVOCATIONS.to_owned(), l.value().number()));
         let delegations = self.delegations.values().filter(|d| named(d.kid()));
         let delegations = delegations.map(|d| (format!("{DELEGATION}{}", d.value().gateway), d.value().number()));
-        list.chain(delegations).collect()
+        list.chain(delegations).chain(self.singles_said()).collect()
     }
 
     /// What a child needs that said it holds this, oldest bundle first. What this node itself would not take any more is
@@ -439,6 +467,7 @@ impl TrustState {
                 items.push(item(TrustItemKind::Delegation, d.bytes()));
             }
         }
+        items.extend(self.singles_lacking(documents));
         items
     }
 }

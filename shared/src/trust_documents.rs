@@ -1,5 +1,5 @@
-//! What the hub signs about trust besides twins: which nodes are no longer trusted, and what a gateway may decide for its
-//! site while the hub is away. COSE_Sign1 like every message (see [`crate::envelope`]), for the whole fleet
+//! What the hub signs about trust besides twins: which nodes are no longer trusted, what a gateway may decide for its site
+//! while the hub is away, and which boots are approved. COSE_Sign1 like every message (see [`crate::envelope`]), for the whole fleet
 //! ([`FLEET_AUDIENCE`]), by a key with [`Role::Attestation`]. Each says in its payload what it is, so that one is never
 //! taken for the other.
 
@@ -15,6 +15,10 @@ use crate::keys::{KeyId, PublicKey, Signer};
 use crate::limits;
 use crate::topics::Kind;
 use crate::wire::v1::{self, TrustItemKind, Versioned};
+
+mod boots;
+
+pub use boots::{BootPolicy, BootSignature, PolicyBoot};
 
 /// The audience of what the hub signs for every node of the tree.
 pub const FLEET_AUDIENCE: &str = "fleet";

@@ -10,7 +10,7 @@ use crate::ids::{Digest, NodeId};
 use crate::keys::{KeyId, PublicKey};
 use crate::limits;
 use crate::topics::Kind;
-use crate::wire::v1;
+use crate::wire::v1::{self, SecretTarget};
 
 /// The order of twins: it only goes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -226,15 +226,67 @@ pub fn check(twin: &v1::Twin, aud: &NodeId) -> Result<(), TwinError> {
                 ));
             }
         }
-        for f in &w.files {
-            let clean = f.path.starts_with('/') && !f.path.split('/').skip(1).any(|s| matches!(s, "" | "." | ".."));
-            if !clean {
-                return bad(format!(
-                    "workload {}: file path {:?} is not absolute and plain",
-                    w.id, f.path
-                ));
-            }
+        if let Some(path) = w.files.iter().map(|f| &f.path).find(|path| !is_plain(path)) {
+            return bad(format!(
+                "workload {}: file path {path:?} is not absolute and plain",
+                w.id
+            ));
         }
+        check_uses(w)?;
+    }
+    check_sealed(&twin.secrets)
+}
+
+/// Absolute, and nothing in it leads elsewhere.
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/') && !path.split('/').skip(1).any(|s| matches!(s, "" | "." | ".."))
+}
+
+/// The secrets that a workload is given.
+fn check_uses(w: &v1::Workload) -> Result<(), TwinError> {
+    let bad = |s: String| Err(TwinError::Invalid(format!("workload {}: {s}", w.id)));
+    if w.secrets.len() > limits::SECRETS_PER_WORKLOAD {
+        return bad(format!("{} secrets", w.secrets.len()));
+    }
+    let mut seen = BTreeSet::new();
+    for given in &w.secrets {
+        let is_fit = match &given.target {
+            SecretTarget::Env(name) => !name.is_empty() && !name.contains(['=', '\0']) && !w.env.contains_key(name),
+            SecretTarget::File(path) => {
+                is_plain(path) && !path.contains('\0') && !w.files.iter().any(|f| f.path == *path)
+            }
+        };
+        if !is_fit || !seen.insert(&given.target) {
+            return bad(format!("secret {} cannot be given as {:?}", given.name, given.target));
+        }
+    }
+    Ok(())
+}
+
+fn check_sealed(secrets: &[v1::SealedSecret]) -> Result<(), TwinError> {
+    let bad = |s: String| Err(TwinError::Invalid(s));
+    if secrets.len() > limits::SECRETS_PER_TWIN {
+        return bad(format!(
+            "{} secrets, at most {}",
+            secrets.len(),
+            limits::SECRETS_PER_TWIN
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    let mut total = 0;
+    for sealed in secrets {
+        let len = sealed.blob.len();
+        total += len;
+        if len > limits::SECRET_BYTES + limits::SEALED_SECRET_EXTRA {
+            return bad(format!("secret {} of {len} bytes", sealed.name));
+        }
+        if !seen.insert((&sealed.name, sealed.version)) {
+            return bad(format!("secret {} stands in it twice", sealed.name));
+        }
+    }
+    if total > limits::SECRETS_BYTES_PER_TWIN {
+        let most = limits::SECRETS_BYTES_PER_TWIN;
+        return bad(format!("{total} bytes of secrets, at most {most}"));
     }
     Ok(())
 }

@@ -99,6 +99,7 @@ fn hello() -> v1::Hello {
         trust_version: 5,
         documents: Default::default(),
         renew: false,
+        box_key: None,
         alarms: vec![v1::Alarm {
             code: "store-set-aside".into(),
             detail: "it could not be read".into(),
@@ -281,6 +282,7 @@ fn twin() -> v1::Twin {
         epoch: 2,
         generation: 9,
         workloads: vec![w],
+        secrets: Vec::new(),
     }
 }
 

@@ -8,15 +8,15 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use cnova_shared::bundle::{BundleError, Role, TrustBundle};
+use cnova_shared::bundle::{self, BundleError, Role, TrustBundle};
 use cnova_shared::envelope::{Endorsement, EnvelopeError, Introduction, seal_payload};
 use cnova_shared::ids::SitePath;
-use cnova_shared::keys::Signer;
+use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::limits;
 use cnova_shared::parent::{Parent, ParentError};
 use cnova_shared::topics::Kind;
 use cnova_shared::trust::{StoredTrust, TrustError, TrustState, batches};
-use cnova_shared::trust_documents::{Delegation, DocumentError, Right};
+use cnova_shared::trust_documents::{BootPolicy, Delegation, Document, DocumentError, PolicyBoot, Right};
 use cnova_shared::twin::{TwinError, VerifiedTwin};
 use cnova_shared::wire::v1::{TrustItem, TrustItemKind};
 use rotation::*;
@@ -244,4 +244,163 @@ fn a_parent_with_a_session_key_is_revoked_by_its_certified_one() {
     assert!(parent.revoked(&state).is_some());
     let refused = parent.open(Kind::Ack, &said(Introduction::default()), &me, &state, EPOCH_S);
     assert!(matches!(refused, Err(ParentError::Revoked(_))), "{refused:?}");
+}
+
+#[test]
+fn approved_boots_are_taken_kept_and_handed_on_as_one_document() {
+    let (key, me, here) = (new_boot_key(), node("plc-1"), site("plant-7/plc-1"));
+    let (mut state, mut stored) = (TrustState::from(flashed()), StoredTrust::default());
+    let image = approved_boot("image-1", &["plc-1"], ("a", "b"), &[&key]);
+    let first = boot_policy(5, vec![image.clone()], &hub_key());
+    // The flashed bundle lets nobody sign it.
+    assert!(matches!(state.take(&first, EPOCH_S), Err(TrustError::Document { .. })));
+    for item in [bundle_with_boot_keys(2, &[&key]), first.clone()] {
+        stored.apply(&state.take(&item, EPOCH_S).unwrap().unwrap());
+    }
+    assert_eq!(state.take(&first, EPOCH_S), Ok(None), "said again");
+    assert_eq!(state.documents()["b"], 5);
+    let next = approved_boot("image-2", &["plc-1"], ("a", "c"), &[&key]);
+    let second = boot_policy(6, vec![image.clone(), next], &hub_key());
+    stored.apply(&state.take(&second, EPOCH_S).unwrap().unwrap());
+
+    // Rolled back, of another kind, by somebody else, against the rules: not taken.
+    let older = state.take(&first, EPOCH_S).unwrap_err();
+    assert!(older.is_rollback(), "{older}");
+    let as_another = TrustItem {
+        kind: TrustItemKind::Revocations,
+        ..second.clone()
+    };
+    assert!(state.take(&as_another, EPOCH_S).is_err());
+    assert!(
+        state
+            .take(&boot_policy(7, vec![image.clone()], &soft(77)), EPOCH_S)
+            .is_err()
+    );
+    let references = TrustItem {
+        kind: TrustItemKind::Unknown,
+        ..second.clone()
+    };
+    let unknown = state.take(&references, EPOCH_S);
+    assert!(matches!(unknown, Err(TrustError::UnknownKind(_))), "{unknown:?}");
+
+    // It comes back from the disk; a changed one is left out, and said.
+    let (restored, faults) = TrustState::restore(flashed(), stored.clone());
+    assert_eq!((restored.documents(), faults.len()), (state.documents(), 0));
+    let mut bent = stored.clone();
+    bent.documents.get_mut(&TrustItemKind::BootPolicy).unwrap()[90] ^= 1;
+    let (restored, faults) = TrustState::restore(flashed(), bent);
+    assert!(
+        restored.boot_policy().is_none() && faults[0].contains("boot-policy"),
+        "{faults:?}"
+    );
+
+    // A child gets it until it says that it holds it.
+    let lacking = |held| state.lacking(2, &BTreeMap::from([("b".to_owned(), held)]), &me, &here);
+    assert_eq!(lacking(5), [second]);
+    assert!(lacking(6).is_empty());
+    // Once its key has left the bundle it is not handed on, and a lower version of the new key replaces it.
+    let mut late = state.clone();
+    late.take(&bundle_by_second_key(3, &key), EPOCH_S).unwrap();
+    assert!(late.lacking(3, &BTreeMap::new(), &me, &here).is_empty());
+    assert!(!late.documents().contains_key("b"));
+    let low = boot_policy(1, vec![image], &second_key());
+    assert!(late.take(&low, EPOCH_S).unwrap().is_some());
+}
+
+/// A bundle in which another key signs documents.
+fn bundle_by_second_key(version: u64, boots: &SoftKey) -> TrustItem {
+    let mut item = bundle_with_boot_keys(version, &[boots]);
+    let mut contents = TrustBundle::flashed(&item.body).unwrap().contents().clone();
+    contents.keys[0].key = second_key().public_key().clone();
+    item.body = bundle::sign(&contents, &[&support::root_key()]).unwrap().into();
+    item
+}
+
+#[test]
+fn a_node_is_told_its_own_boots_by_keys_of_the_newest_bundle() {
+    let (old, new, stranger) = (new_boot_key(), new_boot_key(), new_boot_key());
+    let here = site("plant-7/line-2/plc-1");
+    let boots = |policy: &BootPolicy, name: &str, trust: &TrustBundle| {
+        policy.for_node(&node(name), &here, &BTreeMap::new(), trust)
+    };
+    let mut by_site = approved_boot("line", &[], ("s", "s"), &[&old]);
+    by_site.nodes.site = Some(site("plant-7/line-2"));
+    let policy = BootPolicy::new(
+        1,
+        vec![
+            approved_boot("mine", &["plc-1"], ("a", "b"), &[&old, &new, &stranger]),
+            approved_boot("theirs", &["plc-2"], ("a", "b"), &[&old]),
+            by_site,
+        ],
+    );
+    let bundle = |keys: &[&SoftKey]| TrustBundle::flashed(&bundle_with_boot_keys(2, keys).body).unwrap();
+    let mine = boots(&policy, "plc-1", &bundle(&[&old, &new]));
+    let names: Vec<_> = mine
+        .approved
+        .iter()
+        .map(|a| (a.name.as_str(), a.approver.id()))
+        .collect();
+    let (old_id, new_id) = (old.public_key().id(), new.public_key().id());
+    // By the key that lasts longest first; by no key that the bundle does not name.
+    assert_eq!(names, [("mine", new_id), ("mine", old_id), ("line", old_id)]);
+    assert_eq!(mine.pcrs(), [0, 7]);
+    assert_eq!(mine.fitting(&registers(("a", "b"))).unwrap().approver.id(), new_id);
+    assert_eq!(mine.fitting(&registers(("s", "s"))).unwrap().name, "line");
+    let other = registers(("a", "x"));
+    assert_eq!(mine.fitting(&other), None);
+    let why = mine.differing(&other);
+    assert!(
+        why.starts_with("PCR 7 holds sha256:") && why.ends_with("(mine)"),
+        "{why}"
+    );
+    assert!(mine.fitting(&BTreeMap::new()).is_none());
+
+    // The key was taken away, and the document with the next one has not come: that says nothing.
+    assert!(!policy.is_overtaken(&node("plc-1"), &here, &BTreeMap::new(), &bundle(&[&new])));
+    let none = bundle(&[&new_boot_key()]);
+    assert!(policy.is_overtaken(&node("plc-1"), &here, &BTreeMap::new(), &none));
+    let elsewhere = site("plant-9/plc-9");
+    assert!(
+        !policy.is_overtaken(&node("plc-9"), &elsewhere, &BTreeMap::new(), &none),
+        "nothing was said of it"
+    );
+
+    // A signature of another boot does not approve this one.
+    let mut forged = policy.clone();
+    forged.boots[0].signatures = forged.boots[2].signatures.clone();
+    let mine = boots(&forged, "plc-1", &bundle(&[&old]));
+    assert_eq!(mine.fitting(&registers(("a", "b"))), None);
+    assert!(
+        mine.differing(&registers(("a", "b")))
+            .contains("not signed by a key that may")
+    );
+}
+
+#[test]
+fn a_document_of_boots_keeps_its_rules() {
+    let key = new_boot_key();
+    let good = approved_boot("image", &["plc-1"], ("a", "b"), &[&key]);
+    let fails = |boot: PolicyBoot| BootPolicy::new(1, vec![boot]).check().unwrap_err();
+    assert_eq!(BootPolicy::new(1, vec![good.clone()]).check(), Ok(()));
+    assert!(BootPolicy::new(0, Vec::new()).check().is_err());
+    let mut bad = good.clone();
+    bad.name.clear();
+    fails(bad);
+    let mut bad = good.clone();
+    bad.nodes.nodes.clear();
+    assert!(fails(bad).contains("selects no node"));
+    let mut bad = good.clone();
+    bad.values.clear();
+    assert!(fails(bad).contains("registers"));
+    let mut bad = good.clone();
+    bad.values.insert(24, bad.values[&0]);
+    assert!(fails(bad).contains("registers"));
+    let mut bad = good.clone();
+    bad.signatures.push(bad.signatures[0].clone());
+    assert!(fails(bad).contains("one for each key"));
+    let mut bad = good.clone();
+    bad.signatures[0].signature.pop();
+    assert!(fails(bad).contains("64 bytes"));
+    let many = vec![good; limits::BOOTS_APPROVED + 1];
+    assert!(BootPolicy::new(1, many).check().unwrap_err().contains("at most"));
 }

@@ -244,6 +244,9 @@ fn print_applied(applied: &Applied, dry_run: bool, screen: &mut Screen<'_>) -> i
             screen.line(&format!("  placed     {workload} -> {}", nodes.join(", ")))?;
         }
     }
+    for (secret, version) in &applied.secrets {
+        screen.line(&format!("  secret     {secret} (version {version})"))?;
+    }
     for (workload, why) in &applied.unproven {
         screen.line(&format!(
             "  unproven   {workload}: {why}, unless it lies beside its file"

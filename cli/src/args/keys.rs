@@ -75,6 +75,25 @@ Example:
         #[arg(long, value_name = "FOLDER")]
         roots: Option<PathBuf>,
     },
+    /// Make a key with which the hub approves boots, and the trust bundle that announces it
+    #[command(after_long_help = "\
+Nodes with a TPM open what is secret on their disks only under a boot that this key approved. cnova trust init makes \
+the first one; this makes one for a tree without, or the next one. Give the hub the new key ([signing] boot_policy in \
+hub.toml) beside the old one, then roll the bundle out with cnova trust push: nodes seal for the new key while the old \
+one is still known.
+
+Example:
+  cnova trust boot-policy-key ./trust --overlap-days 90 --roots /media/usb/roots")]
+    BootPolicyKey {
+        /// The folder that `cnova trust init` made
+        dir: PathBuf,
+        /// How long the hub may still approve with older keys
+        #[arg(long, default_value_t = 90, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(0..=3650))]
+        overlap_days: u64,
+        /// Where the root keys are [default: DIR/roots]
+        #[arg(long, value_name = "FOLDER")]
+        roots: Option<PathBuf>,
+    },
     /// Take a stolen signing key out of the trust bundle at once, and make a new one
     #[command(after_long_help = "\
 Nodes that hold the new bundle take nothing new that the old key signed, whatever it says. What runs runs on; the hub \

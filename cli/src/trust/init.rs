@@ -9,11 +9,13 @@ use cnova_shared::keys::{Signer, SoftKey};
 use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::json;
 
+use super::boot_key;
 use super::builder::hub_builder;
 use super::files::{self, Access};
 use super::issue::set_validity;
 use super::{
-    BUNDLE, CA_CERTIFICATE, CA_KEY, DAY_S, HUB_KEY, HUB_KEY_DAYS, ISSUER_CERTIFICATE, ISSUER_KEY, ROOTS, TrustError,
+    BOOT_KEY, BUNDLE, CA_CERTIFICATE, CA_KEY, DAY_S, HUB_KEY, HUB_KEY_DAYS, ISSUER_CERTIFICATE, ISSUER_KEY, ROOTS,
+    TrustError,
 };
 use crate::output::Screen;
 
@@ -48,6 +50,7 @@ pub(super) fn run(dir: &Path, plan: &Plan<'_>, now_s: u64, screen: &mut Screen<'
         .map(|_| files::new_signing_key())
         .collect::<Result<Vec<_>, _>>()?;
     let (hub_key, hub_pem) = files::new_signing_key()?;
+    let (boot_key, boot_pem) = boot_key::new_key()?;
     let (ca, ca_key) = new_ca(tree, now_s)?;
     let content = Bundle {
         v: 1,
@@ -60,7 +63,7 @@ pub(super) fn run(dir: &Path, plan: &Plan<'_>, now_s: u64, screen: &mut Screen<'
             hub_level,
             now_s + HUB_KEY_DAYS * DAY_S,
         )],
-        keys: vec![hub_signing_key(&hub_key, now_s)],
+        keys: vec![hub_signing_key(&hub_key, now_s), boot_key::named(&boot_key, now_s)],
         authorities: vec![ca.der().to_vec().into()],
         attestation: None,
     };
@@ -79,6 +82,7 @@ pub(super) fn run(dir: &Path, plan: &Plan<'_>, now_s: u64, screen: &mut Screen<'
         )?;
     }
     files::create(&next.join(HUB_KEY), hub_pem.as_bytes(), Access::Private)?;
+    files::create(&next.join(BOOT_KEY), boot_pem.as_bytes(), Access::Private)?;
     files::create(&next.join(CA_KEY), ca_key.serialize_pem().as_bytes(), Access::Private)?;
     files::create(&next.join(CA_CERTIFICATE), ca.pem().as_bytes(), Access::Public)?;
     files::create(&next.join(BUNDLE), &signed, Access::Public)?;
@@ -155,6 +159,9 @@ fn report(dir: &Path, tree: &Name, content: &Bundle, screen: &mut Screen<'_>) ->
             "  move {dir}/{ROOTS} and {dir}/{CA_KEY} to where no network is; {ROOTS} to more than one place"
         ))?;
         s.line(&format!("  give the hub {dir}/{HUB_KEY} and {dir}/{BUNDLE}"))?;
+        s.line(&format!(
+            "  let the hub approve boots of nodes with a TPM: give it {dir}/{BOOT_KEY} ([signing] boot_policy in hub.toml)"
+        ))?;
         s.line(&format!(
             "  let the hub enrol nodes by itself: cnova trust issuer {dir}, and give it {dir}/{ISSUER_KEY} and {dir}/{ISSUER_CERTIFICATE}"
         ))?;

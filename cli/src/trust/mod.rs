@@ -12,6 +12,7 @@ use crate::age;
 use crate::args::Trust;
 use crate::output::Screen;
 
+mod boot_key;
 mod builder;
 mod files;
 mod init;
@@ -23,6 +24,7 @@ mod show;
 
 pub(crate) const BUNDLE: &str = "trust-bundle.cose";
 const HUB_KEY: &str = "hub-signing.key";
+const BOOT_KEY: &str = "boot-policy.key";
 const CA_CERTIFICATE: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
 const ISSUER_CERTIFICATE: &str = "hub-issuer.pem";
@@ -144,8 +146,17 @@ pub(crate) fn run(what: &Trust, screen: &mut Screen<'_>) -> Result<(), TrustErro
             roots,
         } => rotate::run(dir, roots.as_deref(), Old::Overlap(*overlap_days), now_s, screen),
         Trust::Revoke { dir, key, roots } => {
-            rotate::run(dir, roots.as_deref(), Old::Revoke(key_id(key)?), now_s, screen)
+            let (key, roots) = (key_id(key)?, roots.as_deref());
+            if boot_key::is_one(dir, key)? {
+                return boot_key::run(dir, roots, Old::Revoke(key), now_s, screen);
+            }
+            rotate::run(dir, roots, Old::Revoke(key), now_s, screen)
         }
+        Trust::BootPolicyKey {
+            dir,
+            overlap_days,
+            roots,
+        } => boot_key::run(dir, roots.as_deref(), Old::Overlap(*overlap_days), now_s, screen),
         Trust::Show { file } => show::run(file, now_s, screen),
         // It alone needs a hub; `main` runs it.
         Trust::Push { .. } => Ok(()),

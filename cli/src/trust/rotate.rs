@@ -9,6 +9,7 @@ use cnova_shared::keys::{KeyId, Signer, SoftKey};
 use cnova_shared::limits;
 use serde_json::json;
 
+use super::boot_key;
 use super::builder::hub_builder;
 use super::files::{self, Access};
 use super::init::hub_signing_key;
@@ -159,7 +160,8 @@ fn successor(old: &Bundle, key: &SoftKey, now_s: u64, old_keys: Old) -> Result<B
     match old_keys {
         Old::Overlap(days) => {
             let last = now_s + days * DAY_S;
-            for k in &mut keys {
+            // Keys that approve boots are replaced by themselves: `boot-policy-key`.
+            for k in keys.iter_mut().filter(|k| !boot_key::is_for_boots(k)) {
                 k.not_after = k.not_after.min(last);
             }
         }
@@ -173,8 +175,10 @@ fn successor(old: &Bundle, key: &SoftKey, now_s: u64, old_keys: Old) -> Result<B
     }
     keys.push(hub_signing_key(key, now_s));
     // Full after dozens of rotations; the oldest then goes.
-    if keys.len() > limits::BUNDLE_KEYS {
-        keys.remove(0);
+    if keys.len() > limits::BUNDLE_KEYS
+        && let Some(oldest) = keys.iter().position(|k| !boot_key::is_for_boots(k))
+    {
+        keys.remove(oldest);
     }
     Ok(Bundle {
         version: old.version + 1,
@@ -212,7 +216,7 @@ fn builders(old: &Bundle, key: &SoftKey, now_s: u64, old_keys: Old) -> Vec<Trust
 }
 
 /// Keeps a copy; one that a run left that was cut off is the same file.
-fn keep(path: &Path, copy: &Path, access: Access) -> Result<(), TrustError> {
+pub(super) fn keep(path: &Path, copy: &Path, access: Access) -> Result<(), TrustError> {
     let content = files::read(path)?;
     if copy.exists() && files::read(copy)? == content {
         return Ok(());

@@ -2,6 +2,7 @@
 
 mod attest;
 mod messages;
+mod own_boot;
 mod plan;
 mod proof;
 mod trust;
@@ -26,7 +27,7 @@ use crate::commands::Seen;
 use crate::intake::{self, Held, Verdict};
 use crate::ledger::{Op, Stored};
 use crate::schedule::{self, Candidate, Decision, Scheduler};
-use crate::standing::{OwnBoot, Standing};
+use crate::standing::Standing;
 use crate::workload::{Desired, Machine, Step, spec_digest};
 use proof::Proofs;
 
@@ -64,6 +65,7 @@ pub struct Agent {
     scheduler: Scheduler,
     pub(crate) power: (PowerLevel, String),
     pub(crate) standing: Standing,
+    own_boot: own_boot::Asked,
     floor: Version,
     /// The ledger's count, and whether the TPM was asked to follow.
     counter: u64,
@@ -115,6 +117,7 @@ impl Agent {
                 root: config.root.clone(),
                 ..Standing::default()
             },
+            own_boot: own_boot::Asked::default(),
             floor: Version {
                 epoch: stored.floor.0,
                 generation: stored.floor.1,
@@ -129,6 +132,7 @@ impl Agent {
         agent.reopen_twin(stored.twin, now);
         agent.reopen_results(stored.ear, stored.parent_ear);
         agent.judge_disk(now);
+        agent.judge_boot(now);
         let found = agent.take_live(found, now);
         agent.desire(now);
         for (id, ok, detail) in found {
@@ -161,7 +165,7 @@ impl Agent {
                 || (key == "alarm/stored-twin" && self.twin.is_none())
                 || (key == "alarm/power" && self.power.0 != PowerLevel::Mains)
                 || (key == "alarm/quarantine" && self.standing.quarantine.is_some())
-                || (key == "alarm/own-boot" && matches!(self.config.root.own_boot, OwnBoot::Refused(_)))
+                || (key == own_boot::ALARM && self.own_boot_is_doubtful())
                 || (key == trust::STORED_ALARM && is_trust_damaged)
                 || trust::is_watched(key)
         };
@@ -291,6 +295,12 @@ impl Agent {
             Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
             Event::Counted(result) => self.on_counted(result, now),
             Event::Unmeasured(why) => self.on_unmeasured(why, now),
+            Event::OwnBoot { boots, own_boot, lost } => self.on_own_boot(&boots, own_boot, lost, now),
+            Event::BoxKey(key) => {
+                self.config.box_key = Ok(key);
+                // The hello carries it, and what was closed is looked at again.
+                self.parent.changed(now.mono_ms);
+            }
             Event::Installed { renew_s } => {
                 self.renewal.installed(Some(renew_s), now.mono_ms);
                 // The hello carries the certificate.
@@ -321,6 +331,7 @@ impl Agent {
             .chain(report)
             .chain(committed)
             .chain(self.proofs.timeout())
+            .chain(self.own_boot.timeout())
             .chain(self.scheduler.timeout().filter(|_| self.twin.is_some()))
             .min()
     }
@@ -352,6 +363,7 @@ impl Agent {
             m.end_pause(now.mono_ms);
         }
         self.watch_trust(now);
+        self.ask_again_for_own_boot(now);
         self.schedule(now);
         self.keep_changed();
         self.ask_for_proofs(now);

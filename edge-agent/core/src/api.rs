@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
 use cnova_shared::keys::PublicKey;
+use cnova_shared::secret::BoxPublicKey;
 use cnova_shared::topics::Kind;
 use cnova_shared::trust::TrustView;
 use cnova_shared::twin::Version;
@@ -12,7 +14,7 @@ use cnova_shared::wire::v1;
 
 use crate::ledger::Op;
 use crate::schedule::Pressure;
-use crate::standing::Root;
+use crate::standing::{OwnBoot, Root};
 
 /// What an agent is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Config {
     pub alarms: Vec<v1::Alarm>,
     /// The key that its certificate is about.
     pub key: PublicKey,
+    /// The key that its secrets are encrypted to, or why it can open none.
+    pub box_key: Result<BoxPublicKey, String>,
     /// When it is to ask for its next certificate, seconds since 1970; never, where it was certified by hand.
     pub renew_s: Option<u64>,
 }
@@ -97,6 +101,17 @@ pub enum Event {
     },
     /// The TPM's counter was increased; its new value, or why not.
     Counted(Result<u64, String>),
+    /// The node tried to open its own sealed key, as [`Action::OpenLedgerKey`] asked.
+    OwnBoot {
+        /// The approved boots with which it tried.
+        boots: OwnBoots,
+        /// What came of it.
+        own_boot: OwnBoot,
+        /// Why the key of before is lost, and with it what was encrypted with it: then a new one was made.
+        lost: Option<String>,
+    },
+    /// The key that the node's secrets are encrypted to is open now; its public half.
+    BoxKey(BoxPublicKey),
     /// Whether launches can be measured: why not, or that they can again.
     Unmeasured(Option<String>),
     /// The certificate of [`Action::Install`] is on disk and in use.
@@ -194,6 +209,8 @@ pub enum ObservedState {
 pub struct Launch {
     /// The verified workload.
     pub workload: v1::Workload,
+    /// The secrets that it uses, encrypted to this node.
+    pub secrets: Vec<v1::SealedSecret>,
     /// The twin that asked for it.
     pub version: Version,
     /// The instance.
@@ -281,6 +298,8 @@ pub enum Action {
     },
     /// Increase the TPM's counter by one; answered with [`Event::Counted`].
     CountUp,
+    /// Open the node's own sealed key under one of these boots, and seal it for them; answered with [`Event::OwnBoot`].
+    OpenLedgerKey(OwnBoots),
     /// Answer a challenge with evidence, for this verifier.
     Attest {
         /// Who asks.

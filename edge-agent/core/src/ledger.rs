@@ -4,7 +4,7 @@ use cnova_shared::ids::{Digest, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::twin::Version;
-use cnova_shared::wire::v1::Workload;
+use cnova_shared::wire::v1::{SealedSecret, Workload};
 use serde::{Deserialize, Serialize};
 
 /// An instance as the ledger knows it; written before the runtime is told.
@@ -55,6 +55,9 @@ pub struct Good {
     pub epoch: u64,
     /// Generation of the twin that asked for it.
     pub generation: u64,
+    /// The secrets that it uses, encrypted to this node: a newer twin may hold others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SealedSecret>,
 }
 
 impl Good {

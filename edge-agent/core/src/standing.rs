@@ -3,8 +3,14 @@
 //! Workloads that ask for nothing ([`TrustRequirement::None`]) are never touched by any of this: a node that cannot prove
 //! itself goes on working. The others wait until it can.
 
+use std::collections::BTreeMap;
+
 use cnova_attestation::ear::{Ear, Status};
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::certificate::Tier;
+use cnova_shared::ids::{NodeId, SitePath};
+use cnova_shared::trust::TrustState;
+use cnova_shared::trust_documents::Signed;
 use cnova_shared::wire::v1::TrustRequirement;
 
 /// What the node's root of trust said when the agent started.
@@ -14,6 +20,8 @@ pub struct Root {
     pub tier: Tier,
     /// Whether its own sealed key opened.
     pub own_boot: OwnBoot,
+    /// The approved boots with which that was tried.
+    pub boots: OwnBoots,
     /// Its monotonic counter.
     pub counter: CounterState,
     /// Whether it takes anything only from a parent that is attested.
@@ -30,6 +38,17 @@ pub enum OwnBoot {
     Approved,
     /// It did not open; why, with the registers that differ.
     Refused(String),
+    /// It could not be tried, because the TPM did not answer: nothing is concluded from that, and it is tried again.
+    Unknown(String),
+}
+
+/// The boots that are approved for a node, by what it trusts.
+#[must_use]
+pub fn own_boots(trust: &TrustState, node: &NodeId, site: &SitePath, labels: &BTreeMap<String, String>) -> OwnBoots {
+    let policy = trust.boot_policy().map(Signed::value);
+    policy
+        .map(|p| p.for_node(node, site, labels, trust.bundle()))
+        .unwrap_or_default()
 }
 
 /// What is known of the TPM's monotonic counter.
@@ -152,6 +171,9 @@ impl Standing {
     }
 
     fn doubt(&self, is_update: bool, now_s: u64) -> Option<String> {
+        if let OwnBoot::Unknown(why) = &self.root.own_boot {
+            return Some(format!("whether this node's boot is approved is not known yet: {why}"));
+        }
         let Some(ear) = &self.ear else {
             return Some("this node has not been attested yet".into());
         };

@@ -4,6 +4,7 @@ use cnova_shared::wire::v1::{PowerLevel, WorkloadState};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::power_word;
+use crate::standing::OwnBoot;
 use crate::{Agent, workload::Machine};
 
 /// The whole node.
@@ -35,6 +36,9 @@ pub struct Status {
     pub power: String,
     /// What that was concluded from.
     pub power_why: String,
+    /// What its own sealed key says of this boot: `approved`, `refused`, `unknown`, or `unsealed` where it says nothing.
+    #[serde(default)]
+    pub own_boot: String,
     /// Accelerators, each with who holds it.
     pub accelerators: Vec<AcceleratorStatus>,
     /// Conditions that a person should know.
@@ -81,6 +85,15 @@ pub struct WorkloadStatus {
     pub memory_bytes: u64,
 }
 
+const fn own_boot_word(own_boot: &OwnBoot) -> &'static str {
+    match own_boot {
+        OwnBoot::Unsealed => "unsealed",
+        OwnBoot::Approved => "approved",
+        OwnBoot::Refused(_) => "refused",
+        OwnBoot::Unknown(_) => "unknown",
+    }
+}
+
 impl Agent {
     /// How the node stands.
     #[must_use]
@@ -117,6 +130,7 @@ impl Agent {
             cpu_used_millis,
             power: power_word(self.power.0).to_owned(),
             power_why: self.power.1.clone(),
+            own_boot: own_boot_word(&self.standing.root.own_boot).to_owned(),
             accelerators: accelerators.collect(),
             alarms,
             workloads: self.machines.values().filter_map(|m| self.workload_status(m)).collect(),

@@ -6,7 +6,7 @@ mod trial;
 
 use cnova_shared::ids::{Digest, WorkloadId};
 use cnova_shared::twin::Version;
-use cnova_shared::wire::v1::{Restart, RestartPolicy, Workload};
+use cnova_shared::wire::v1::{Restart, RestartPolicy, SealedSecret, Workload};
 
 use crate::ledger::{InstanceRow, Phase};
 use crate::schedule::{Decision, Progress};
@@ -24,6 +24,8 @@ pub struct Desired {
     pub workload: Workload,
     /// Its digest, see [`spec_digest`].
     pub spec: Digest,
+    /// The secrets that it uses, encrypted to this node.
+    pub secrets: Vec<SealedSecret>,
     /// The twin that last changed it.
     pub asked_by: Version,
 }
@@ -235,6 +237,16 @@ impl Machine {
         }
     }
 
+    /// The secrets of what is to run.
+    #[must_use]
+    pub fn target_secrets(&self) -> &[SealedSecret] {
+        match (&self.row.good, &self.desired) {
+            (Some(good), _) if self.has_returned() => &good.secrets,
+            (_, Some(desired)) => &desired.secrets,
+            _ => &[],
+        }
+    }
+
     pub(crate) fn target_spec(&self) -> Option<Digest> {
         let desired = self.desired.as_ref()?;
         match &self.row.good {
@@ -306,6 +318,14 @@ impl Machine {
         self.desired = desired;
         let Some(d) = &self.desired else { return };
         let spec = d.spec;
+        // The same version, encrypted to another key of this node.
+        if let Some(good) = &mut self.row.good
+            && good.secrets != d.secrets
+            && spec_digest(&good.workload) == spec
+        {
+            good.secrets.clone_from(&d.secrets);
+            self.is_changed = true;
+        }
         // Another version is another chance.
         if self.row.bad.is_some_and(|bad| bad != spec) {
             self.row.bad = None;

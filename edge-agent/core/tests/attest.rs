@@ -27,6 +27,7 @@ fn with_tpm(count: u64) -> Config {
         root: Root {
             tier: Tier::Tpm,
             own_boot: OwnBoot::Approved,
+            boots: cnova_shared::boot_policy::OwnBoots::default(),
             counter: CounterState::Value(Counter {
                 value: count,
                 is_new: false,

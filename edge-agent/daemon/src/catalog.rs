@@ -18,6 +18,8 @@ pub(crate) struct Runtime {
     pub(crate) exe: PathBuf,
     /// What it says.
     pub(crate) capability: RuntimeCapability,
+    /// Whether its workloads can be given secrets.
+    pub(crate) takes_secrets: bool,
 }
 
 /// All of them, and what is wrong with the others.
@@ -67,9 +69,18 @@ impl Catalog {
                 .collect()
         });
         for (name, exe, answer) in answers {
-            match answer.and_then(|capability| check_name(&name, capability)) {
-                Ok(capability) => {
-                    catalog.runtimes.insert(name, Runtime { exe, capability });
+            let checked = answer.and_then(|(capability, takes_secrets)| {
+                let capability = check_name(&name, capability)?;
+                Ok((capability, takes_secrets))
+            });
+            match checked {
+                Ok((capability, takes_secrets)) => {
+                    let runtime = Runtime {
+                        exe,
+                        capability,
+                        takes_secrets,
+                    };
+                    catalog.runtimes.insert(name, runtime);
                 }
                 Err(why) => {
                     let detail = format!("{} is not used: {why}", exe.display());
@@ -86,6 +97,11 @@ impl Catalog {
     /// What the node can run.
     pub(crate) fn capabilities(&self) -> Vec<RuntimeCapability> {
         self.runtimes.values().map(|r| r.capability.clone()).collect()
+    }
+
+    /// Whether a runtime's workloads can be given secrets.
+    pub(crate) fn takes_secrets(&self, runtime: &str) -> bool {
+        self.runtimes.get(runtime).is_some_and(|r| r.takes_secrets)
     }
 
     /// The executable of a runtime.
@@ -119,7 +135,8 @@ fn executables(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-fn describe(exe: &Path) -> Result<RuntimeCapability, String> {
+/// What it is, and whether it takes secrets.
+fn describe(exe: &Path) -> Result<(RuntimeCapability, bool), String> {
     let says = cnova_ral::describe(exe).map_err(|e| format!("it does not describe itself: {e}"))?;
     if says.ral != cnova_ral::RAL_VERSION {
         return Err(format!(
@@ -128,12 +145,14 @@ fn describe(exe: &Path) -> Result<RuntimeCapability, String> {
             cnova_ral::RAL_VERSION
         ));
     }
-    Ok(RuntimeCapability {
+    let takes_secrets = says.features.iter().any(|f| f == cnova_ral::SECRETS_FEATURE);
+    let capability = RuntimeCapability {
         name: says.runtime,
         version: says.version,
         engine: says.engine,
         targets: says.targets,
-    })
+    };
+    Ok((capability, takes_secrets))
 }
 
 fn check_name(name: &str, capability: RuntimeCapability) -> Result<RuntimeCapability, String> {

@@ -12,6 +12,8 @@ use std::time::Duration;
 use cnova_agent_core::ledger::Op;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
 use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent, Witness};
+use cnova_root_of_trust::LedgerKey;
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::ids::{Digest, HUB_AUDIENCE, InvalidName, NodeId, WorkloadId};
 use cnova_shared::limits;
 use cnova_shared::time::Now;
@@ -24,7 +26,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::answers;
+use crate::box_key::Chest;
 use crate::instance::InstanceId;
+use crate::key_keeper::{KeyKeeper, Tried};
 use crate::ledger::Ledger;
 use crate::observe;
 use crate::run::{StartError, wall_ms};
@@ -52,6 +56,12 @@ pub(crate) struct Parts {
     pub(crate) uplink: Uplink,
     /// With a TPM.
     pub(crate) witness: Option<Arc<Witness>>,
+    /// The key under which the ledger keeps what is secret, while it may be used.
+    pub(crate) ledger_key: Option<Arc<LedgerKey>>,
+    /// The key for secrets, once it is open.
+    pub(crate) chest: Arc<Chest>,
+    /// What opens the ledger key.
+    pub(crate) keeper: Option<Arc<KeyKeeper>>,
 }
 
 /// What it waits for.
@@ -98,6 +108,8 @@ enum Done {
     Evidence(Vec<u8>),
     /// The TPM's counter has this value now, or it could not be increased.
     Counted(Result<u64, String>),
+    /// The ledger key was tried under these boots.
+    OwnBoot(OwnBoots, Tried),
     /// Artifacts that are damaged, and were removed, or are missing.
     Damaged(Vec<Digest>),
 }
@@ -182,10 +194,32 @@ impl EventLoop {
         }
     }
 
+    async fn open_chest(&mut self) {
+        let Parts {
+            chest,
+            ledger,
+            ledger_key,
+            config,
+            ..
+        } = &mut self.parts;
+        config.box_key = chest.open(ledger, ledger_key.as_deref(), &config.node).await;
+    }
+
+    /// The ledger's key may have opened: with it, the one for secrets does.
+    async fn on_ledger_key(&mut self) -> Option<Event> {
+        if self.parts.config.box_key.is_ok() {
+            return None;
+        }
+        self.open_chest().await;
+        self.parts.config.box_key.clone().ok().map(Event::BoxKey)
+    }
+
     /// From what the store holds and what is found on the machine.
     async fn make_core(&mut self) -> Result<Agent, CallError> {
         self.parts.supervisor.settle().await;
         let stored = self.parts.ledger.load().await?;
+        // Tried again with each core: the ledger may not have been writable before, or its key not open.
+        self.open_chest().await;
         let (artifacts, run_dir) = (self.parts.artifacts.clone(), self.parts.run_dir.clone());
         let rows = stored.instances.clone();
         let seen = spawn_blocking(move || {
@@ -256,6 +290,11 @@ impl EventLoop {
                     None
                 }
                 Input::Done(Done::Counted(result)) => Some(self.on_counted(result)),
+                Input::Done(Done::OwnBoot(boots, tried)) => {
+                    let event = self.on_own_boot(boots, tried);
+                    core.handle(event, self.now());
+                    self.on_ledger_key().await
+                }
                 Input::Done(Done::Damaged(digests)) => {
                     self.raise_damaged(&digests);
                     return End::Again;
@@ -356,6 +395,7 @@ impl EventLoop {
                 }
                 Action::Answer { id, op, attempt } => self.answer(id, op, attempt),
                 Action::CountUp => self.count_up(),
+                Action::OpenLedgerKey(boots) => self.open_ledger_key(boots),
                 Action::Attest { verifier, challenge } => {
                     self.attest(verifier, challenge, core.now_s(self.now()));
                 }

@@ -13,14 +13,16 @@ use cnova_agent_core::Launch;
 use cnova_attestation::event_log;
 use cnova_link::Witness;
 use cnova_ral::cgroup::GroupError;
-use cnova_ral::{FolderError, Mount, Part, Spec};
+use cnova_ral::{FolderError, Mount, Part, SecretSlot, Secrets, SecretsError, Spec};
 use cnova_root_of_trust::measurer::MeasureError;
-use cnova_shared::ids::Digest;
-use cnova_shared::wire::v1::{InputFile, TrustRequirement, Workload};
+use cnova_shared::ids::{Digest, Name};
+use cnova_shared::secret::{self, Address};
+use cnova_shared::wire::v1::{InputFile, SecretTarget, SecretUse, TrustRequirement, Workload};
 use cnova_store::Artifacts;
 use rustix::fs::inotify;
 use thiserror::Error;
 
+use crate::box_key::Chest;
 use crate::catalog::Catalog;
 use crate::folders::Folders;
 use crate::groups::Groups;
@@ -51,6 +53,12 @@ pub(crate) enum LaunchError {
     Hardware(#[from] HardwareError),
     #[error("no control group for it: {0}")]
     Group(#[from] GroupError),
+    #[error("runtime {0} is too old to be given secrets: install a newer one")]
+    NoSecrets(String),
+    #[error("secret {name} cannot be opened: {why}")]
+    Secret { name: Name, why: String },
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     #[error("it asks for attestation, and its launch cannot be measured: {0}")]
     Unmeasured(MeasureError),
 }
@@ -66,6 +74,8 @@ pub(crate) struct Ground {
     pub(crate) hardware: Hardware,
     /// With a TPM.
     pub(crate) witness: Option<Arc<Witness>>,
+    /// The key for secrets, once it is open.
+    pub(crate) chest: Arc<Chest>,
 }
 
 /// A runtime that was just started.
@@ -100,7 +110,11 @@ pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, Launc
         return Err(LaunchError::ArtifactMissing(missing));
     }
     cnova_ral::prepare_folder(&dir)?;
-    let spec = spec_of(ground, &dir, launch)?;
+    let secrets = open_secrets(ground, launch)?;
+    let spec = Spec {
+        secrets: secrets.slots(),
+        ..spec_of(ground, &dir, launch)?
+    };
     let boot_id = cnova_ral::boot_id().map_err(fail("read", Path::new("/proc/sys/kernel/random/boot_id")))?;
     let record = Record {
         workload: w.id.clone(),
@@ -115,7 +129,8 @@ pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, Launc
     // Before the runtime exists, so that no file of it is missed.
     let folder_events = watch(&dir).map_err(fail("watch", &dir))?;
     let group = ground.groups.create(&id)?;
-    let mut child = cnova_ral::spawn_in(exe, &dir, group.as_ref()).map_err(fail("start", exe))?;
+    let input = secrets.into_input()?;
+    let mut child = cnova_ral::spawn_with(exe, &dir, group.as_ref(), input).map_err(fail("start", exe))?;
     match cnova_ral::pidfd_open(child.id()) {
         Ok(pidfd) => Ok(Launched {
             child,
@@ -130,6 +145,43 @@ pub(crate) fn launch(ground: &Ground, launch: &Launch) -> Result<Launched, Launc
             Err(fail("open the process of", exe)(source))
         }
     }
+}
+
+/// Opens what the workload is given. It is in memory for as long as the start takes.
+fn open_secrets(ground: &Ground, launch: &Launch) -> Result<Secrets, LaunchError> {
+    let w = &launch.workload;
+    if !w.secrets.is_empty() && !ground.catalog.takes_secrets(&w.runtime) {
+        return Err(LaunchError::NoSecrets(w.runtime.clone()));
+    }
+    let open = |given: &SecretUse| {
+        let name = &given.name;
+        let fail = |why: &str| LaunchError::Secret {
+            name: name.clone(),
+            why: why.to_owned(),
+        };
+        let (node, key) = ground
+            .chest
+            .get()
+            .ok_or_else(|| fail("this node has no key for secrets"))?;
+        let sealed = launch
+            .secrets
+            .iter()
+            .find(|s| s.name == *name && s.version == given.version);
+        let sealed = sealed.ok_or_else(|| fail("it is not in the twin"))?;
+        let address = Address {
+            node,
+            name,
+            version: given.version,
+        };
+        let value = secret::open(&sealed.blob, key, address).map_err(|e| fail(&e.to_string()))?;
+        let slot = match &given.target {
+            SecretTarget::Env(name) => SecretSlot::Env(name.clone()),
+            SecretTarget::File(path) => SecretSlot::File(path.into()),
+        };
+        Ok((slot, value))
+    };
+    let opened = w.secrets.iter().map(open).collect::<Result<Vec<_>, LaunchError>>()?;
+    Ok(Secrets::new(opened)?)
 }
 
 /// Log, sync, extend; the caller launches. What asks for attestation is not launched without; the rest is, and is logged
@@ -212,6 +264,7 @@ fn spec_of(ground: &Ground, dir: &Path, launch: &Launch) -> Result<Spec, LaunchE
         parts: parts.collect(),
         devices: ground.hardware.for_workload(w, &launch.accelerators)?,
         cache: Some(ground.folders.cache(&w.runtime).map_err(no_folder)?),
+        secrets: Vec::new(),
     })
 }
 

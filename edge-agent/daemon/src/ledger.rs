@@ -8,7 +8,7 @@ use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::wire;
-use cnova_shared::wire::v1::Entry;
+use cnova_shared::wire::v1::{Entry, TrustItemKind};
 use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -55,6 +55,7 @@ const FLOOR_GENERATION: &str = "floor-generation";
 const OWN_EAR: &str = "self";
 const PARENT_EAR: &str = "parent";
 const PROBE: &str = "probe";
+const BOX_KEY: &str = "box-key";
 
 /// Why the ledger was not opened.
 #[derive(Debug, Error)]
@@ -130,6 +131,22 @@ impl Ledger {
     /// [`CallError`].
     pub async fn load(&self) -> Result<Stored, CallError> {
         self.owner.call(|c| load(c)).await
+    }
+
+    /// The node's key for secrets as it was put, encrypted.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn box_key(&self) -> Result<Option<Vec<u8>>, CallError> {
+        self.owner.call(|c| result(c, BOX_KEY)).await
+    }
+
+    /// Keeps the node's key for secrets, encrypted by the caller.
+    ///
+    /// # Errors
+    /// [`CallError`]; nothing was changed.
+    pub async fn put_box_key(&self, locked: Vec<u8>) -> Result<(), CallError> {
+        self.owner.write(move |t| put_result(t, BOX_KEY, &locked)).await
     }
 
     /// Whether it can be written again.
@@ -224,6 +241,7 @@ fn apply_trust(t: &Transaction<'_>, op: &TrustOp) -> Result<(), rusqlite::Error>
         TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
         TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
         TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
+        TrustOp::PutDocument { kind, bytes } => (kind.as_str(), "", 0, bytes),
     };
     t.prepare_cached("INSERT OR REPLACE INTO trust (kind, name, version, bytes) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![kind, name, to_sql(version), bytes])?;
@@ -243,7 +261,11 @@ fn load_trust(c: &Connection) -> Result<StoredTrust, rusqlite::Error> {
                 let gateway = NodeId::new(name).map_err(|e| damaged(1, Type::Text, e))?;
                 trust.delegations.insert(gateway, bytes);
             }
-            other => return Err(damaged(0, Type::Text, format!("{other:?} is no kind of document"))),
+            other => {
+                let kind = TrustItemKind::named(other);
+                let kind = kind.ok_or_else(|| damaged(0, Type::Text, format!("{other:?} is no kind of document")))?;
+                trust.documents.insert(kind, bytes);
+            }
         }
     }
     Ok(trust)

@@ -11,6 +11,7 @@
 //! A library only so that its parts can be tested; the program is `cnova-agent`.
 
 mod answers;
+mod box_key;
 mod catalog;
 pub mod check;
 pub mod config;
@@ -20,6 +21,7 @@ mod groups;
 mod hardware;
 mod health;
 pub mod instance;
+mod key_keeper;
 mod launch;
 pub mod ledger;
 mod observe;

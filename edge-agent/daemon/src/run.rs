@@ -6,16 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cnova_agent_core::standing::own_boots;
 use cnova_devices::{Capacity, ThresholdError};
 use cnova_link::config::ConfigError;
 use cnova_link::enrol::{Before, Identified, Keeper, identify};
-use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, client_tls_with};
+use cnova_link::{
+    Authorities, FloorClock, Identity, IdentityError, TlsError, Uplink, UplinkConfig, UplinkEvent, client_tls_with,
+};
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
+use cnova_shared::trust::TrustState;
 use cnova_shared::wire::v1::{Alarm, Capabilities};
 use cnova_store::{ArtifactError, Artifacts, SetAside};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use crate::box_key::Chest;
 use crate::catalog::Catalog;
 use crate::config::{AgentConfig, LogFormat};
 use crate::event_loop::{EventLoop, Inputs, Parts, Signals, hub_audience};
@@ -26,7 +31,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::sensors::Sensors;
 use crate::status;
 use crate::supervisor::{Supervisor, Times};
-use crate::trusted;
+use crate::trusted::{self, Trusted};
 
 /// Threads for calls that block on the disk or on a runtime that hangs; they come when needed and go after a second.
 const BLOCKING_THREADS: usize = 16;
@@ -174,9 +179,9 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let (ledger, set_aside) = Ledger::open(&config.ledger_path(), wall_ms())?;
     alarms.extend(set_aside.as_ref().map(set_aside_alarm));
     log_alarms(&alarms);
-    let trusted = trusted::ask(&identity, &config.attestation, &config.state_dir)?;
+    let trusted = ask_tpm(&ledger, &identity, config, &place).await?;
     alarms.extend(trusted.alarms);
-    identity.endorse_in_time();
+    let chest = Arc::new(Chest::default());
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
     let core_config = cnova_agent_core::Config {
@@ -193,6 +198,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         alarms,
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
+        box_key: Err("it has not been opened yet".to_owned()),
     };
     let signals = Signals::new().map_err(no_signals)?;
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
@@ -204,14 +210,10 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         groups,
         hardware,
         witness: trusted.witness.clone(),
+        chest: chest.clone(),
     };
     let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
-    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
-    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
-    let parent = config.parent.node.clone();
-    let tls = client_tls_with(&identity, &parent, clock.clone(), authorities.clone())?;
-    let up = UplinkConfig::new(config.parent.address.clone(), place.node, parent, tls);
-    let (uplink, uplink_events) = Uplink::start(up);
+    let (authorities, uplink, uplink_events) = dial(config, place.node, &identity, &clock)?;
     let questions = status::serve(&config.state_dir).map_err(no_questions(&config.state_dir))?;
     let inputs = Inputs {
         installed: keep_certified(keeper, &identity, &clock),
@@ -234,8 +236,43 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         supervisor,
         uplink,
         witness: trusted.witness,
+        ledger_key: trusted.ledger_key,
+        chest,
+        keeper: trusted.keeper,
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+/// Begins to dial the parent; it must be certified by one of these authorities.
+fn dial(
+    config: &AgentConfig,
+    node: NodeId,
+    identity: &Arc<Identity>,
+    clock: &Arc<FloorClock>,
+) -> Result<(Arc<Authorities>, Uplink, mpsc::Receiver<UplinkEvent>), StartError> {
+    // The flashed ones, until the core has read from the ledger which ones came since; before that nothing is dialled.
+    let authorities = Arc::new(Authorities::of(&identity.trust().authorities())?);
+    let parent = config.parent.node.clone();
+    let tls = client_tls_with(identity, &parent, clock.clone(), authorities.clone())?;
+    let up = UplinkConfig::new(config.parent.address.clone(), node, parent, tls);
+    let (uplink, events) = Uplink::start(up);
+    Ok((authorities, uplink, events))
+}
+
+/// What the TPM says of this start, with the boots that are approved for this node by what its ledger holds. A ledger that
+/// cannot be read now is read again by the core, which then sets it right.
+async fn ask_tpm(
+    ledger: &Ledger,
+    identity: &Arc<Identity>,
+    config: &AgentConfig,
+    place: &Place,
+) -> Result<Trusted, StartError> {
+    let stored = ledger.load().await.map(|s| s.trust).unwrap_or_default();
+    let (trust, _) = TrustState::restore(identity.trust().clone(), stored);
+    let boots = own_boots(&trust, &place.node, &place.site, &config.labels);
+    let trusted = trusted::ask(identity, config, boots)?;
+    identity.endorse_in_time();
+    Ok(trusted)
 }
 
 /// Who this node is; it enrols, and may have to wait for it, where it has no certificate yet.

@@ -139,6 +139,13 @@ pub fn text(s: &Status) -> String {
         format!(" ({})", s.power_why)
     };
     let _ = writeln!(out, "power     {}{why}", s.power);
+    let boot = match s.own_boot.as_str() {
+        "approved" => "approved: the ledger key opened under it",
+        "refused" => "NOT APPROVED: the ledger key stays closed, see the alarm",
+        "unknown" => "not known yet: the TPM does not answer",
+        _ => "nothing is sealed for it",
+    };
+    let _ = writeln!(out, "boot      {boot}");
     for a in &s.accelerators {
         let held = match a.leased_to.as_str() {
             "" => "free".to_owned(),

@@ -341,7 +341,12 @@ impl Inner {
     /// Nothing of an instance outlives it, whatever it started.
     async fn end_group(&self, id: &InstanceId) {
         let (groups, id) = (self.ground.groups.clone(), id.clone());
-        let _ = spawn_blocking(move || groups.end(&id)).await;
+        let dir = instance::folder(&self.ground.run_dir, &id);
+        let _ = spawn_blocking(move || {
+            groups.end(&id);
+            cnova_ral::forget_secrets(&dir);
+        })
+        .await;
     }
 
     async fn running(&self, id: &InstanceId, state: &State) {

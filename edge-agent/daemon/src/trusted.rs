@@ -1,71 +1,114 @@
 //! What the node's TPM says when the agent starts: its counter, its launch log, its boot.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
 use cnova_link::{Identity, Witness};
 use cnova_root_of_trust::measurer::{MeasureError, Measurer, Program};
-use cnova_root_of_trust::{RootError, RootOfTrust};
+use cnova_root_of_trust::{LedgerKey, RootError, RootOfTrust};
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::wire::v1::Alarm;
 
-use crate::config::{AttestationConfig, ParentTrust};
+use crate::config::{AgentConfig, ParentTrust};
+use crate::key_keeper::KeyKeeper;
 
 /// The launch log's file in the state folder.
 const LAUNCH_LOG: &str = "launch.log";
+
 /// What the TPM said.
 pub(crate) struct Trusted {
     pub(crate) root: Root,
     pub(crate) witness: Option<Arc<Witness>>,
+    /// The key under which the ledger keeps what is secret; nothing while it cannot be opened.
+    pub(crate) ledger_key: Option<Arc<LedgerKey>>,
+    /// What opens it anew.
+    pub(crate) keeper: Option<Arc<KeyKeeper>>,
     pub(crate) alarms: Vec<Alarm>,
 }
 
-/// Asks the TPM, if the node has one. What is wrong with it keeps nobody from starting. Blocks for as long as it takes.
-pub(crate) fn ask(identity: &Identity, config: &AttestationConfig, state_dir: &Path) -> Result<Trusted, MeasureError> {
+/// What was found on the way to the core.
+struct Alarms(Vec<Alarm>);
+
+impl Alarms {
+    fn raise(&mut self, code: &str, detail: String) {
+        tracing::warn!(alarm = code, "{detail}");
+        let code = code.to_owned();
+        self.0.push(Alarm { code, detail });
+    }
+}
+
+/// Asks the TPM, if the node has one; `boots` are those that are approved for it. What is wrong with it keeps nobody from
+/// starting. Blocks for as long as it takes.
+pub(crate) fn ask(identity: &Identity, config: &AgentConfig, boots: OwnBoots) -> Result<Trusted, MeasureError> {
+    let mut alarms = Alarms(Vec::new());
+    let holder = match identity.tpm() {
+        Some(tpm) => Ok(tpm.clone()),
+        None => config.identity.open_root(false),
+    };
+    let keeper = holder.map(|root| Arc::new(KeyKeeper::new(root, &config.state_dir)));
+    let keeper = keeper
+        .map_err(|e| {
+            alarms.raise(
+                "ledger-key",
+                format!("what is secret in the ledger cannot be opened: {e}"),
+            )
+        })
+        .ok();
+    let tried = keeper.as_ref().map(|k| k.open(&boots));
+    if let Some(lost) = tried.as_ref().and_then(|t| t.lost.as_ref()) {
+        let detail = format!("what was secret in the ledger is lost and comes anew: {lost}");
+        alarms.raise("ledger-key", detail);
+    }
+    let (own_boot, ledger_key) = tried.map_or((OwnBoot::Unsealed, None), |t| (t.own_boot, t.key));
     let Some(tpm) = identity.tpm() else {
+        if let OwnBoot::Unknown(why) = own_boot {
+            alarms.raise(
+                "ledger-key",
+                format!("what is secret in the ledger cannot be opened: {why}"),
+            );
+        }
         return Ok(Trusted {
             root: Root::default(),
             witness: None,
-            alarms: Vec::new(),
+            ledger_key,
+            keeper,
+            alarms: alarms.0,
         });
     };
-    let mut alarms = Vec::new();
-    let mut alarm = |code: &str, detail: String| {
-        tracing::warn!(alarm = code, "{detail}");
-        let code = code.to_owned();
-        alarms.push(Alarm { code, detail });
-    };
     let counter = counter_of(&**tpm).unwrap_or_else(|error| {
-        alarm(
+        alarms.raise(
             "tpm",
             format!("the TPM's counter cannot be read, so a rolled-back disk is not noticed: {error}"),
         );
         CounterState::Unknown
     });
-    let path = state_dir.join(LAUNCH_LOG);
+    let path = config.state_dir.join(LAUNCH_LOG);
     let (measurer, problem) = Measurer::open(
         &path,
         tpm.clone(),
-        config.launch_pcr,
+        config.attestation.launch_pcr,
         Program::this(env!("CARGO_PKG_VERSION"))?,
     )?;
     if let Some(problem) = problem {
-        alarm("launch-log", format!("launches are not measured: {problem}"));
+        alarms.raise("launch-log", format!("launches are not measured: {problem}"));
     }
     let root = Root {
         tier: tpm.tier(),
-        own_boot: OwnBoot::Unsealed,
+        own_boot,
+        boots,
         counter,
-        attested_parent: config.parent == ParentTrust::Attested,
+        attested_parent: config.attestation.parent == ParentTrust::Attested,
     };
-    let pcrs = config.quoted();
+    let pcrs = config.attestation.quoted();
     Ok(Trusted {
         root,
         witness: Some(Arc::new(Witness {
             measurer: Some(measurer),
             pcrs,
         })),
-        alarms,
+        ledger_key,
+        keeper,
+        alarms: alarms.0,
     })
 }
 

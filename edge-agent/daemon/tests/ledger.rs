@@ -8,7 +8,7 @@ use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::report::StreamOp;
 use cnova_shared::trust::TrustOp;
-use cnova_shared::wire::v1::{Alarm, Body, Entry, WorkloadReport, WorkloadState};
+use cnova_shared::wire::v1::{Alarm, Body, Entry, TrustItemKind, WorkloadReport, WorkloadState};
 use proptest::prelude::*;
 
 fn workload() -> impl Strategy<Value = WorkloadId> {
@@ -56,6 +56,10 @@ fn trust_op() -> impl Strategy<Value = TrustOp> {
         (version, bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
         bytes().prop_map(TrustOp::PutRevocations),
         (gateway, bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
+        bytes().prop_map(|bytes| TrustOp::PutDocument {
+            kind: TrustItemKind::BootPolicy,
+            bytes
+        }),
     ]
 }
 

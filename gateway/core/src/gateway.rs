@@ -487,6 +487,7 @@ impl Gateway {
             trust_version: self.trust.version(),
             documents: self.trust.documents(),
             renew: false,
+            box_key: None,
             alarms: self.config.alarms.clone(),
         }
     }

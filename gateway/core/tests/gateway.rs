@@ -61,6 +61,7 @@ fn hello() -> v1::Hello {
         trust_version: 1,
         documents: Default::default(),
         renew: false,
+        box_key: None,
         alarms: Vec::new(),
     }
 }

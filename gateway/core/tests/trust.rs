@@ -48,6 +48,7 @@ fn hello(trust_version: u64) -> v1::Hello {
         trust_version,
         documents: BTreeMap::new(),
         renew: false,
+        box_key: None,
         alarms: Vec::new(),
     }
 }

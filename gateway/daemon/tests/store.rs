@@ -14,7 +14,7 @@ use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::report::StreamOp;
 use cnova_shared::tree::TreeOp;
 use cnova_shared::trust::TrustOp;
-use cnova_shared::wire::v1::{Alarm, Body, Entry, Stream};
+use cnova_shared::wire::v1::{Alarm, Body, Entry, Stream, TrustItemKind};
 use cnova_store::CallError;
 use proptest::prelude::*;
 use support::{Tmpfs, node};
@@ -96,6 +96,10 @@ fn any_trust_op() -> impl Strategy<Value = TrustOp> {
         (version, any_bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
         any_bytes().prop_map(TrustOp::PutRevocations),
         (any_node(), any_bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
+        any_bytes().prop_map(|bytes| TrustOp::PutDocument {
+            kind: TrustItemKind::BootPolicy,
+            bytes
+        }),
     ]
 }
 

@@ -38,6 +38,7 @@ pub(super) fn forge(own: &[u8], other: &[u8], old: &[u8]) -> Result<Vec<Forgery>
         epoch: u64::from(u32::MAX),
         generation: 1,
         workloads: vec![],
+        secrets: vec![],
     };
     let stranger = SoftKey::ed25519_from_seed(&[42; 32]);
     let claims = Claims {

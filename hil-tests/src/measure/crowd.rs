@@ -196,6 +196,7 @@ fn hello(person: &Person) -> Result<v1::Hello, DemoError> {
         trust_version: person.identity.trust().contents().version,
         documents: Default::default(),
         renew: false,
+        box_key: None,
         alarms: Vec::new(),
     })
 }

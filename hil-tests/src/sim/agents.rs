@@ -112,6 +112,7 @@ impl SimAgent {
             alarms,
             // Nobody's certificate ends in the simulated hours.
             key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),
+            box_key: Err("there are no secrets here".into()),
             renew_s: None,
         };
         let found = self.observe();

@@ -125,6 +125,7 @@ impl World {
                     epoch: u64::MAX,
                     generation: 1,
                     workloads: vec![],
+                    secrets: vec![],
                 };
                 let claims = Claims {
                     iss: id(HUB),

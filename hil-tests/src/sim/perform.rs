@@ -131,6 +131,7 @@ impl World {
             agent::Action::Answer { .. }
             | agent::Action::Install(_)
             | agent::Action::CountUp
+            | agent::Action::OpenLedgerKey(_)
             | agent::Action::Attest { .. } => {}
             agent::Action::TrustChanged(view) => self.log(format!("{node} trusts bundle {}", view.version)),
             agent::Action::Stage(stage) => self.log(format!("{node}: {stage:?}")),
@@ -533,6 +534,13 @@ impl World {
             hub::Action::Challenge { child, node, challenge } => {
                 let bytes = self.hub_seals(Kind::Challenge, &node, &challenge);
                 self.send_down(&id(HUB), &child, Kind::Challenge, bytes);
+            }
+            // Nobody has set a secret here.
+            hub::Action::SealSecret(order) => {
+                let (key, result) = (order.key, Err("there are none".to_owned()));
+                let (at, life) = (self.now, self.hub.life);
+                let event = hub::Event::SecretSealed { key, result };
+                self.net.at(at, Arrival::Hub { life, event });
             }
             hub::Action::SignEar(ear) => {
                 let node = ear.subject.clone();

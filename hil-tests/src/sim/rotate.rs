@@ -82,6 +82,7 @@ impl World {
         let signed = match &*draft {
             Draft::Revocations(list) => list.seal(&id(HUB), now_s, key),
             Draft::Delegation(delegation) => delegation.seal(&id(HUB), now_s, key),
+            Draft::BootPolicy(policy) => policy.seal(&id(HUB), now_s, key),
         };
         let event = Event::DocumentSigned(draft, signed.map_err(|e| e.to_string()));
         let life = self.hub.life;

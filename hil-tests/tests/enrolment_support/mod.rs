@@ -115,6 +115,16 @@ impl Plant {
         fs::write(&path, text.replace("aot_worker = \"/bin/true\"\n", "")).unwrap();
     }
 
+    /// The port of a daemon, of its `door-`, or of the `api`.
+    pub(crate) fn port(&self, name: &str) -> u16 {
+        self.ports[name]
+    }
+
+    /// The folder of the programs.
+    pub(crate) fn programs(&self) -> &Path {
+        &self.bin
+    }
+
     pub(crate) fn at(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
@@ -251,6 +261,19 @@ impl Plant {
         self.node(node)?["trust"].as_str().map(str::to_owned)
     }
 
+    /// What the agent on a node says of it, while it runs.
+    pub(crate) fn agent_status(&self, node: &str) -> Option<Value> {
+        let config = self.at(&format!("{node}.toml"));
+        let output = Command::new(self.bin.join("cnova-agent"))
+            .args(["status", "--json", "--config", &config])
+            .output()
+            .unwrap();
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
     /// When the hub heard of a node last.
     pub(crate) fn heard_ms(&self, node: &str) -> Option<u64> {
         self.node(node)?["heard_ms"].as_u64()
@@ -339,11 +362,30 @@ impl Plant {
     }
 }
 
+impl Plant {
+    /// Workloads outlive their agents by design, but not their test.
+    fn end_workloads(&self) {
+        let state = self.at("state");
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let Some(pid) = pid.and_then(Pid::from_raw) else {
+                continue;
+            };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line);
+            if line.contains("cnova-runtime-") && line.contains(&state) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
 impl Drop for Plant {
     fn drop(&mut self) {
         for child in self.running.values_mut() {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.end_workloads();
     }
 }

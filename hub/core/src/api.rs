@@ -10,13 +10,14 @@ use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::keys::KeyId;
 use cnova_shared::topics::Kind;
 use cnova_shared::trust::TrustView;
-use cnova_shared::trust_documents::{Delegation, Revocations, Right};
+use cnova_shared::trust_documents::{BootPolicy, Delegation, Revocations, Right};
 use cnova_shared::wire::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::cndl::{ManifestErrors, RuntimeKind, SitePattern};
 use crate::enrol::{Certify, EnrolChange, EnrolRules, RANDOM_BYTES};
 use crate::policy::AdmittedManifest;
+use crate::secrets::{SealKey, SealOrder, Sealed, SecretChange};
 use crate::stored::Op;
 
 /// What a hub is told about itself before it starts.
@@ -35,12 +36,15 @@ pub struct Config {
 }
 
 /// How the hub appraises nodes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Appraisal {
     /// How often.
     pub rhythm: Rhythm,
     /// The register of the launch log.
     pub launch_pcr: u8,
+    /// The registers by which nodes' own secrets are bound to approved boots; where it is empty, all that a reference set
+    /// names but the launch register.
+    pub boot_pcrs: BTreeSet<u8>,
     /// Random, new at every start: nonces are made of it.
     pub seed: [u8; 32],
     /// Whether a node whose disk was rolled back is let out of quarantine as soon as it was told what is newest; else an
@@ -55,6 +59,7 @@ impl Appraisal {
         Self {
             rhythm: Rhythm::default(),
             launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
+            boot_pcrs: BTreeSet::new(),
             seed,
             releases: true,
         }
@@ -117,6 +122,8 @@ pub enum Draft {
     Revocations(Revocations),
     /// What a gateway may decide.
     Delegation(Delegation),
+    /// Which boots are approved: each is to be approved by every key that the hub has for it, and one by none is left out.
+    BootPolicy(BootPolicy),
 }
 
 /// Names what a waiting caller asked; the daemon chooses it.
@@ -186,6 +193,20 @@ pub enum Event {
         /// The signed bytes.
         bytes: Vec<u8>,
     },
+    /// An admin sets, grants or removes a secret.
+    Secret {
+        /// Whom to answer.
+        request: RequestId,
+        /// What.
+        change: SecretChange,
+    },
+    /// A secret that the core wanted encrypted to a node is, or why not.
+    SecretSealed {
+        /// Which, for whom.
+        key: SealKey,
+        /// What came of it.
+        result: Sealed,
+    },
     /// An admin changes who may enrol.
     EnrolChange {
         /// Whom to answer.
@@ -249,6 +270,8 @@ pub enum Event {
     TwinSigned(Vec<u8>),
     /// The hub signs with this key from now on: whatever is in force by another is signed anew.
     Signer(KeyId),
+    /// The hub approves boots with these keys from now on; the newest bundle names all of them for it.
+    Approvers(BTreeSet<KeyId>),
     /// A document that the core asked for is signed, or why it is not.
     DocumentSigned(Box<Draft>, Result<Vec<u8>, String>),
     /// Somebody brings a newer trust bundle.
@@ -322,6 +345,15 @@ pub enum Outcome {
         /// Its name.
         name: Name,
     },
+    /// A secret is set or granted, and on its way to the nodes that use it.
+    Secret {
+        /// Its name.
+        name: Name,
+        /// Its version.
+        version: u64,
+        /// Whether anything changed.
+        changed: bool,
+    },
     /// It is as it was asked for.
     Done,
     /// What the fleet trusts has changed, and is on its way.
@@ -377,6 +409,8 @@ pub enum Action {
     Inspect(InspectKey),
     /// Remove the files of artifacts that the store no longer names.
     RemoveArtifacts(BTreeSet<Digest>),
+    /// Encrypt a secret to a node; answered with [`Event::SecretSealed`].
+    SealSecret(Box<SealOrder>),
     /// Draw randomness for a step of an enrolment; answered with [`Event::Enrol`].
     Enrol {
         /// Who asks.

@@ -4,6 +4,7 @@
 mod checks;
 mod checks_attestation;
 mod checks_conditions;
+mod checks_secrets;
 mod convert;
 mod convert_conditions;
 mod errors;
@@ -18,13 +19,15 @@ mod tree;
 mod wire;
 mod wire_attestation;
 mod wire_conditions;
+mod wire_secrets;
 mod wire_values;
 
+pub(crate) use errors::nearest as nearest_name;
 pub use errors::{MAX_REPORTED_ERRORS, ManifestError, ManifestErrors};
 pub use manifest::Manifest;
 pub use model::{
     Application, ArtifactRef, FileInput, Grants, Limits, Need, PlacementRule, Replicas, Resources, Restart,
-    RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef,
+    RestartPolicy, RuntimeKind, ScheduleDef, SecretDef, VolumeDef, WorkloadDef,
 };
 pub use quantity::{MAX_CPU_MILLIS, MAX_DURATION_MS};
 pub use schema::json_schema;

@@ -3,9 +3,11 @@
 mod applications;
 mod artifacts;
 mod attestation;
+mod boots;
 mod certificates;
 mod children;
 mod provenance;
+mod secrets;
 mod trust;
 mod twins;
 
@@ -35,6 +37,7 @@ use crate::placement::{
 };
 use crate::policy::{AdmissionContext, AdmittedManifest};
 use crate::rollout::{self, ArtifactView, Composed, PlacedApp};
+use crate::secrets::{SealKey, StoredSecret};
 use crate::stored::{Op, Stored, StoredApp, StoredProvenance};
 use crate::timeline::{StageRecord, Timeline};
 
@@ -57,6 +60,13 @@ struct Candidate {
     since_ms: u64,
 }
 
+/// What a node's newest twin says, beside its version.
+#[derive(Debug, Default, PartialEq)]
+struct Made {
+    workloads: Vec<v1::Workload>,
+    secrets: Vec<v1::SealedSecret>,
+}
+
 /// One hub.
 #[derive(Debug)]
 pub struct Hub {
@@ -64,6 +74,11 @@ pub struct Hub {
     pub(crate) trust: TrustState,
     pub(crate) trust_since_ms: u64,
     pub(crate) signer: Option<KeyId>,
+    /// The keys with which the hub approves boots, the newest document that it asked to be signed, and why what the
+    /// references say cannot be approved.
+    approvers: BTreeSet<KeyId>,
+    boots_version: u64,
+    unapproved: Vec<String>,
     /// Requests that wait until the list that they change is signed, and what they are told then.
     revoking: VecDeque<(RequestId, String)>,
     /// When delegations are looked at again, monotonic milliseconds.
@@ -83,7 +98,14 @@ pub struct Hub {
     inspected: BTreeMap<InspectKey, Inspection>,
     inspecting: BTreeSet<InspectKey>,
     candidates: Vec<Candidate>,
-    composed: BTreeMap<NodeId, Vec<v1::Workload>>,
+    composed: BTreeMap<NodeId, Made>,
+    secrets: BTreeMap<Name, StoredSecret>,
+    /// The last version of secrets that are no more, so that a later one of the name goes on counting.
+    removed_secrets: BTreeMap<Name, u64>,
+    /// Encrypted, and in no twin yet.
+    sealed: BTreeMap<NodeId, Vec<v1::SealedSecret>>,
+    sealing: BTreeSet<SealKey>,
+    seal_failed: BTreeMap<(Name, u64), String>,
     signing: BTreeMap<NodeId, Version>,
     asked: BTreeMap<u64, RequestId>,
     pub(crate) appraiser: Appraiser,
@@ -107,7 +129,10 @@ impl Hub {
         let (trust, faults) = TrustState::restore_of_hub(config.trust.clone(), stored.trust);
         let twins = stored.tree.twins.values().filter_map(|b| trust.reopen_twin(b).ok());
         let composed = twins
-            .map(|t| (t.twin().node.clone(), t.twin().workloads.clone()))
+            .map(|t| {
+                let (workloads, secrets) = (t.twin().workloads.clone(), t.twin().secrets.clone());
+                (t.twin().node.clone(), Made { workloads, secrets })
+            })
             .collect();
         let hellos: Vec<Vec<u8>> = stored.tree.descendants.values().map(|(_, h)| h.clone()).collect();
         let mut hub = Self {
@@ -115,6 +140,9 @@ impl Hub {
             trust,
             trust_since_ms: stored.trust_since_ms,
             signer: None,
+            approvers: BTreeSet::new(),
+            boots_version: 0,
+            unapproved: Vec::new(),
             revoking: VecDeque::new(),
             delegations_at: None,
             wall_ms: now.wall_ms,
@@ -131,6 +159,11 @@ impl Hub {
             inspecting: BTreeSet::new(),
             candidates: Vec::new(),
             composed,
+            secrets: stored.secrets,
+            removed_secrets: stored.removed_secrets,
+            sealed: BTreeMap::new(),
+            sealing: BTreeSet::new(),
+            seal_failed: BTreeMap::new(),
             signing: BTreeMap::new(),
             asked: BTreeMap::new(),
             appraiser: Appraiser::new(
@@ -233,6 +266,8 @@ impl Hub {
             Event::Ask { request, node, op } => self.on_ask(request, node, op),
             Event::Attest { request, change } => self.on_attest_change(request, change, now),
             Event::EarSigned { node, bytes } => self.on_ear_signed(node, bytes),
+            Event::Secret { request, change } => self.on_secret(request, change, now),
+            Event::SecretSealed { key, result } => self.on_sealed(key, result, now),
             Event::EnrolChange { request, change } => self.on_enrol_change(request, change, now),
             Event::Enrol {
                 author,
@@ -254,6 +289,7 @@ impl Hub {
             Event::Collect(digests) => self.on_collect(&digests),
             Event::TwinSigned(bytes) => self.on_signed(&bytes, now),
             Event::Signer(key) => self.on_signer(key, now),
+            Event::Approvers(keys) => self.on_approvers(keys, now),
             Event::DocumentSigned(draft, signed) => self.on_document(*draft, signed, now),
             Event::PushBundle { request, bytes } => self.on_bundle(request, bytes, now),
             Event::Revoke {

@@ -69,6 +69,7 @@ impl Inventory {
                 && old.labels == hello.labels
                 && old.capabilities == hello.capabilities
                 && old.role == hello.role
+                && old.box_key == hello.box_key
         });
         record.hello = Some(hello);
         !same

@@ -11,6 +11,7 @@ pub mod inventory;
 pub mod placement;
 pub mod policy;
 pub mod rollout;
+pub mod secrets;
 pub mod stored;
 pub mod timeline;
 pub mod views;

@@ -12,8 +12,9 @@ use cnova_shared::ids::{Digest, Name, WorkloadId};
 use cnova_shared::wire::v1;
 
 use crate::api::{CompileKey, InspectKey, Inspection};
-use crate::cndl::{ArtifactRef, Need, RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef};
+use crate::cndl::{ArtifactRef, Need, RestartPolicy, RuntimeKind, ScheduleDef, SecretDef, VolumeDef, WorkloadDef};
 use crate::placement::Placement;
+use crate::secrets::StoredSecret;
 use crate::stored::StoredProvenance;
 
 /// An application, placed.
@@ -27,7 +28,7 @@ pub struct PlacedApp<'a> {
     pub placement: &'a Placement,
 }
 
-/// What is known of artifacts.
+/// What is known of artifacts, and of what else workloads are given.
 #[derive(Debug)]
 pub struct ArtifactView<'a> {
     /// Uploaded ones.
@@ -42,6 +43,8 @@ pub struct ArtifactView<'a> {
     pub provenance: &'a BTreeMap<Digest, Vec<StoredProvenance>>,
     /// Which builders are believed, and what every workload must prove.
     pub trust: &'a Bundle,
+    /// The secrets that there are.
+    pub secrets: &'a BTreeMap<Name, StoredSecret>,
 }
 
 impl ArtifactView<'_> {
@@ -265,6 +268,7 @@ fn workload(
         trust: def.placement.trust,
         provenance,
         attestation: def.attestation.clone(),
+        secrets: secrets(def, artifacts.secrets)?,
         id,
     })
 }
@@ -272,6 +276,21 @@ fn workload(
 /// The checks of the manifest let only names through.
 fn name(text: &str) -> Result<Name, Unready> {
     Name::new(text).map_err(|e| Unready::Problem(e.to_string()))
+}
+
+/// Each in the newest version that there is.
+fn secrets(def: &WorkloadDef, known: &BTreeMap<Name, StoredSecret>) -> Result<Vec<v1::SecretUse>, Unready> {
+    let given = |s: &SecretDef| {
+        let name = name(&s.name)?;
+        let missing = || Unready::Problem(format!("there is no secret {name}: cnova secret set {name}"));
+        let version = known.get(&name).ok_or_else(missing)?.version;
+        Ok(v1::SecretUse {
+            name,
+            version,
+            target: s.target.clone(),
+        })
+    };
+    def.secrets.iter().map(given).collect()
 }
 
 fn volumes(def: &WorkloadDef) -> Result<Vec<v1::Volume>, Unready> {

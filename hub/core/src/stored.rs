@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::CompileKey;
 use crate::enrol::{EnrolOp, StoredEnrolment};
 use crate::placement::CurrentPlacement;
+use crate::secrets::StoredSecret;
 
 /// An application as the store holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,6 +124,20 @@ pub enum Op {
     },
     /// The reference values.
     PutReferences(References),
+    /// A secret, its value locked.
+    PutSecret {
+        /// Its name.
+        name: Name,
+        /// It.
+        secret: StoredSecret,
+    },
+    /// A secret that is no more. Its version is kept, so that a later one of its name goes on counting.
+    DropSecret {
+        /// Its name.
+        name: Name,
+        /// Its last version.
+        version: u64,
+    },
     /// Tokens, known TPMs, enrolled nodes.
     Enrol(EnrolOp),
     /// The newest word of a node on a subject; also goes into the history.
@@ -177,6 +192,10 @@ pub struct Stored {
     pub references: References,
     /// Provenance by artifact, the oldest first.
     pub provenance: BTreeMap<Digest, Vec<StoredProvenance>>,
+    /// Secrets, their values locked.
+    pub secrets: BTreeMap<Name, StoredSecret>,
+    /// Last versions of secrets that were removed.
+    pub removed_secrets: BTreeMap<Name, u64>,
     /// Reported state.
     pub entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
     /// Lives of report streams that are over.
@@ -229,6 +248,14 @@ impl Stored {
                     self.ears.insert(node, bytes);
                 }
                 Op::PutReferences(references) => self.references = references,
+                Op::PutSecret { name, secret } => {
+                    self.removed_secrets.remove(&name);
+                    self.secrets.insert(name, secret);
+                }
+                Op::DropSecret { name, version } => {
+                    self.secrets.remove(&name);
+                    self.removed_secrets.insert(name, version);
+                }
                 Op::Enrol(op) => self.enrolment.apply(&op),
                 Op::PutEntry { node, stored } => {
                     self.entries

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use cnova_shared::bundle::Role;
+use cnova_shared::certificate::Tier;
 use cnova_shared::ids::NodeId;
+use cnova_shared::trust::BOOT_POLICY_SAID;
 use cnova_shared::trust_documents::Right;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,15 @@ pub struct TrustInfo {
     pub revoked: Vec<RevokedInfo>,
     /// What gateways may decide.
     pub delegations: Vec<DelegationInfo>,
+    /// The version of the document of approved boots, 0 when there is none.
+    #[serde(default)]
+    pub boot_policy_version: u64,
+    /// Boots under which nodes' own secrets open.
+    #[serde(default)]
+    pub boots: Vec<BootInfo>,
+    /// Nodes with a TPM that do not hold that document yet, and which version they hold, 0 for none.
+    #[serde(default)]
+    pub boots_behind: BTreeMap<NodeId, u64>,
     /// Nodes that hold an older bundle, and which.
     pub behind: BTreeMap<NodeId, u64>,
 }
@@ -73,6 +84,17 @@ pub struct DelegationInfo {
     pub not_after: u64,
 }
 
+/// A boot under which nodes' own secrets open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootInfo {
+    /// The reference values that it is one of.
+    pub name: String,
+    /// What the registers hold, by index.
+    pub pcrs: BTreeMap<u8, String>,
+    /// The keys that approved it.
+    pub keys: Vec<String>,
+}
+
 impl Hub {
     /// What the fleet trusts.
     #[must_use]
@@ -98,6 +120,18 @@ impl Hub {
             rights: d.rights.clone(),
             not_after: d.not_after,
         });
+        let policy = self.trust.boot_policy().map(|p| p.value());
+        let boots = policy.iter().flat_map(|p| &p.boots).map(|b| BootInfo {
+            name: b.name.clone(),
+            pcrs: b.values.iter().map(|(pcr, value)| (*pcr, value.to_string())).collect(),
+            keys: b.signatures.iter().map(|s| s.kid.to_string()).collect(),
+        });
+        let newest = policy.map_or(0, |p| p.version);
+        let said = |(n, r): (&NodeId, &crate::inventory::NodeRecord)| {
+            let has_tpm = self.tree.certificate(n).is_some_and(|c| c.tier == Tier::Tpm);
+            let held = r.hello.as_ref()?.documents.get(BOOT_POLICY_SAID).copied().unwrap_or(0);
+            (has_tpm && held < newest).then(|| (n.clone(), held))
+        };
         let held =
             |(n, r): (&NodeId, &crate::inventory::NodeRecord)| Some((n.clone(), r.hello.as_ref()?.trust_version));
         let behind = self.inventory.nodes().iter().filter_map(held);
@@ -111,6 +145,9 @@ impl Hub {
             revocations_version: list.map_or(0, |l| l.version),
             revoked: revoked.collect(),
             delegations: delegations.collect(),
+            boot_policy_version: newest,
+            boots_behind: self.inventory.nodes().iter().filter_map(said).collect(),
+            boots: boots.collect(),
             behind: behind.filter(|(_, v)| *v < content.version).collect(),
         }
     }

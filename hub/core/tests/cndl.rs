@@ -553,3 +553,119 @@ fn the_published_schema_is_current() {
         "{path} is out of date: run CNOVA_WRITE_SCHEMA=1 cargo test -p cnova-hub-core --test cndl"
     );
 }
+
+fn with_secrets(runtime: &str, more: &str) -> String {
+    format!(
+        "{}{more}\n",
+        SMALL.replace("runtime: wasm", &format!("runtime: {runtime}"))
+    )
+}
+
+#[test]
+fn secrets_are_given_as_variables_and_files() {
+    let text = with_secrets(
+        "container",
+        "    secrets: [{name: db, env: DB}, {name: tls, path: /run/secrets/tls}]",
+    );
+    let manifest = parse(&text);
+    let given: Vec<String> = manifest
+        .secrets()
+        .map(|(at, w, s)| format!("{at} {} {} {:?}", w.name, s.name, s.target))
+        .collect();
+    assert_eq!(
+        given,
+        [
+            "/workloads/0/secrets/0/name one db Env(\"DB\")",
+            "/workloads/0/secrets/1/name one tls File(\"/run/secrets/tls\")"
+        ]
+    );
+    assert_eq!(
+        cndl::restore(&cndl::canonical_json(&manifest), "stored").unwrap(),
+        manifest
+    );
+    assert!(
+        !cndl::canonical_json(&parse(SMALL)).contains("secrets"),
+        "those without stay as they were"
+    );
+}
+
+#[test]
+fn secrets_that_cannot_be_given_are_refused_at_their_place() {
+    for (runtime, more, expected) in [
+        (
+            "ebpf",
+            "    secrets: [{name: a, env: A}]",
+            "8:5 /workloads/0/secrets: an eBPF program has no environment",
+        ),
+        ("wasm", "    secrets: [{name: a}]", "expected exactly one of \"path\""),
+        (
+            "wasm",
+            "    secrets: [{name: a, env: A, path: /x}]",
+            "expected exactly one of \"path\"",
+        ),
+        (
+            "wasm",
+            "    secrets: [{name: A, env: A}]",
+            "expected a name of up to 63 lowercase letters",
+        ),
+        (
+            "wasm",
+            "    secrets: [{name: a, env: \"A=\"}]",
+            "expected a variable name",
+        ),
+        (
+            "wasm",
+            "    secrets: [{name: a, env: A}, {name: b, env: A}]",
+            "8:49 /workloads/0/secrets/1/env: the variable \"A\" is already used in line 8",
+        ),
+        (
+            "wasm",
+            "    env: {A: x}\n    secrets: [{name: a, env: A}]",
+            "9:30 /workloads/0/secrets/0/env: the variable \"A\" already has a value",
+        ),
+        ("wasm", "    secrets: [{name: a, path: /s/../b}]", "must not contain"),
+        (
+            "wasm",
+            "    secrets: [{name: a, path: rel}]",
+            "expected an absolute path",
+        ),
+        (
+            "container",
+            "    volumes: [{name: v, path: /s/a}]\n    secrets: [{name: a, path: /s/a}]",
+            "the path \"/s/a\" is already used in line 8",
+        ),
+        (
+            "container",
+            "    secrets: [{name: a, path: /s}, {name: b, path: /s}]",
+            "the path \"/s\" is already used",
+        ),
+        (
+            "wasm",
+            "    volumes: [{name: v, path: /s/data}]\n    secrets: [{name: a, path: /s/a}]",
+            "the secret in \"/s\" would hide \"/s/data\"",
+        ),
+        (
+            "wasm",
+            "    volumes: [{name: v, path: /data}]\n    secrets: [{name: a, path: /a}]",
+            "the secret in \"/\" would hide",
+        ),
+        (
+            "wasm",
+            "    settings: {coreDump: true}\n    secrets: [{name: a, env: A}]",
+            "8:26 /workloads/0/settings/coreDump: a core dump would",
+        ),
+        ("wasm", "    secrets: [{name: a, pth: /a}]", "did you mean \"path\"?"),
+    ] {
+        let said = said(&with_secrets(runtime, more));
+        assert!(said.contains(expected), "{more}: {said}");
+    }
+    // What lies beside it, or around it, is seen.
+    parse(&with_secrets(
+        "wasm",
+        "    volumes: [{name: v, path: /data}]\n    secrets: [{name: a, path: /data/keys/a}]",
+    ));
+    parse(&with_secrets(
+        "container",
+        "    volumes: [{name: v, path: /s/data}]\n    secrets: [{name: a, path: /s/a}]",
+    ));
+}

@@ -75,6 +75,7 @@ impl Rig {
                     let signed = match &**draft {
                         Draft::Revocations(list) => list.seal(&node(HUB), now_s, &key),
                         Draft::Delegation(d) => d.seal(&node(HUB), now_s, &key),
+                        Draft::BootPolicy(p) => p.seal(&node(HUB), now_s, &key),
                     };
                     let signed = signed.map_err(|e| e.to_string());
                     self.hub.handle(Event::DocumentSigned(draft.clone(), signed), self.now);
@@ -102,6 +103,7 @@ impl Rig {
             trust_version,
             documents: BTreeMap::new(),
             renew: false,
+            box_key: None,
             alarms: Vec::new(),
         };
         let bytes = who.seal(Kind::Hello, &hello, true);

@@ -43,6 +43,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// The keys that may sign twins (PEM, PKCS #8): the hub takes the one that the trust bundle lets sign longest.
     pub signing_keys: Vec<PathBuf>,
+    /// The keys with which it approves boots (PEM, PKCS #8, P-256); without any it approves none.
+    pub boot_policy_keys: Vec<PathBuf>,
     /// Which gateways may decide for their sites while the hub is away.
     pub delegation: DelegationRules,
     /// Who may use the API.
@@ -73,6 +75,9 @@ pub struct Attestation {
     pub grace_seconds: u64,
     /// The register of the launch log; the nodes' configuration must say the same.
     pub launch_pcr: u8,
+    /// The registers by which nodes' ledger keys are bound to approved boots; all that a reference set names but the launch
+    /// register where it is empty.
+    pub boot_policy_pcrs: BTreeSet<u8>,
     /// Whether a node whose disk was rolled back is let out of quarantine as soon as it was told what is newest. Else an
     /// operator does it (`cnova attest release`).
     pub release: bool,
@@ -86,6 +91,7 @@ impl Default for Attestation {
             valid_hours: rhythm.valid_s / 3600,
             grace_seconds: rhythm.grace_s,
             launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
+            boot_policy_pcrs: BTreeSet::new(),
             release: true,
         }
     }
@@ -102,6 +108,16 @@ impl Attestation {
             let pcr = self.launch_pcr;
             problems.push(format!("attestation.launch_pcr: {pcr} is not one of 8 to 15"));
         }
+        // 16 and 23 can be reset by any local root, and 17 to 22 begin anew without a reboot.
+        if let Some(pcr) = self
+            .boot_policy_pcrs
+            .iter()
+            .find(|p| **p > 15 || **p == self.launch_pcr)
+        {
+            problems.push(format!(
+                "attestation.boot_policy_pcrs: {pcr} is not one of 0 to 15, or is the register of the launch log"
+            ));
+        }
     }
 
     /// For the core; `seed` is random.
@@ -114,6 +130,7 @@ impl Attestation {
                 grace_s: self.grace_seconds,
             },
             launch_pcr: self.launch_pcr,
+            boot_pcrs: self.boot_policy_pcrs.clone(),
             releases: self.release,
             seed,
         }
@@ -246,6 +263,8 @@ struct Signing {
     key: PathBuf,
     #[serde(default)]
     more: Vec<PathBuf>,
+    #[serde(default)]
+    boot_policy: Vec<PathBuf>,
 }
 
 /// `[delegation]`.
@@ -428,6 +447,7 @@ fn check(path: &Path, file: File) -> Result<Config, Vec<String>> {
             .chain(file.signing.more)
             .map(at)
             .collect(),
+        boot_policy_keys: file.signing.boot_policy.into_iter().map(at).collect(),
         delegation,
         tokens: at(file.tokens),
         policy_dir: file.policy_dir.map(at),

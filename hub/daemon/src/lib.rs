@@ -26,3 +26,4 @@ pub mod stop;
 pub mod store;
 pub mod tokens;
 pub mod traffic;
+pub mod vault;

@@ -36,6 +36,7 @@ use crate::store::audit::Draft;
 use crate::store::{Store, StoreError, back_up};
 use crate::tokens::{Tokens, TokensError};
 use crate::traffic::Traffic;
+use crate::vault::Vault;
 
 /// How often the database is copied.
 const BACKUP_EVERY: Duration = Duration::from_secs(24 * 3600);
@@ -124,6 +125,7 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     let clock = Clock::new(identity.not_before_s().max(trust.contents().issued_at));
     let now_s = clock.now_s();
     let signer = Signer::load(&config.signing_keys, identity.node().clone(), &trust, now_s)?;
+    let signer = signer.with_approvers(&config.boot_policy_keys);
     let enrolment = config
         .enrolment
         .as_ref()
@@ -233,6 +235,10 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         enrolment,
         clock,
     } = check(&config)?;
+    // It holds keys, and for moments values of secrets: nothing of it belongs in a file.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "a crash of the hub may leave its keys in a core file");
+    }
     let (issuer, rules) = enrolment.unzip();
     let core_config = cnova_hub_core::Config {
         node: identity.node().clone(),
@@ -249,12 +255,14 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
     let traffic = Arc::new(Traffic::default());
     let (hub, requests) = event_loop::channel();
     let compiler = Compiler::new(config.aot_worker.clone(), library.clone(), signer.clone(), clock);
+    let vault = Arc::new(Vault::in_folder(&config.state_dir));
     let parts = Parts {
         config: core_config,
         newest_bundle: config.newest_bundle(),
         store: store.clone(),
         library: library.clone(),
         signer: signer.clone(),
+        vault: vault.clone(),
         compiler: Arc::new(compiler),
         downstream: Downstream {
             children: config.children.clone(),
@@ -285,6 +293,7 @@ pub async fn run(config: Config, set_aside_corrupt_store: bool) -> Result<(), Ru
         policy,
         traffic,
         signer,
+        vault,
         clock,
         node: identity.node().clone(),
         certificate_not_after_s: identity.not_after_s(),

@@ -9,9 +9,9 @@ use cnova_attestation::ear::Ear;
 use cnova_shared::bundle::{Role, TrustBundle};
 use cnova_shared::envelope::{self, Claims, SealError};
 use cnova_shared::ids::NodeId;
-use cnova_shared::keys::{KeyId, SignError, Signer as _, SoftKey};
+use cnova_shared::keys::{Algorithm, KeyId, SignError, Signer as _, SoftKey};
 use cnova_shared::topics::Kind;
-use cnova_shared::trust_documents::{Document, SealDocumentError};
+use cnova_shared::trust_documents::{BootPolicy, Document, DocumentError, SealDocumentError};
 use cnova_shared::twin::{self, TwinError};
 use cnova_shared::wire::v1;
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -66,6 +66,17 @@ pub enum SigningKeyError {
         /// What it may sign.
         roles: Vec<Role>,
     },
+    /// It approves no boots.
+    #[error(
+        "the trust bundle does not let the key {path} (key id {kid}) approve boots (role boot-policy, ES256), or its time is \
+         over: have the root keys sign one that does (cnova trust boot-policy-key)"
+    )]
+    NotForBoots {
+        /// Which file.
+        path: PathBuf,
+        /// The key's id.
+        kid: KeyId,
+    },
     /// Its time is over.
     #[error(
         "the signing key {path} (key id {kid}) ran out at {not_after} and it is {now} (seconds since 1970): nodes keep \
@@ -113,6 +124,7 @@ impl SigningKey {
 #[derive(Debug)]
 pub struct Signer {
     files: Vec<PathBuf>,
+    approvers: Vec<PathBuf>,
     hub: NodeId,
     now: RwLock<Arc<SigningKey>>,
 }
@@ -126,9 +138,55 @@ impl Signer {
         let key = pick(files, trust, now_s)?;
         Ok(Self {
             files: files.to_vec(),
+            approvers: Vec::new(),
             hub,
             now: RwLock::new(Arc::new(key)),
         })
+    }
+
+    /// Has files of keys with which boots are approved, too.
+    #[must_use]
+    pub fn with_approvers(mut self, files: &[PathBuf]) -> Self {
+        self.approvers = files.to_vec();
+        self
+    }
+
+    /// The keys with which boots may be approved under this bundle, read from their files. One that cannot be used is
+    /// named in the log.
+    #[must_use]
+    pub fn approvers(&self, trust: &TrustBundle, now_s: u64) -> Vec<SoftKey> {
+        let usable = |path: &PathBuf| match read_approver(path, trust, now_s) {
+            Ok(key) => Some(key),
+            Err(error) => {
+                tracing::warn!(%error, "no boots are approved with a key");
+                None
+            }
+        };
+        self.approvers.iter().filter_map(usable).collect()
+    }
+
+    /// Approves the boots of a document with every key that there is for it, and signs it.
+    ///
+    /// # Errors
+    /// [`SealDocumentError`].
+    pub fn boot_policy(
+        &self,
+        policy: &BootPolicy,
+        trust: &TrustBundle,
+        now_s: u64,
+    ) -> Result<Vec<u8>, SealDocumentError> {
+        let (mut policy, keys) = (policy.clone(), self.approvers(trust, now_s));
+        for boot in &mut policy.boots {
+            for key in keys
+                .iter()
+                .filter(|k| !boot.is_signed_by(k.public_key().id()))
+                .collect::<Vec<_>>()
+            {
+                boot.approve(key).map_err(|e| DocumentError::Invalid(e.to_string()))?;
+            }
+        }
+        policy.boots.retain(|b| !b.signatures.is_empty());
+        self.document(&policy, now_s)
     }
 
     /// Reads the files again and says which key is the one for this bundle.
@@ -260,17 +318,30 @@ fn pick(files: &[PathBuf], trust: &TrustBundle, now_s: u64) -> Result<SigningKey
     }
 }
 
-fn read(path: &Path, trust: &TrustBundle, now_s: u64) -> Result<SigningKey, SigningKeyError> {
-    let path = path.to_owned();
-    let pem = fs::read(&path).map_err(|source| SigningKeyError::Read {
-        path: path.clone(),
+fn read_key(path: &Path) -> Result<SoftKey, SigningKeyError> {
+    let pem = fs::read(path).map_err(|source| SigningKeyError::Read {
+        path: path.to_owned(),
         source,
     })?;
     let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
     let key = der.and_then(|der| SoftKey::from_pkcs8(der.secret_pkcs8_der()).ok());
-    let Some(key) = key else {
-        return Err(SigningKeyError::NotAKey { path });
-    };
+    key.ok_or_else(|| SigningKeyError::NotAKey { path: path.to_owned() })
+}
+
+/// A key with which boots may be approved now.
+fn read_approver(path: &Path, trust: &TrustBundle, now_s: u64) -> Result<SoftKey, SigningKeyError> {
+    let key = read_key(path)?;
+    let kid = key.public_key().id();
+    let is_usable = trust.key(kid, Role::BootPolicy, now_s).is_some() && key.public_key().algorithm == Algorithm::Es256;
+    is_usable.then_some(key).ok_or_else(|| SigningKeyError::NotForBoots {
+        path: path.to_owned(),
+        kid,
+    })
+}
+
+fn read(path: &Path, trust: &TrustBundle, now_s: u64) -> Result<SigningKey, SigningKeyError> {
+    let path = path.to_owned();
+    let key = read_key(&path)?;
     let kid = key.public_key().id();
     // A key may stand in a bundle more than once, for different roles and times.
     let keys = trust.contents().keys.iter();

@@ -123,6 +123,7 @@ impl Played {
             trust_version: 1,
             documents: Default::default(),
             renew: false,
+            box_key: None,
             alarms: Vec::new(),
         };
         self.say(Kind::Hello, HUB_AUDIENCE, &hello);

@@ -10,10 +10,12 @@ use cnova_hub::store::audit::{self, Draft};
 use cnova_hub::store::history::{HISTORY_PER_NODE, HISTORY_SLACK};
 use cnova_hub::store::{BACKUPS_KEPT, Store, StoreError, back_up, list_backups};
 use cnova_hub_core::placement::CurrentPlacement;
+use cnova_hub_core::secrets::StoredSecret;
 use cnova_hub_core::{CompileKey, Op, Stored, StoredApp, StoredEntry};
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::tree::TreeOp;
+use cnova_shared::trust::TrustOp;
 use cnova_shared::wire::v1::{self, Body, Stream};
 use cnova_store::OnCorrupt;
 use proptest::prelude::*;
@@ -112,8 +114,36 @@ fn app() -> impl Strategy<Value = StoredApp> {
     })
 }
 
+fn secret() -> impl Strategy<Value = StoredSecret> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..40);
+    (any::<u64>(), bytes(), bytes(), any::<bool>(), any::<u64>()).prop_map(|(version, locked, tag, is_text, set_ms)| {
+        StoredSecret {
+            version,
+            locked,
+            tag,
+            is_text,
+            allow: ["app", "app/one"].map(|g| g.parse().unwrap()).into(),
+            by: "ann".into(),
+            set_ms,
+        }
+    })
+fn trust_op() -> impl Strategy<Value = TrustOp> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..50);
+    let version = prop_oneof![0..4_u64, Just(u64::MAX)];
+    prop_oneof![
+        (version, bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
+        bytes().prop_map(TrustOp::PutRevocations),
+        (node(), bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
+        bytes().prop_map(|bytes| TrustOp::PutDocument {
+            kind: v1::TrustItemKind::BootPolicy,
+            bytes
+        }),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
+        1 => trust_op().prop_map(Op::Trust),
         3 => tree_op().prop_map(Op::Tree),
         1 => any::<u64>().prop_map(Op::Epoch),
         2 => (name(), app()).prop_map(|(name, app)| Op::PutApp { name, app }),
@@ -129,6 +159,8 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         1 => (node(), any::<u64>()).prop_map(|(node, retired)| Op::ClearEntries { node, retired }),
         1 => (node(), key()).prop_map(|(node, key)| Op::VoidEntry { node, key }),
+        2 => (name(), secret()).prop_map(|(name, secret)| Op::PutSecret { name, secret }),
+        1 => (name(), any::<u64>()).prop_map(|(name, version)| Op::DropSecret { name, version }),
     ]
 }
 

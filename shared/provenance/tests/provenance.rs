@@ -362,6 +362,7 @@ fn workload(artifact: &Digest, source: &Digest, envelopes: &[Vec<u8>]) -> v1::Wo
         trust: v1::TrustRequirement::default(),
         provenance: envelopes.iter().map(named).collect(),
         attestation: Some(policy(2, &["https://ci.example/*"])),
+        secrets: Vec::new(),
     }
 }
 

@@ -17,6 +17,12 @@ pub enum RootError {
         /// The registers of the approved policy.
         pcrs: Vec<u8>,
     },
+    /// What was sealed was sealed elsewhere, or was changed: it opens here never again.
+    #[error("what was sealed cannot be opened here: {reason}")]
+    NotOurs {
+        /// What was found.
+        reason: String,
+    },
     /// The TPM refused.
     #[error("the TPM refused {command}: {reason}")]
     Refused {

@@ -13,8 +13,8 @@ use cnova_shared::ids::Digest;
 use cnova_shared::keys::{PublicKey, Signer};
 use zeroize::Zeroizing;
 
-pub mod boot_policy;
 mod error;
+pub mod ledger_key;
 pub mod measurer;
 mod soft;
 #[cfg(feature = "testing")]
@@ -23,8 +23,9 @@ pub mod tls;
 #[cfg(feature = "tpm")]
 pub mod tpm;
 
-pub use boot_policy::{ApproveError, BootApproval};
+pub use cnova_shared::boot_policy::{self, ApproveError, BootApproval};
 pub use error::RootError;
+pub use ledger_key::LedgerKey;
 pub use soft::Soft;
 pub use tls::tls_signing_key;
 #[cfg(feature = "tpm")]
@@ -97,6 +98,18 @@ pub trait RootOfTrust: Send + Sync + std::fmt::Debug {
         approver: &PublicKey,
         approval: &BootApproval,
     ) -> Result<Zeroizing<Vec<u8>>, RootError>;
+
+    /// Seals a short secret so that it opens here and nowhere else, whatever was booted. The result may lie on disk.
+    ///
+    /// # Errors
+    /// [`RootError`].
+    fn seal_here(&self, secret: &[u8]) -> Result<Vec<u8>, RootError>;
+
+    /// Opens what [`RootOfTrust::seal_here`] sealed.
+    ///
+    /// # Errors
+    /// [`RootError`]; it was sealed elsewhere, or so that only an approved boot opens it, or was changed.
+    fn unseal_here(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RootError>;
 
     /// The monotonic counter's value; `None` before its first increment.
     ///

@@ -84,6 +84,43 @@ impl Soft {
             random: SystemRandom::new(),
         })
     }
+
+    fn encrypt(&self, secret: &[u8], associated: Aad<Vec<u8>>) -> Result<Vec<u8>, RootError> {
+        if secret.len() > SECRET_BYTES_MAX {
+            return Err(too_long(secret.len()));
+        }
+        let mut nonce = [0; NONCE_LEN];
+        let no_random = |_| RootError::File("the system gave no randomness to seal with".into());
+        self.random.fill(&mut nonce).map_err(no_random)?;
+        let mut out = vec![SEALED_VERSION];
+        out.extend_from_slice(&nonce);
+        // With room for the tag: growing would leave a copy of the secret behind.
+        let mut text = Zeroizing::new(Vec::with_capacity(secret.len() + AES_256_GCM.tag_len()));
+        text.extend_from_slice(secret);
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.seal_key
+            .seal_in_place_append_tag(nonce, associated, &mut *text)
+            .map_err(|_| RootError::File("sealing failed".into()))?;
+        out.extend_from_slice(&text);
+        Ok(out)
+    }
+
+    fn decrypt(&self, sealed: &[u8], associated: Aad<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, RootError> {
+        let bad = || RootError::NotOurs {
+            reason: "another key or another approver sealed it, or it was changed".into(),
+        };
+        let text = sealed.strip_prefix(&[SEALED_VERSION]).ok_or_else(bad)?;
+        let (nonce, text) = text.split_first_chunk::<NONCE_LEN>().ok_or_else(bad)?;
+        if text.len() > SEALED_BYTES_MAX {
+            return Err(bad());
+        }
+        let mut text = Zeroizing::new(text.to_vec());
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let opened = self.seal_key.open_in_place(nonce, associated, &mut text);
+        let length = opened.map_err(|_| bad())?.len();
+        text.truncate(length);
+        Ok(text)
+    }
 }
 
 fn file_error(what: &str, path: &Path, source: &io::Error) -> RootError {
@@ -168,6 +205,11 @@ fn associated(approver: &PublicKey) -> Aad<Vec<u8>> {
     Aad::from([SEAL_INFO, &approver.bytes].concat())
 }
 
+/// For what nobody approves; no approver's key is empty.
+fn associated_here() -> Aad<Vec<u8>> {
+    Aad::from(SEAL_INFO.to_vec())
+}
+
 const fn no_tpm<T>(what: &'static str) -> Result<T, RootError> {
     Err(RootError::NoTpm { what })
 }
@@ -206,40 +248,19 @@ impl RootOfTrust for Soft {
     }
 
     fn seal(&self, secret: &[u8], approver: &PublicKey) -> Result<Vec<u8>, RootError> {
-        if secret.len() > SECRET_BYTES_MAX {
-            return Err(too_long(secret.len()));
-        }
-        let mut nonce = [0; NONCE_LEN];
-        let no_random = |_| RootError::File("the system gave no randomness to seal with".into());
-        self.random.fill(&mut nonce).map_err(no_random)?;
-        let mut out = vec![SEALED_VERSION];
-        out.extend_from_slice(&nonce);
-        let mut text = secret.to_vec();
-        let nonce = Nonce::assume_unique_for_key(nonce);
-        self.seal_key
-            .seal_in_place_append_tag(nonce, associated(approver), &mut text)
-            .map_err(|_| RootError::File("sealing failed".into()))?;
-        out.extend_from_slice(&text);
-        Ok(out)
+        self.encrypt(secret, associated(approver))
     }
 
     fn unseal(&self, sealed: &[u8], approver: &PublicKey, _: &BootApproval) -> Result<Zeroizing<Vec<u8>>, RootError> {
-        let bad = || {
-            RootError::File(
-                "what was sealed cannot be opened: another key or another approver sealed it, or it was changed".into(),
-            )
-        };
-        let text = sealed.strip_prefix(&[SEALED_VERSION]).ok_or_else(bad)?;
-        let (nonce, text) = text.split_first_chunk::<NONCE_LEN>().ok_or_else(bad)?;
-        if text.len() > SEALED_BYTES_MAX {
-            return Err(bad());
-        }
-        let mut text = Zeroizing::new(text.to_vec());
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = self.seal_key.open_in_place(nonce, associated(approver), &mut text);
-        let length = opened.map_err(|_| bad())?.len();
-        text.truncate(length);
-        Ok(text)
+        self.decrypt(sealed, associated(approver))
+    }
+
+    fn seal_here(&self, secret: &[u8]) -> Result<Vec<u8>, RootError> {
+        self.encrypt(secret, associated_here())
+    }
+
+    fn unseal_here(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RootError> {
+        self.decrypt(sealed, associated_here())
     }
 
     /// Always `None`: a file can be put back, so it counts nothing.

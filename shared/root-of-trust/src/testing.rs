@@ -206,6 +206,31 @@ impl Swtpm {
         self.launch();
     }
 
+    /// Starts it again for a virtual machine, killing it first if it runs: QEMU reaches it by the socket whose path is
+    /// returned, and nothing else does. It ends with the machine's power; starting it again is switching it on.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn serve_machine(&mut self) -> PathBuf {
+        self.kill();
+        let socket = self.folder.path().join("machine");
+        let _ = fs::remove_file(&socket);
+        let child = self
+            .command()
+            .arg("--ctrl")
+            .arg(format!("type=unixio,path={}", socket.display()))
+            .arg("--terminate")
+            .spawn();
+        let child = self.child.insert(must(child, "swtpm"));
+        let begun = Instant::now();
+        while !socket.exists() {
+            let alive = matches!(child.try_wait(), Ok(None)) && begun.elapsed() < SWTPM_LIMIT;
+            assert!(alive, "swtpm does not start");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        socket
+    }
+
     /// Makes it hang (SIGSTOP): connections are taken and never answered.
     pub fn stop_answering(&self) {
         self.signal(Signal::STOP);
@@ -224,21 +249,33 @@ impl Swtpm {
         }
     }
 
-    fn launch(&mut self) {
-        let log = self.folder.path().join("swtpm.log");
-        let (data, control) = (self.ports.data, self.ports.data + 1);
-        let child = Command::new("swtpm")
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("swtpm.log")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("swtpm");
+        command
             .args(["socket", "--tpm2", "--tpmstate"])
             .arg(format!("dir={}", self.folder.path().display()))
+            .arg("--log")
+            .arg(format!("file={}", self.log().display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    }
+
+    fn launch(&mut self) {
+        let log = self.log();
+        let (data, control) = (self.ports.data, self.ports.data + 1);
+        let child = self
+            .command()
             .arg("--server")
             .arg(format!("type=tcp,port={data},bindaddr=127.0.0.1,disconnect"))
             .arg("--ctrl")
             .arg(format!("type=tcp,port={control},bindaddr=127.0.0.1"))
-            .args(["--flags", "not-need-init,startup-clear", "--log"])
-            .arg(format!("file={}", log.display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .args(["--flags", "not-need-init,startup-clear"])
             .spawn();
         let child = self.child.insert(must(child, "swtpm"));
         let begun = Instant::now();

@@ -189,6 +189,25 @@ impl RootOfTrust for Tpm {
         })
     }
 
+    fn seal_here(&self, secret: &[u8]) -> Result<Vec<u8>, RootError> {
+        if secret.len() > crate::SECRET_BYTES_MAX {
+            return Err(crate::soft::too_long(secret.len()));
+        }
+        let secret = Zeroizing::new(secret.to_vec());
+        self.call("seal", move |tpm| {
+            let (context, keys) = tpm.keyed()?;
+            sealing::seal_here(context, keys, &secret)
+        })
+    }
+
+    fn unseal_here(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RootError> {
+        let object = sealing::Object::read(sealed)?;
+        self.call("TPM2_Unseal", move |tpm| {
+            let (context, keys) = tpm.keyed()?;
+            sealing::unseal_here(context, keys, &object)
+        })
+    }
+
     fn counter(&self) -> Result<Option<u64>, RootError> {
         let index = self.config.counter_index;
         self.call("TPM2_NV_Read", move |tpm| counter::read(&mut tpm.context, index))

@@ -118,19 +118,10 @@ fn sealed_bytes_that_are_damaged_or_of_another_tpm_do_not_open() {
     let approval = BootApproval::sign(&values, &approver).unwrap();
     let sealed = tpm.seal(b"secret", approver.public_key()).unwrap();
     let elsewhere = other.unseal(&sealed, approver.public_key(), &approval);
-    assert!(
-        matches!(
-            elsewhere,
-            Err(RootError::Refused {
-                command: "TPM2_Load",
-                ..
-            })
-        ),
-        "{elsewhere:?}"
-    );
+    assert!(matches!(elsewhere, Err(RootError::NotOurs { .. })), "{elsewhere:?}");
     for cut in [0, 1, sealed.len() / 2, sealed.len() - 1] {
         let result = tpm.unseal(&sealed[..cut], approver.public_key(), &approval);
-        assert!(matches!(result, Err(RootError::Refused { .. })), "{cut}: {result:?}");
+        assert!(matches!(result, Err(RootError::NotOurs { .. })), "{cut}: {result:?}");
     }
     for at in (0..sealed.len()).step_by(7) {
         let mut bent = sealed.clone();

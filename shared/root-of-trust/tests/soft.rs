@@ -103,11 +103,11 @@ fn what_is_sealed_opens_with_the_same_key_and_approver_alone() {
     assert_eq!(opened.as_slice(), b"the ledger's key");
     assert!(matches!(
         soft.unseal(&sealed, stranger.public_key(), &none),
-        Err(RootError::File(_))
+        Err(RootError::NotOurs { .. })
     ));
     assert!(matches!(
         other.unseal(&sealed, approver.public_key(), &none),
-        Err(RootError::File(_))
+        Err(RootError::NotOurs { .. })
     ));
     for at in 0..sealed.len() {
         let mut bent = sealed.clone();

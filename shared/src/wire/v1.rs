@@ -23,7 +23,9 @@ pub use enrol::{
     Enrol, EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolFinish, EnrolIssued, EnrolRefused, EnrolStep, Enrolled,
 };
 pub use trust::{Challenge, LogPrefix, Trust, TrustItem, TrustItemKind, TrustRequirement};
-pub use workload::{Artifact, Grants, InputFile, Restart, RestartPolicy, Twin, Volume, Workload};
+pub use workload::{
+    Artifact, Grants, InputFile, Restart, RestartPolicy, SealedSecret, SecretTarget, SecretUse, Twin, Volume, Workload,
+};
 
 /// The version that every message of this module carries in `v`.
 pub const VERSION: u32 = 1;
@@ -155,6 +157,9 @@ pub struct Hello {
     /// The twin held is signed by a key that the trust bundle no longer names: send it, signed anew.
     #[serde(default, skip_serializing_if = "is_default")]
     pub renew: bool,
+    /// The key that its secrets are encrypted to: a point of P-256, uncompressed; nothing where it can open none.
+    #[serde(rename = "box", default, skip_serializing_if = "is_default")]
+    pub box_key: Option<ByteBuf>,
     /// Conditions that cannot wait for, or do not fit, the report stream.
     #[serde(default)]
     pub alarms: Vec<Alarm>,

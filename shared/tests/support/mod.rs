@@ -177,6 +177,7 @@ pub fn workload(id: &str, artifact: &str) -> v1::Workload {
         trust: v1::TrustRequirement::default(),
         provenance: Vec::new(),
         attestation: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -187,6 +188,7 @@ pub fn twin(name: &str, generation: u64, workloads: Vec<v1::Workload>) -> v1::Tw
         epoch: 1,
         generation,
         workloads,
+        secrets: Vec::new(),
     }
 }
 

@@ -3,12 +3,15 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle};
 use cnova_shared::envelope::seal;
-use cnova_shared::ids::NodeId;
+use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::keys::{KeyId, Signer, SoftKey};
+use cnova_shared::selector::Selector;
 use cnova_shared::topics::Kind;
-use cnova_shared::trust_documents::{Delegation, Document, Revocations, RevokedNode, Right};
+use cnova_shared::trust_documents::{BootPolicy, Delegation, Document, PolicyBoot, Revocations, RevokedNode, Right};
 use cnova_shared::wire::v1::{self, TrustItem, TrustItemKind};
 
 use crate::support::{EPOCH_S, HUB, KEY_ENDS_S, ca_der, claims, contents, hub_key, node, root_key, soft};
@@ -104,4 +107,61 @@ pub fn delegation_item(delegation: &Delegation, key: &SoftKey) -> TrustItem {
 /// A twin by `key`.
 pub fn twin_by(key: &SoftKey, twin: &v1::Twin) -> Vec<u8> {
     seal(Kind::Twin, &claims(HUB, twin.node.as_str()), twin, &[], key).unwrap()
+}
+
+/// A new key for boots.
+pub fn new_boot_key() -> SoftKey {
+    SoftKey::from_pkcs8(&rcgen::KeyPair::generate().unwrap().serialize_der()).unwrap()
+}
+
+/// The next bundle after the flashed one: the hub's key may sign documents, and these may approve boots, the last one
+/// longest.
+pub fn bundle_with_boot_keys(version: u64, keys: &[&SoftKey]) -> TrustItem {
+    let for_boots = keys.iter().zip(1..).map(|(key, n)| SigningKey {
+        key: key.public_key().clone(),
+        roles: vec![Role::BootPolicy],
+        not_after: KEY_ENDS_S + n,
+    });
+    let contents = Bundle {
+        version,
+        issued_at: EPOCH_S + version,
+        keys: [may_sign(&hub_key())].into_iter().chain(for_boots).collect(),
+        ..contents(ca_der())
+    };
+    TrustItem {
+        kind: TrustItemKind::Bundle,
+        body: bundle::sign(&contents, &[&root_key()]).unwrap().into(),
+    }
+}
+
+/// A boot for these nodes, whose registers 0 and 7 hold the digests of `zero` and `seven`, approved by `keys`.
+pub fn approved_boot(name: &str, nodes: &[&str], values: (&str, &str), keys: &[&SoftKey]) -> PolicyBoot {
+    let mut boot = PolicyBoot {
+        name: name.into(),
+        nodes: Selector {
+            nodes: nodes.iter().map(|n| node(n)).collect(),
+            ..Selector::default()
+        },
+        values: registers(values),
+        signatures: Vec::new(),
+    };
+    for key in keys {
+        boot.approve(*key).unwrap();
+    }
+    boot
+}
+
+pub fn registers((zero, seven): (&str, &str)) -> BTreeMap<u8, Digest> {
+    BTreeMap::from([(0, Digest::of(zero.as_bytes())), (7, Digest::of(seven.as_bytes()))])
+}
+
+/// A document of approved boots by `key`.
+pub fn boot_policy(version: u64, boots: Vec<PolicyBoot>, key: &SoftKey) -> TrustItem {
+    TrustItem {
+        kind: TrustItemKind::BootPolicy,
+        body: BootPolicy::new(version, boots)
+            .seal(&node(HUB), EPOCH_S, key)
+            .unwrap()
+            .into(),
+    }
 }

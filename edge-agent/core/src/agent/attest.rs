@@ -7,7 +7,7 @@ use cnova_shared::ids::HUB_AUDIENCE;
 
 use super::*;
 use crate::intake::Refusal;
-use crate::standing::{CounterState, OwnBoot, Rollback};
+use crate::standing::{CounterState, Rollback};
 
 /// A parent that was affirming is listened to for so long after its result has ended, seconds.
 pub(super) const PARENT_GRACE_S: u64 = 7 * 86_400;
@@ -15,11 +15,6 @@ pub(super) const PARENT_GRACE_S: u64 = 7 * 86_400;
 impl Agent {
     /// Looks at what the TPM says of the ledger, once at boot.
     pub(super) fn judge_disk(&mut self, now: Now) {
-        if let OwnBoot::Refused(why) = &self.config.root.own_boot {
-            let detail =
-                format!("this node booted something that is not approved, and what asks for trust waits: {why}");
-            self.alarm("own-boot", detail, now);
-        }
         match Rollback::judge(self.counter, self.config.root.counter) {
             Rollback::None => {}
             Rollback::Begin(value) => {

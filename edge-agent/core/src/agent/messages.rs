@@ -279,6 +279,7 @@ impl Agent {
             trust_version: self.trust.version(),
             documents: self.trust.documents(),
             renew: self.twin.as_ref().is_some_and(|t| self.is_void(t)),
+            box_key: self.config.box_key.as_ref().ok().map(|key| key.to_bytes().into()),
             alarms: self.config.alarms.clone(),
         }
     }

@@ -36,6 +36,7 @@ impl Agent {
             let desired = Desired {
                 workload: w.clone(),
                 spec,
+                secrets: secrets_of(w, twin.twin()),
                 asked_by,
             };
             machine.set_desired(Some(desired), now.mono_ms);
@@ -83,6 +84,25 @@ impl Agent {
         Some(match self.fetches.problem(&a.digest) {
             Some(why) => format!("artifact {}: {why}", a.digest.short()),
             None => format!("artifact {} of {} bytes is being fetched", a.digest.short(), a.size),
+        })
+    }
+
+    /// Why a secret of what is to run cannot be opened here.
+    pub(crate) fn closed(&self, machine: &Machine) -> Option<String> {
+        let target = machine.target()?;
+        let sealed = machine.target_secrets();
+        target.secrets.iter().find_map(|given| {
+            let name = &given.name;
+            let held = sealed.iter().find(|s| s.name == *name && s.version == given.version);
+            match (held, &self.config.box_key) {
+                (_, Err(why)) => Some(format!("secret {name} cannot be opened: {why}")),
+                (None, Ok(_)) => Some(format!("secret {name} (version {}) is not in the twin", given.version)),
+                (Some(held), Ok(own)) if held.key != own.id() => Some(format!(
+                    "secret {name} is encrypted to an earlier key of this node: the hub sends it anew when it hears of \
+                     this one"
+                )),
+                _ => None,
+            }
         })
     }
 
@@ -192,6 +212,7 @@ impl Agent {
         };
         let launch = Launch {
             workload: target.clone(),
+            secrets: machine.target_secrets().to_vec(),
             version: machine.target_version(),
             attempt: row.attempt,
             spec: row.spec,
@@ -227,4 +248,10 @@ impl Agent {
                 .push_back(Action::KeepArtifacts(keep.into_iter().collect()));
         }
     }
+}
+
+/// The secrets of a twin that a workload uses.
+fn secrets_of(w: &v1::Workload, twin: &v1::Twin) -> Vec<v1::SealedSecret> {
+    let used = |s: &&v1::SealedSecret| w.secrets.iter().any(|u| u.name == s.name && u.version == s.version);
+    twin.secrets.iter().filter(used).cloned().collect()
 }

@@ -41,11 +41,14 @@ impl Agent {
         !v1::AttestationPolicy::in_force([workload.attestation.as_ref(), of_bundle]).is_empty()
     }
 
-    /// What keeps a workload's target from being started: an artifact that is not here, or provenance that does not
-    /// hold.
+    /// What keeps a workload's target from being started: an artifact that is not here, a secret that cannot be opened,
+    /// or provenance that does not hold.
     pub(crate) fn lack(&self, machine: &Machine) -> Option<Lack> {
         if let Some(missing) = self.missing(machine) {
             return Some(Lack::Fetching(missing));
+        }
+        if let Some(why) = self.closed(machine) {
+            return Some(Lack::Secret(why));
         }
         let (target, spec) = (machine.target()?, machine.target_spec()?);
         if !self.must_prove(target) {

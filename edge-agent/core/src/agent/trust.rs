@@ -32,7 +32,7 @@ impl Agent {
 
     /// Conditions of trust, for a person in front of the node.
     pub(crate) fn trust_alarms(&self) -> Vec<String> {
-        let all = [STORED_ALARM, REFUSED_ALARM, OLD_ALARM, PARENT_ALARM].into_iter();
+        let all = [STORED_ALARM, REFUSED_ALARM, OLD_ALARM, PARENT_ALARM, own_boot::ALARM].into_iter();
         let said = all.filter_map(|key| match &self.reporter.entry(key)?.body {
             Body::Alarm(a) => Some(format!("{}: {}", a.code, a.detail)),
             _ => None,
@@ -82,6 +82,7 @@ impl Agent {
         self.effects.push_back(Action::TrustChanged(self.trust.view()));
         let text = format!("trust bundle version {} is in force", self.trust.version());
         self.stage(Stage::Note(text));
+        self.look_at_own_boot();
         if self.parent.revoked(&self.trust).is_some() == was_revoked {
             self.parent.changed(now.mono_ms);
         } else {

@@ -11,12 +11,14 @@ pub enum Lack {
     Fetching(String),
     /// Its provenance does not hold, or is being checked.
     Unproven(String),
+    /// A secret that it uses cannot be opened here.
+    Secret(String),
 }
 
 impl Lack {
     fn text(&self) -> &str {
         match self {
-            Self::Fetching(text) | Self::Unproven(text) => text,
+            Self::Fetching(text) | Self::Unproven(text) | Self::Secret(text) => text,
         }
     }
 }
@@ -46,7 +48,7 @@ impl Machine {
             Observed::Idle { why } => match (&self.decision, lack) {
                 (Decision::Wait(reason) | Decision::Hold(reason), _) => (W::Waiting, reason.to_string()),
                 (Decision::Run { .. }, Some(Lack::Fetching(m))) => (W::Fetching, m),
-                (Decision::Run { .. }, Some(Lack::Unproven(m))) => (W::Waiting, m),
+                (Decision::Run { .. }, Some(Lack::Unproven(m) | Lack::Secret(m))) => (W::Waiting, m),
                 (Decision::Run { .. }, None) if !fits_now => (
                     W::Waiting,
                     "room: it waits until a workload that is being stopped has made room".into(),

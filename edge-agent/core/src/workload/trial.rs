@@ -146,6 +146,7 @@ impl Machine {
                 workload: target.clone(),
                 epoch,
                 generation,
+                secrets: self.target_secrets().to_vec(),
             }));
             self.is_changed = true;
         }

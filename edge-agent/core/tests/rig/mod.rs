@@ -27,6 +27,10 @@ pub struct Rig {
     pub now: Now,
     /// Codes of the alarms in the last hello.
     pub hello_alarms: Vec<String>,
+    /// The key for secrets in it.
+    pub hello_box_key: Option<Vec<u8>>,
+    /// What was started.
+    pub launches: Vec<cnova_agent_core::Launch>,
 }
 
 pub fn config() -> Config {
@@ -55,6 +59,7 @@ pub fn config() -> Config {
         alarms: Vec::new(),
         key: cnova_shared::keys::Signer::public_key(&cnova_shared::keys::SoftKey::ed25519_from_seed(&[9; 32])).clone(),
         renew_s: None,
+        box_key: Err("this rig has none".into()),
     }
 }
 
@@ -75,6 +80,8 @@ impl Rig {
             stored,
             now,
             hello_alarms: Vec::new(),
+            hello_box_key: None,
+            launches: Vec::new(),
         };
         let actions = rig.perform();
         (rig, actions)
@@ -163,6 +170,7 @@ impl Rig {
                 Action::Persist(ops) => self.stored.apply(ops),
                 Action::Send(Message::Hello(h)) => {
                     self.hello_alarms = h.alarms.iter().map(|a| a.code.clone()).collect();
+                    self.hello_box_key = h.box_key.as_ref().map(|k| k.to_vec());
                 }
                 Action::Start(launch) => {
                     let row = self
@@ -176,6 +184,7 @@ impl Rig {
                         (launch.attempt, launch.spec, Phase::Active)
                     );
                     assert!(self.stored.twin.is_some());
+                    self.launches.push((**launch).clone());
                 }
                 Action::Send(Message::Report(report)) => {
                     for entry in &report.entries {
@@ -233,6 +242,7 @@ pub fn brief_op(op: &Op) -> String {
             TrustOp::PutBundle { version, .. } => format!("bundle {version}"),
             TrustOp::PutRevocations(_) => "revocations".into(),
             TrustOp::PutDelegation { gateway, .. } => format!("delegation {gateway}"),
+            TrustOp::PutDocument { kind, .. } => kind.as_str().into(),
         },
         Op::Stream(StreamOp::Put(e)) => format!("say {}", e.key),
         Op::Stream(StreamOp::Delete(key)) => format!("unsay {key}"),
@@ -262,6 +272,7 @@ pub fn brief(action: &Action) -> String {
         Action::Stop { id, attempt, grace_ms } => format!("stop {id}#{attempt} {grace_ms}"),
         Action::Answer { id, attempt, .. } => format!("answer {id} {attempt:?}"),
         Action::CountUp => "count up".into(),
+        Action::OpenLedgerKey(boots) => format!("open the ledger key under {} boots", boots.approved.len()),
         Action::Attest { verifier, .. } => format!("attest to {verifier}"),
         Action::TrustChanged(view) => format!("trust {}", view.version),
         Action::KeepArtifacts(keep) => format!("keep [{}]", keep.iter().map(name_of).collect::<Vec<_>>().join(", ")),

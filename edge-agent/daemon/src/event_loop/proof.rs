@@ -1,12 +1,14 @@
 //! What the loop asks of the TPM, beside itself: a TPM may take seconds, or never answer.
 
 use cnova_agent_core::Event;
-use cnova_agent_core::standing::{Counter, CounterState};
+use cnova_agent_core::standing::{Counter, CounterState, OwnBoot};
 use cnova_root_of_trust::RootOfTrust;
+use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::ids::NodeId;
 use cnova_shared::wire::v1::Challenge;
 
 use super::{Done, EventLoop};
+use crate::key_keeper::Tried;
 
 impl EventLoop {
     pub(super) fn attest(&self, verifier: NodeId, challenge: Challenge, now_s: u64) {
@@ -37,6 +39,28 @@ impl EventLoop {
             self.parts.config.root.counter = CounterState::Value(Counter { value, is_new: false });
         }
         Event::Counted(result)
+    }
+
+    pub(super) fn open_ledger_key(&self, boots: OwnBoots) {
+        let Some(keeper) = self.parts.keeper.clone() else {
+            return;
+        };
+        self.beside(move || {
+            let tried = keeper.open(&boots);
+            Some(Done::OwnBoot(boots, tried))
+        });
+    }
+
+    /// Kept as well, for a core that is made anew.
+    pub(super) fn on_own_boot(&mut self, boots: OwnBoots, tried: Tried) -> Event {
+        let Tried { own_boot, key, lost } = tried;
+        self.parts.ledger_key = key;
+        if !matches!(own_boot, OwnBoot::Unknown(_)) {
+            let root = &mut self.parts.config.root;
+            root.own_boot = own_boot.clone();
+            root.boots.clone_from(&boots);
+        }
+        Event::OwnBoot { boots, own_boot, lost }
     }
 }
 

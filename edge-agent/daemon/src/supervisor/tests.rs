@@ -47,6 +47,7 @@ fn workload() -> Workload {
         trust: v1::TrustRequirement::default(),
         provenance: Vec::new(),
         attestation: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -63,6 +64,7 @@ fn supervisor(dir: &Path) -> (Supervisor, mpsc::Receiver<Said>) {
         groups: Groups::find(dir, Some("../none")).0,
         hardware: Hardware::new(dir.to_owned(), Vec::new()).0,
         witness: None,
+        chest: Arc::default(),
     };
     let times = Times {
         start: Duration::from_secs(1),
@@ -80,6 +82,7 @@ fn id(attempt: u32) -> InstanceId {
 
 fn start(supervisor: &Supervisor, attempt: u32) {
     supervisor.start(Box::new(Launch {
+        secrets: Vec::new(),
         workload: workload(),
         version: Version::default(),
         attempt,

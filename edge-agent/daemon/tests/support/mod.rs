@@ -182,6 +182,7 @@ impl Rig {
             epoch: 1,
             generation,
             workloads,
+            secrets: Vec::new(),
         };
         self.twin = self.seal_as_hub(Kind::Twin, &twin);
         self.send_twin();
@@ -337,6 +338,7 @@ impl Rig {
             trust: cnova_shared::wire::v1::TrustRequirement::default(),
             provenance: Vec::new(),
             attestation: None,
+            secrets: Vec::new(),
         }
     }
 

@@ -24,9 +24,15 @@ fn target() -> Option<String> {
 }
 
 fn features() -> Vec<String> {
-    let mut features: Vec<String> = ["oci-image", "tar+gzip", "tar+zstd", "network-own"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut features: Vec<String> = [
+        "oci-image",
+        "tar+gzip",
+        "tar+zstd",
+        "network-own",
+        cnova_ral::SECRETS_FEATURE,
+    ]
+    .map(str::to_owned)
+    .to_vec();
     if Path::new("/proc/self/ns/user").exists() {
         features.push("userns".into());
     }

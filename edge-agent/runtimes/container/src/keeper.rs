@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cnova_ral::Spec;
 use cnova_ral::settings::{Container as Settings, Isolation, Network, Probe};
+use cnova_ral::{Secrets, Spec};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec as OciSpec};
@@ -47,6 +47,7 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(20);
 /// What the keeper is given by the shim.
 pub(crate) struct Job {
     pub(crate) spec: Spec,
+    pub(crate) secrets: Secrets,
     pub(crate) settings: Settings,
     pub(crate) config: Config,
     pub(crate) nodes: Vec<Node>,
@@ -187,6 +188,7 @@ impl Kept {
             let mapping = idmap::user_namespace(base).map_err(system("make a user namespace"))?;
             rootfs::mounts(&job.spec, &user, &mapping, base)?
         };
+        let secret_files = rootfs::secrets(&job.secrets, &user, base)?;
         rootfs::devices(&job.nodes, &user, base)?;
         let hostname = hostname(&job.spec.workload);
         let own = match &job.settings.network {
@@ -206,16 +208,19 @@ impl Kept {
         let external = job.settings.isolation != Isolation::Process;
         let filter = seccomp::profile(&job.settings.seccomp.allow).map_err(OciError::Build)?;
         let tree = if external { Path::new(TREE) } else { Path::new("/") };
-        let mounts = mounts
-            .iter()
-            .map(|path| tree.join(path.strip_prefix("/").unwrap_or(path)));
+        let in_tree = |paths: &[PathBuf]| -> Vec<PathBuf> {
+            let inside = |path: &PathBuf| tree.join(path.strip_prefix("/").unwrap_or(path));
+            paths.iter().map(inside).collect()
+        };
         let plan = Plan {
             spec: &job.spec,
             settings: &job.settings,
             defaults,
             user: &user,
             nodes: &job.nodes,
-            mounts: &mounts.collect::<Vec<PathBuf>>(),
+            mounts: &in_tree(&mounts),
+            secrets: &job.secrets,
+            secret_files: &in_tree(&secret_files),
             tree,
             hostname: &hostname,
             id_base: base,

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use cnova_oci::Digest;
 use cnova_ral::settings::{self, Container, Isolation};
 use cnova_ral::{
-    Exit, ExitReason, FolderError, LogError, LogWriter, ServeError, Server, Spec, open_folder, serve, write_exit,
+    Exit, ExitReason, FolderError, LogError, LogWriter, SecretsError, ServeError, Server, Spec, open_folder, serve,
+    take_secrets, write_exit,
 };
 use rustix::fs::Mode;
 use rustix::pipe::PipeFlags;
@@ -47,6 +48,8 @@ enum LaunchError {
     Settings(#[from] OciError),
     #[error(transparent)]
     Devices(#[from] RootfsError),
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     #[error("{0}")]
     Unreadable(String),
     #[error("containers need root: start the agent as root")]
@@ -95,6 +98,7 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     let settings: Container = settings::read(&spec.settings).map_err(LaunchError::Unreadable)?;
     check(spec, &settings)?;
     let nodes = rootfs::nodes(&spec.devices)?;
+    let secrets = take_secrets(spec)?;
     // The name follows from the folder, so that what a killed shim left is found by the next one.
     let id = Digest::of(dir.as_os_str().as_encoded_bytes()).hex()[..12].to_owned();
     let log = LogWriter::open(dir, spec.limits.log_bytes)?;
@@ -107,6 +111,7 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     let has_probe = settings.probe.is_some();
     let job = Job {
         spec: spec.clone(),
+        secrets,
         settings,
         config,
         nodes,
@@ -122,6 +127,7 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
         Forked::Child => keeper::run(job),
         Forked::Parent(pid) => pid,
     };
+    // The shim's copy of the secrets goes with it.
     drop(job);
     let shared = Shared::new(spec.stop_grace_ms, has_probe, group).map_err(system("make an event"))?;
     let server = serve(dir, shared.clone());

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use cnova_oci::{IDS_PER_CONTAINER, ProcessDefaults};
-use cnova_ral::Spec;
 use cnova_ral::settings::{Container, Network};
+use cnova_ral::{Secrets, Spec};
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType,
@@ -67,6 +67,9 @@ pub(crate) struct Plan<'a> {
     pub(crate) nodes: &'a [Node],
     /// Where the spec's mounts are ready to be bound, in order.
     pub(crate) mounts: &'a [PathBuf],
+    pub(crate) secrets: &'a Secrets,
+    /// Where the secrets that are files are ready to be bound, in order.
+    pub(crate) secret_files: &'a [PathBuf],
     /// The folder of the tree, `/` once the keeper has moved into it.
     pub(crate) tree: &'a Path,
     pub(crate) hostname: &'a str,
@@ -173,6 +176,8 @@ fn environment(plan: &Plan<'_>) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut entries = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", plan.hostname)];
     let given = plan.spec.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let secret = plan.secrets.env().map(|(name, value)| format!("{name}={value}"));
+    let given = given.chain(secret);
     for entry in plan.defaults.env.iter().cloned().chain(given) {
         entries.retain(|before| name(before) != name(&entry));
         entries.push(entry);
@@ -318,6 +323,14 @@ fn mounts(plan: &Plan<'_>) -> Result<Vec<Mount>, OciSpecError> {
             "bind",
             &ready.to_string_lossy(),
             options,
+        )?);
+    }
+    for ((wanted, _), ready) in plan.secrets.files().zip(plan.secret_files) {
+        mounts.push(mount(
+            &wanted.to_string_lossy(),
+            "bind",
+            &ready.to_string_lossy(),
+            bound.clone(),
         )?);
     }
     Ok(mounts)

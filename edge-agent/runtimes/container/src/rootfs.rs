@@ -5,6 +5,7 @@
 //! /rootfs    overlay of the image's layers, with a layer in memory on top for mount points; read-only later
 //! /mounts/N  the spec's mounts, the ids mapped
 //! /files     hosts, hostname, resolv.conf
+//! /secrets/N secrets that are files
 //! /dev       the few nodes that the container gets
 //! /bundle    config.json
 //! /state     of libcontainer
@@ -12,12 +13,12 @@
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use cnova_ral::{Device, Mount, Spec};
+use cnova_ral::{Device, Mount, Secrets, Spec};
 use rustix::fs::{FileType, Gid, Mode, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -27,6 +28,8 @@ use crate::user::User;
 
 /// Where the tree is mounted, in the keeper's mount namespace only; for everybody else it is an empty folder.
 pub(crate) const TREE: &str = "/run/cnova-container";
+/// Room beside secrets: a page for each of them, generously.
+const SECRETS_ROOM_BYTES: usize = 1 << 20;
 /// Most bytes of the tree in memory: mount points, and the files made here.
 const TREE_OPTIONS: &str = "mode=755,size=8m,nr_inodes=8k";
 /// Device nodes that every container has.
@@ -264,6 +267,34 @@ pub(crate) fn files(hostname: &str, own_address: Option<String>, resolv: bool) -
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(at("set the mode of", &path))?;
     }
     Ok(())
+}
+
+/// Secrets that are files, each ready under `secrets/N` for the container to bind: in memory, its user's alone.
+pub(crate) fn secrets(secrets: &Secrets, user: &User, base: u32) -> Result<Vec<PathBuf>, RootfsError> {
+    let bytes: usize = secrets.files().map(|(_, value)| value.len()).sum();
+    if secrets.files().next().is_none() {
+        return Ok(Vec::new());
+    }
+    let dir = Path::new(TREE).join("secrets");
+    make(&dir, 0o755)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = format!("mode=755,size={}", bytes + SECRETS_ROOM_BYTES);
+    // Since Linux 6.4 a tmpfs can be kept out of swap.
+    mount("tmpfs", &dir, "tmpfs", flags, &format!("{options},noswap"))
+        .or_else(|_| mount("tmpfs", &dir, "tmpfs", flags, &options))?;
+    let place = |(number, (_, value)): (usize, (&Path, &[u8]))| {
+        let path = dir.join(number.to_string());
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o400)
+            .open(&path)
+            .map_err(at("create", &path))?;
+        file.write_all(value).map_err(at("write", &path))?;
+        std::os::unix::fs::fchown(&file, Some(user.uid + base), Some(user.gid + base)).map_err(at("own", &path))?;
+        Ok(Path::new("/secrets").join(number.to_string()))
+    };
+    secrets.files().enumerate().map(place).collect()
 }
 
 /// Moves the keeper into the tree. It sees its own processes, the kernel's view of the devices, and no control groups:

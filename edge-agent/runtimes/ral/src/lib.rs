@@ -6,8 +6,8 @@
 //! this crate is its only implementation in Rust.
 //!
 //! - both sides: [`Spec`], [`State`], [`Exit`], [`Description`], [`Health`], [`Metrics`]
-//! - the agent: [`write_spec`], [`cgroup`], [`spawn_in`], [`read_state`], [`is_alive`], [`Handle`], [`Client`], [`read_exit`], [`tail_log`]
-//! - a runtime: [`open_folder`], [`serve`], [`Control`], [`Grace`], [`LogWriter`], [`write_state`], [`write_exit`]
+//! - the agent: [`write_spec`], [`cgroup`], [`Secrets`], [`spawn_with`], [`read_state`], [`is_alive`], [`Handle`], [`Client`], [`read_exit`], [`tail_log`]
+//! - a runtime: [`open_folder`], [`take_secrets`], [`serve`], [`Control`], [`Grace`], [`LogWriter`], [`write_state`], [`write_exit`]
 
 pub mod cgroup;
 mod client;
@@ -16,6 +16,7 @@ mod grace;
 mod log;
 mod process;
 mod protocol;
+mod secrets;
 mod server;
 pub mod settings;
 mod spec;
@@ -27,10 +28,14 @@ pub use grace::Grace;
 pub use log::{LINE_BYTES_MAX, LOG_BYTES_MIN, Lines, LogError, LogLine, LogStats, LogWriter, Stream, tail_log};
 pub use process::{
     Handle, HandleError, boot_id, describe, is_alive, own_session, pidfd_open, process_start_time, run_command, spawn,
-    spawn_in,
+    spawn_in, spawn_with,
 };
 pub use protocol::{
     CONNECTIONS_MAX, COUNTERS_MAX, Health, Metrics, REPLY_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Request,
+};
+pub use secrets::{
+    SECRET_BYTES_MAX, SECRETS_BYTES_MAX, SECRETS_FEATURE, SECRETS_FOLDER, SECRETS_MAX, SecretSlot, Secrets,
+    SecretsError, forget_secrets, is_in_memory, take_secrets,
 };
 pub use server::{Control, IDLE_TIMEOUT, ServeError, Server, serve};
 pub use spec::{Description, Device, Grants, Limits, Mount, Part, Spec, SpecError, parse_digest};

@@ -30,7 +30,15 @@ pub fn spawn(exe: &Path, dir: &Path) -> io::Result<Child> {
 
 /// [`spawn`] in an instance's control group: the runtime is in it before its first instruction.
 pub fn spawn_in(exe: &Path, dir: &Path, group: Option<&Group>) -> io::Result<Child> {
+    spawn_with(exe, dir, group, None)
+}
+
+/// [`spawn_in`] with secrets on the standard input, see [`crate::Secrets::into_input`].
+pub fn spawn_with(exe: &Path, dir: &Path, group: Option<&Group>, input: Option<OwnedFd>) -> io::Result<Child> {
     let mut command = run_command(exe, dir)?;
+    if let Some(input) = input {
+        command.stdin(input);
+    }
     if let Some(group) = group {
         group.enter_command(&mut command).map_err(io::Error::other)?;
     }

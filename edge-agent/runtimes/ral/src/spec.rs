@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::RAL_VERSION;
+use crate::{RAL_VERSION, SECRETS_MAX, SecretSlot};
 
 /// One workload for one attempt at running it. Unknown fields are ignored, so that an older runtime runs a newer
 /// agent's spec as long as the RAL version is the same.
@@ -62,6 +62,9 @@ pub struct Spec {
     /// as unpacked layers. Absolute; mode 0700.
     #[serde(default)]
     pub cache: Option<PathBuf>,
+    /// Secrets that come on the standard input, in this order; see [`crate::take_secrets`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretSlot>,
 }
 
 /// A file that the artifact refers to.
@@ -196,6 +199,9 @@ pub enum SpecError {
         /// What the spec holds.
         digest: String,
     },
+    /// More secrets than a workload may have, or one that cannot be given.
+    #[error("secrets: {0}")]
+    Secrets(String),
     /// A field that must hold something is empty.
     #[error("{field} is empty")]
     Empty {
@@ -228,7 +234,28 @@ impl Spec {
         if let Some(cache) = &self.cache {
             check_path("cache", cache)?;
         }
+        self.check_secrets()?;
         check_digest(&self.digest)
+    }
+
+    fn check_secrets(&self) -> Result<(), SpecError> {
+        if self.secrets.len() > SECRETS_MAX {
+            let text = format!("{} of them, at most {SECRETS_MAX}", self.secrets.len());
+            return Err(SpecError::Secrets(text));
+        }
+        for slot in &self.secrets {
+            match slot {
+                SecretSlot::File(path) => check_path("secrets.file", path)?,
+                SecretSlot::Env(name) if name.is_empty() || name.contains(['=', '\0']) => {
+                    return Err(SpecError::Secrets(format!(
+                        "`{}` is not a variable's name",
+                        name.escape_debug()
+                    )));
+                }
+                SecretSlot::Env(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// The 32 bytes of [`Spec::digest`], or nothing if it is malformed.
@@ -303,13 +330,22 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         type Spoil = fn(&mut Spec);
-        let cases: [(Spoil, &str); 6] = [
+        let cases: [(Spoil, &str); 9] = [
             (|s| s.ral = 2, "RAL 2"),
             (|s| s.workload.clear(), "workload is empty"),
             (|s| s.artifact = "rel".into(), "artifact `rel`"),
             (|s| s.artifact = "/x/../y".into(), "`/x/../y`"),
             (|s| s.digest = "sha256:00".into(), "sha256:00"),
             (|s| s.digest.replace_range(7..9, "0G"), "0G0f"),
+            (|s| s.secrets = vec![SecretSlot::File("x".into())], "secrets.file `x`"),
+            (
+                |s| s.secrets = vec![SecretSlot::Env("A=B".into())],
+                "`A=B` is not a variable's name",
+            ),
+            (
+                |s| s.secrets = vec![SecretSlot::Env("A".into()); 33],
+                "33 of them, at most 32",
+            ),
         ];
         for (spoil, expected) in cases {
             let mut spec = minimal();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use cnova_ral::settings::{self, Wasm};
 use cnova_ral::{
-    Exit, ExitReason, FolderError, LogError, LogWriter, ServeError, Server, Spec, State, open_folder, serve,
-    write_exit, write_state,
+    Exit, ExitReason, FolderError, LogError, LogWriter, SecretsError, ServeError, Server, Spec, State, open_folder,
+    serve, take_secrets, write_exit, write_state,
 };
 use rustix::fs::Mode;
 use wasmtime::{Config, Engine};
@@ -18,6 +18,7 @@ use crate::control::Shared;
 use crate::guest::{self, Job, Outcome};
 use crate::nn::{Nn, NnError};
 use crate::output::Output;
+use crate::secrets::{self, PlaceError};
 use crate::supervisor::{self, Signals};
 use crate::wasi::{self, WorldError};
 
@@ -52,6 +53,12 @@ enum LaunchError {
     Settings { reason: String },
     #[error(transparent)]
     Nn(#[from] NnError),
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error("settings.coreDump: a core dump would hold the secrets; leave one of the two out")]
+    SecretsInCore,
     #[error(
         "grants.threads: this runtime has no threads (shared memory escapes the memory limit, and one thread's trap \
          would have to end them all): build the workload without, or run it as a container"
@@ -89,6 +96,9 @@ fn confine() -> io::Result<()> {
 
 fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
     let system = |action| move |source| LaunchError::System { action, source };
+    // Before the first thread: what they are put into is this thread's and that of those it starts.
+    let secrets = take_secrets(spec)?;
+    let folder = secrets::place(dir, &secrets)?;
     let signals = Signals::block().map_err(system("block signals"))?;
     let log = LogWriter::open(dir, spec.limits.log_bytes)?;
     let shared = Shared::new(Output::new(log), spec.stop_grace_ms);
@@ -98,7 +108,8 @@ fn launch(dir: &Path, spec: &Spec) -> Result<(Exit, Server), LaunchError> {
         reason: format!("{error:#}"),
     })?;
     let artifact = artifact::load(&engine, spec, &settings)?;
-    let world = wasi::build(spec, &settings, &shared)?;
+    let world = wasi::build(spec, &settings, &shared, &secrets, folder.mounts())?;
+    drop(secrets);
     supervisor::start(signals, engine.clone(), shared.clone(), &spec.limits, &settings, dir)
         .map_err(system("start the supervisor"))?;
     let runtime = event_loop(spec).map_err(system("start the event loop"))?;
@@ -142,6 +153,9 @@ fn read_settings(spec: &Spec) -> Result<Wasm, LaunchError> {
     if !settings.models.is_empty() && !spec.grants.nn {
         let reason = "settings.models needs grants.nn".to_owned();
         return Err(LaunchError::Settings { reason });
+    }
+    if settings.core_dump && !spec.secrets.is_empty() {
+        return Err(LaunchError::SecretsInCore);
     }
     Ok(settings)
 }

@@ -18,6 +18,7 @@ mod limits;
 mod network;
 mod nn;
 mod output;
+mod secrets;
 mod supervisor;
 mod wasi;
 
@@ -30,13 +31,14 @@ use cnova_ral::{Description, RAL_VERSION};
 const USAGE: &str = "usage: cnova-runtime-wasm describe | run --state DIR | --version";
 
 /// What it can do beyond running modules; `wasi-nn` comes with its worker.
-const FEATURES: [&str; 6] = [
+const FEATURES: [&str; 7] = [
     "wasi-preview1",
     "wasi-0.2",
     "network-tcp",
     "lifecycle",
     "core-dump",
     "cpu-budget",
+    cnova_ral::SECRETS_FEATURE,
 ];
 
 fn main() -> ExitCode {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cnova_ral::settings::{NamedModel, Wasm};
-use cnova_ral::{Mount, Spec, Stream};
+use cnova_ral::{Mount, Secrets, Spec, Stream};
 use wasmtime_wasi::{Deterministic, FsPerms, HostMonotonicClock, HostWallClock, WasiCtxBuilder};
 
 use crate::control::Shared;
@@ -29,7 +29,13 @@ pub(crate) enum WorldError {
 }
 
 /// Everything is denied until the spec grants it.
-pub(crate) fn build(spec: &Spec, settings: &Wasm, shared: &Arc<Shared>) -> Result<WasiCtxBuilder, WorldError> {
+pub(crate) fn build(
+    spec: &Spec,
+    settings: &Wasm,
+    shared: &Arc<Shared>,
+    secrets: &Secrets,
+    secret_mounts: &[Mount],
+) -> Result<WasiCtxBuilder, WorldError> {
     let mut builder = WasiCtxBuilder::new();
     builder
         // Otherwise a workload that sleeps, or waits for a file, would hold the thread and could not be stopped.
@@ -42,12 +48,16 @@ pub(crate) fn build(spec: &Spec, settings: &Wasm, shared: &Arc<Shared>) -> Resul
     for (name, value) in &spec.env {
         builder.env(name, value);
     }
+    for (name, value) in secrets.env() {
+        builder.env(name, value);
+    }
     // A model that is mounted as a file is for the inference engine, not for the workload to read.
     let is_model = |mount: &Mount| {
         let path = |model: &NamedModel| Path::new("/").join(&model.file) == mount.guest;
         settings.models.iter().any(path) && mount.host.is_file()
     };
-    for mount in spec.mounts.iter().filter(|mount| !is_model(mount)) {
+    let mounts = spec.mounts.iter().filter(|mount| !is_model(mount));
+    for mount in mounts.chain(secret_mounts) {
         preopen(&mut builder, mount)?;
     }
     if !spec.grants.clocks {

@@ -161,6 +161,7 @@ fn apply_trust(db: &Connection, op: &TrustOp) -> Result<(), Error> {
         TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
         TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
         TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
+        TrustOp::PutDocument { kind, bytes } => (kind.as_str(), "", 0, bytes),
     };
     run(
         db,
@@ -176,7 +177,10 @@ fn load_trust(db: &Connection, trust: &mut StoredTrust) -> Result<(), Error> {
             BUNDLE => drop(trust.bundles.insert(unsigned(row, 2)?, bytes)),
             REVOCATIONS => trust.revocations = Some(bytes),
             DELEGATION => drop(trust.delegations.insert(node(row, 1, "trust")?, bytes)),
-            other => return Err(bad("trust", format!("kind {other:?}"))),
+            other => {
+                let kind = v1::TrustItemKind::named(other).ok_or_else(|| bad("trust", format!("kind {other:?}")))?;
+                trust.documents.insert(kind, bytes);
+            }
         }
         Ok(())
     })

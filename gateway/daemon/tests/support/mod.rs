@@ -155,6 +155,7 @@ impl Plant {
             epoch: 1,
             generation,
             workloads: Vec::new(),
+            secrets: Vec::new(),
         };
         let claims = Claims {
             iss: node("hub"),
@@ -205,6 +206,7 @@ pub fn hello(issued: &Issued, boot: &str) -> v1::Hello {
         trust_version: 3,
         documents: Default::default(),
         renew: false,
+        box_key: None,
         alarms: Vec::new(),
     }
 }

@@ -25,6 +25,7 @@ pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError],
         let at = format!("/workloads/{index}");
         checker.workload(&at);
         checker.conditions(&at);
+        checker.secrets(&at);
         if origin == Origin::Written {
             checker.settings(&at);
         }

@@ -4,12 +4,13 @@ use cnova_shared::wire::v1::{AcceleratorClaim, TrustRequirement};
 
 use super::model::{
     Application, ArtifactRef, FileInput, Grants, Limits, Need, PlacementRule, Replicas, Resources, Restart,
-    RestartPolicy, RuntimeKind, ScheduleDef, VolumeDef, WorkloadDef,
+    RestartPolicy, RuntimeKind, ScheduleDef, SecretDef, VolumeDef, WorkloadDef,
 };
 use super::site_pattern::{InvalidSitePattern, SitePattern};
 use super::wire;
 use super::wire_attestation::in_force;
 use super::wire_conditions as condition;
+use super::wire_secrets::Secret;
 use super::wire_values as value;
 
 impl TryFrom<wire::Document> for Application {
@@ -59,6 +60,7 @@ impl TryFrom<wire::Workload> for WorkloadDef {
                 .collect(),
             args: w.args.into_iter().map(|a| a.0).collect(),
             env: w.env.0,
+            secrets: w.secrets.into_iter().map(SecretDef::from).collect(),
             resources: Resources {
                 memory_bytes: w.resources.memory.map(|m| m.0),
                 cpu_millis: w.resources.cpu.0,
@@ -176,6 +178,7 @@ impl From<&WorkloadDef> for wire::Workload {
                 .collect(),
             args: w.args.iter().cloned().map(value::Text).collect(),
             env: value::Environment(w.env.clone()),
+            secrets: w.secrets.iter().map(Secret::from).collect(),
             resources: wire::Resources {
                 memory: w.resources.memory_bytes.map(value::Size),
                 cpu: value::Cpu(w.resources.cpu_millis),

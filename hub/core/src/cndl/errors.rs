@@ -92,7 +92,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// `did you mean "memory"?`, if one of the candidates is near enough.
-pub(super) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     nearest_by(text, candidates.into_iter().map(|c| (c, c.to_owned())))
 }
 

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::errors::{ManifestError, ManifestErrors, quoted};
-use super::model::{Application, ArtifactRef};
+use super::model::{Application, ArtifactRef, SecretDef, WorkloadDef};
 use super::tree::{Node, Position};
 use super::{MAX_MANIFEST_BYTES, Origin, checks, convert_error, schema, tree, wire};
 
@@ -17,7 +17,7 @@ use super::{MAX_MANIFEST_BYTES, Origin, checks, convert_error, schema, tree, wir
 pub struct Manifest {
     application: Application,
     source_name: String,
-    /// Where each artifact stands, for errors that only show when it is resolved.
+    /// Where each artifact and each secret's name stands, for errors that only show when it is looked up.
     places: BTreeMap<String, Position>,
 }
 
@@ -48,7 +48,9 @@ impl Manifest {
             serde_json::from_value(value).map_err(|e| fail(vec![convert_error(&e.to_string())]))?;
         let application = Application::try_from(document).map_err(|e| fail(vec![convert_error(&e.to_string())]))?;
         let places = artifacts(&application)
-            .map(|(pointer, _)| (pointer.clone(), tree.position_of(&pointer)))
+            .map(|(pointer, _)| pointer)
+            .chain(secrets(&application).map(|(pointer, ..)| pointer))
+            .map(|pointer| (pointer.clone(), tree.position_of(&pointer)))
             .collect();
         let manifest = Self {
             application,
@@ -98,9 +100,19 @@ impl Manifest {
     /// workload's name, what is wrong, and what would be right.
     #[must_use]
     pub fn artifact_mistakes(&self, found: Vec<(String, String, Option<String>)>) -> ManifestErrors {
-        let place = |(workload, message, hint): (String, String, Option<String>)| {
+        let at = |(workload, message, hint): (String, String, Option<String>)| {
             let index = self.application.workloads.iter().position(|w| w.name == workload);
             let pointer = format!("/workloads/{}/artifact", index.unwrap_or_default());
+            (pointer, message, hint)
+        };
+        self.mistakes(found.into_iter().map(at).collect())
+    }
+
+    /// What only showed when artifacts and secrets were looked up: the JSON pointer of each, what is wrong, and what
+    /// would be right.
+    #[must_use]
+    pub fn mistakes(&self, found: Vec<(String, String, Option<String>)>) -> ManifestErrors {
+        let place = |(pointer, message, hint): (String, String, Option<String>)| {
             let Position { line, column } = self.places.get(&pointer).copied().unwrap_or(Position::START);
             ManifestError {
                 line,
@@ -111,6 +123,11 @@ impl Manifest {
             }
         };
         ManifestErrors::new(&self.source_name, found.into_iter().map(place).collect())
+    }
+
+    /// The secrets that its workloads are given, each with the JSON pointer of its name.
+    pub fn secrets(&self) -> impl Iterator<Item = (String, &WorkloadDef, &SecretDef)> {
+        secrets(&self.application)
     }
 
     /// Replaces each file by the digest (`sha256:<64 hex digits>`) that the map gives for its path as written.
@@ -183,6 +200,14 @@ fn artifacts(application: &Application) -> impl Iterator<Item = (String, &Artifa
         let inputs = workload.files.iter().enumerate();
         std::iter::once((format!("/workloads/{w}/artifact"), &workload.artifact))
             .chain(inputs.map(move |(f, file)| (format!("/workloads/{w}/files/{f}/artifact"), &file.artifact)))
+    })
+}
+
+/// All secrets with the JSON pointers of their names.
+fn secrets(application: &Application) -> impl Iterator<Item = (String, &WorkloadDef, &SecretDef)> {
+    application.workloads.iter().enumerate().flat_map(|(w, workload)| {
+        let given = workload.secrets.iter().enumerate();
+        given.map(move |(s, secret)| (format!("/workloads/{w}/secrets/{s}/name"), workload, secret))
     })
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use cnova_shared::wire::v1::{
-    AcceleratorClaim, AttestationPolicy, DependencyCondition, Health, OnBadUpdate, PowerLevel, TrustRequirement,
+    AcceleratorClaim, AttestationPolicy, DependencyCondition, Health, OnBadUpdate, PowerLevel, SecretTarget,
+    TrustRequirement,
 };
 use serde::{Serialize, Serializer};
 
@@ -43,6 +44,9 @@ pub struct WorkloadDef {
     pub args: Vec<String>,
     /// Environment.
     pub env: BTreeMap<String, String>,
+    /// Secrets of the hub that it is given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretDef>,
     /// What it asks of a node.
     pub resources: Resources,
     /// What it may not exceed.
@@ -170,6 +174,15 @@ pub struct FileInput {
     pub path: String,
     /// Its content.
     pub artifact: ArtifactRef,
+}
+
+/// A secret of the hub that a workload is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SecretDef {
+    /// The secret's name.
+    pub name: String,
+    /// How it is given.
+    pub target: SecretTarget,
 }
 
 /// What a workload asks of a node.

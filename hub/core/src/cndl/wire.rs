@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::wire_attestation::AttestationPolicy;
 use super::wire_conditions::{Accelerator, Health, Need, OnBadUpdate, Power, Schedule, Volume};
+use super::wire_secrets::Secret;
 use super::wire_values::{
     AbsolutePath, Cpu, Digest, Duration, Environment, Labels, Name, Peer, RelativePath, Replicas, Size, Text,
 };
@@ -77,6 +78,10 @@ pub(super) struct Workload {
     /// Environment variables.
     #[serde(default)]
     pub(super) env: Environment,
+    /// Secrets of the hub that it is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-expected" = "at most 32 secrets"))]
+    pub(super) secrets: Vec<Secret>,
     /// What the workload asks of a node.
     #[serde(default)]
     pub(super) resources: Resources,

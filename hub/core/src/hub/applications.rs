@@ -22,6 +22,10 @@ impl Hub {
         if !unknown.is_empty() {
             return self.refuse(request, unknown);
         }
+        let mistakes = self.secret_mistakes(manifest.manifest());
+        if !mistakes.is_empty() {
+            return self.answer(request, Outcome::Mistakes(manifest.manifest().mistakes(mistakes)));
+        }
         if let Some(why) = self.circle_through_others(manifest.application()) {
             return self.refuse(request, vec![why]);
         }

@@ -15,6 +15,7 @@ impl Hub {
             inspected: &self.inspected,
             provenance: &self.provenance,
             trust: self.trust.bundle().contents(),
+            secrets: &self.secrets,
         }
     }
 
@@ -73,7 +74,7 @@ impl Hub {
             .flat_map(|m| m.digests())
             .filter_map(|d| d.parse().ok())
             .collect();
-        for w in self.composed.values().flatten() {
+        for w in self.composed.values().flat_map(|made| &made.workloads) {
             used.extend([w.source, w.artifact.digest]);
             used.extend(w.parts.iter().map(|p| p.digest));
             used.extend(w.files.iter().map(|f| f.artifact.digest));
@@ -135,8 +136,8 @@ impl Hub {
                 }
             }
         }
-        for (node, workloads) in &self.composed {
-            for w in workloads {
+        for (node, made) in &self.composed {
+            for w in &made.workloads {
                 for digest in std::iter::once(w.source).chain(w.artifacts().map(|a| a.digest)) {
                     add(Some(digest), format!("the twin of {node}"));
                 }

@@ -227,8 +227,9 @@ impl Hub {
         references.sets.retain(|s| s.name != name);
         references.sets.push(set);
         self.replace_references(references, now)?;
+        let own_boot = self.own_boot_text(&name);
         Ok(format!(
-            "reference values {name} are in force (references {})",
+            "reference values {name} are in force (references {}){own_boot}",
             self.references.version
         ))
     }
@@ -280,6 +281,7 @@ impl Hub {
         self.ops.push(Op::PutReferences(references.clone()));
         self.references = references;
         self.appraiser.references_changed(now);
+        self.approve_boots(now);
         Ok(())
     }
 }

@@ -109,6 +109,7 @@ impl Hub {
             self.sign_revocations(nodes, now);
         }
         self.delegations_at = Some(now.mono_ms);
+        self.approve_boots(now);
     }
 
     /// Versions go up also when the store was lost: nodes keep the newest list that they have seen.
@@ -128,7 +129,7 @@ impl Hub {
     }
 
     /// Whether what the hub signs about trust would be believed.
-    fn may_sign_documents(&self, now: Now) -> Result<(), String> {
+    pub(super) fn may_sign_documents(&self, now: Now) -> Result<(), String> {
         let now_s = now.wall_ms / 1000;
         match self.signer {
             Some(key) if self.trust.bundle().key(key, Role::Attestation, now_s).is_some() => Ok(()),
@@ -202,6 +203,7 @@ impl Hub {
         let (kind, version) = match &draft {
             Draft::Revocations(list) => (TrustItemKind::Revocations, list.version),
             Draft::Delegation(d) => (TrustItemKind::Delegation, d.version),
+            Draft::BootPolicy(p) => (TrustItemKind::BootPolicy, p.version),
         };
         let waiting = if kind == TrustItemKind::Revocations {
             self.revoking.pop_front()

@@ -126,6 +126,7 @@ impl Hub {
             for key in composed.uninspected.clone() {
                 self.inspect(key);
             }
+            let is_sealed = self.order_secrets(&node, &mut composed);
             self.keep_last_good(&node, &mut composed);
             for (id, why) in composed.problems {
                 problems
@@ -133,7 +134,7 @@ impl Hub {
                     .or_default()
                     .insert(format!("{}@{node}", id.name), why);
             }
-            if composed.missing.is_empty() && composed.uninspected.is_empty() {
+            if composed.missing.is_empty() && composed.uninspected.is_empty() && is_sealed {
                 self.sign_if_new(node, composed.workloads);
             }
         }
@@ -144,7 +145,7 @@ impl Hub {
 
     /// What cannot be composed now stays as the node's last twin had it: a problem on the hub takes nothing down.
     fn keep_last_good(&self, node: &NodeId, composed: &mut Composed) {
-        let before = self.composed.get(node).into_iter().flatten();
+        let before = self.composed.get(node).into_iter().flat_map(|made| &made.workloads);
         let kept = before.filter(|w| composed.problems.contains_key(&w.id)).cloned();
         composed.workloads.extend(kept.collect::<Vec<_>>());
         composed.workloads.sort_by(|a, b| a.id.cmp(&b.id));
@@ -173,9 +174,11 @@ impl Hub {
             .desired(&node)
             .max(self.signing.get(&node).copied())
             .unwrap_or_default();
+        let secrets = self.secrets_for(&node, &workloads);
+        let made = Made { workloads, secrets };
         let same = match self.composed.get(&node) {
-            Some(before) => *before == workloads,
-            None => workloads.is_empty(),
+            Some(before) => *before == made,
+            None => made.workloads.is_empty(),
         };
         // A node that is ahead of this hub (its store was restored from a backup, or lost) is overtaken.
         let behind = has > desired;
@@ -196,14 +199,16 @@ impl Hub {
             generation,
         };
         self.signing.insert(node.clone(), version);
-        self.composed.insert(node.clone(), workloads.clone());
         let twin = v1::Twin {
             v: v1::VERSION,
-            node,
+            node: node.clone(),
             epoch: version.epoch,
             generation,
-            workloads,
+            workloads: made.workloads.clone(),
+            secrets: made.secrets.clone(),
         };
+        self.composed.insert(node.clone(), made);
+        self.forget_sealed(&node);
         self.effects.push_back(Action::SignTwin(Box::new(twin)));
     }
 }

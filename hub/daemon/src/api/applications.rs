@@ -152,6 +152,13 @@ async fn try_out(app: &App, admitted: AdmittedManifest, brought: &BTreeSet<Strin
     if !reasons.is_empty() {
         return Err(refused(reasons));
     }
+    let asked = admitted.clone();
+    let look = move |hub: &Hub| (hub.secret_mistakes(asked.manifest()), hub.secrets());
+    let (mistakes, secrets) = app.hub.query(look).await?;
+    if !mistakes.is_empty() {
+        return Err(manifest_error(&admitted.manifest().mistakes(mistakes)));
+    }
+    let used: BTreeSet<String> = admitted.manifest().secrets().map(|(.., s)| s.name.clone()).collect();
     let copy = |hub: &Hub| Fleet {
         nodes: hub.nodes(),
         applications: hub.applications().iter().filter_map(|n| hub.application(n)).collect(),
@@ -166,6 +173,11 @@ async fn try_out(app: &App, admitted: AdmittedManifest, brought: &BTreeSet<Strin
     let mut planned = planned.map_err(|_| ApiError::internal("the plan failed: the hub's log says why"))?;
     if !unproven.is_empty() {
         planned["unproven"] = json!(unproven);
+    }
+    let versions = secrets.iter().filter(|s| used.contains(s.name.as_str()));
+    let versions: BTreeMap<&str, u64> = versions.map(|s| (s.name.as_str(), s.version)).collect();
+    if !versions.is_empty() {
+        planned["secrets"] = json!(versions);
     }
     Ok(planned)
 }

@@ -66,10 +66,11 @@ impl ApiError {
     /// 413.
     #[must_use]
     pub fn too_large(what: &str, limit: u64) -> Self {
-        let message = format!(
-            "{what} is too large: at most {limit} bytes ({} MiB) are taken",
-            limit >> 20
-        );
+        let short = match limit >> 20 {
+            0 => format!("{} KiB", limit >> 10),
+            mib => format!("{mib} MiB"),
+        };
+        let message = format!("{what} is too large: at most {limit} bytes ({short}) are taken");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message)
     }
 

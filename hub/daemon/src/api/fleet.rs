@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use cnova_hub_core::views::NodeInfo;
 use cnova_hub_core::{Hub, Outcome};
 use cnova_shared::ids::{Digest, NodeId, WorkloadId};
-use cnova_shared::wire::v1::Operation;
+use cnova_shared::wire::v1::{self, Operation};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -57,15 +57,29 @@ pub(super) async fn twin(
     if wants_bytes {
         return Ok(([(header::CONTENT_TYPE, COSE)], bytes).into_response());
     }
+    let shown = shown(&twin)?;
     Ok(Json(json!({
         "node": node,
         "epoch": twin.epoch,
         "generation": twin.generation,
         "digest": Digest::of(&bytes),
         "size": bytes.len(),
-        "twin": twin,
+        "twin": shown,
     }))
     .into_response())
+}
+
+/// A twin for people: of secrets their names, versions and keys.
+fn shown(twin: &v1::Twin) -> Result<Value, ApiError> {
+    let mut shown = serde_json::to_value(twin).map_err(|e| ApiError::internal(e.to_string()))?;
+    if !twin.secrets.is_empty() {
+        let names = twin
+            .secrets
+            .iter()
+            .map(|s| json!({"n": s.name, "v": s.version, "k": s.key.to_string()}));
+        shown["sec"] = names.collect();
+    }
+    Ok(shown)
 }
 
 #[derive(Deserialize)]

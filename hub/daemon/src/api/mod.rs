@@ -14,6 +14,8 @@ pub mod operations;
 mod plan;
 mod provenance;
 mod schemas;
+mod secret_operations;
+mod secrets;
 pub mod serve;
 mod trust;
 mod trust_operations;
@@ -29,7 +31,7 @@ use axum::extract::{Query, Request};
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, head, post};
+use axum::routing::{MethodRouter, delete, get, head, post, put};
 use cnova_hub_core::policy::PolicySet;
 use cnova_shared::ids::NodeId;
 use futures_util::StreamExt;
@@ -44,6 +46,7 @@ use crate::signer::Signer;
 use crate::store::Store;
 use crate::tokens::Tokens;
 use crate::traffic::Traffic;
+use crate::vault::Vault;
 
 /// Uploads at once; one more is turned away.
 pub const UPLOADS_AT_ONCE: usize = 8;
@@ -70,6 +73,8 @@ pub struct Api {
     pub traffic: Arc<Traffic>,
     /// The signing key's end.
     pub signer: Arc<Signer>,
+    /// The key for secrets.
+    pub vault: Arc<Vault>,
     /// The clocks.
     pub clock: Clock,
     /// The hub's name.
@@ -132,6 +137,10 @@ fn route(id: Id) -> MethodRouter<App> {
         Id::AddEk => post(enrolment::add_known),
         Id::RemoveEk => delete(enrolment::remove_known),
         Id::ForgetNode => delete(enrolment::forget),
+        Id::ListSecrets => get(secrets::list),
+        Id::SetSecret => put(secrets::set),
+        Id::AllowSecret => post(secrets::allow),
+        Id::RemoveSecret => delete(secrets::remove),
         Id::GetTrust => get(trust::get),
         Id::PushBundle => post(trust::push),
         Id::RevokeNode => post(trust::revoke),

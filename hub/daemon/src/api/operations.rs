@@ -54,6 +54,10 @@ pub enum Id {
     AddEk,
     RemoveEk,
     ForgetNode,
+    ListSecrets,
+    SetSecret,
+    AllowSecret,
+    RemoveSecret,
     GetTrust,
     PushBundle,
     RevokeNode,
@@ -177,6 +181,7 @@ pub fn operations() -> impl Iterator<Item = &'static Operation> {
     OPERATIONS
         .iter()
         .chain(super::attestation_operations::OPERATIONS)
+        .chain(super::secret_operations::OPERATIONS)
         .chain(super::trust_operations::OPERATIONS)
 }
 

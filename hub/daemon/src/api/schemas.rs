@@ -48,6 +48,7 @@ pub(super) fn schemas() -> Value {
         attestation(),
         records(),
         enrolment(),
+        secrets(),
         trust(),
     ] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
@@ -386,6 +387,11 @@ fn trust() -> Value {
                 "gateway": string(), "site": string(), "rights": {"type": "array", "items": string()},
                 "not_after": seconds(),
             }), &[])},
+            "boot_policy_version": text_number("Of the document of approved boots, 0 when there is none."),
+            "boots": {"type": "array", "items": object(json!({
+                "name": string(), "pcrs": map_of(string()), "keys": {"type": "array", "items": string()},
+            }), &[])},
+            "boots_behind": map_of(text_number("The version of that document that a node with a TPM said it holds.")),
             "behind": map_of(text_number("The bundle that the node said it holds.")),
         }), &[]),
         "Trusted": object(json!({
@@ -435,5 +441,27 @@ fn records() -> Value {
             "detail": string(),
             "hash": text("SHA-256 over the hash before it and the other fields."),
         }), &[]),
+    })
+}
+
+fn secrets() -> Value {
+    let who = "Applications, or application/workload.";
+    json!({
+        "Secrets": object(json!({"secrets": {"type": "array", "items": object(json!({
+            "name": string(),
+            "version": number(),
+            "allow": {"type": "array", "items": text(who)},
+            "used_by": {"type": "array", "items": text("application/workload.")},
+            "nodes": map_of(number()),
+            "by": string(),
+            "set_ms": millis("hub"),
+        }), &[])}}), &[]),
+        "SecretSet": object(json!({
+            "result": {"const": "secret"},
+            "name": string(),
+            "version": number(),
+            "changed": {"type": "boolean"},
+        }), &[]),
+        "SecretGrants": object(json!({"allow": {"type": "array", "items": text(who)}}), &[]),
     })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use cnova_hub_core::enrol::EnrolChange;
 use cnova_hub_core::policy::AdmittedManifest;
+use cnova_hub_core::secrets::SecretChange;
 use cnova_hub_core::{AttestChange, Hub, Outcome};
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::wire::v1;
@@ -41,6 +42,8 @@ pub enum Change {
         /// Whether the keys that it had stay refused.
         new_key: bool,
     },
+    /// Set, grant or remove a secret.
+    Secret(SecretChange),
     /// Something of attestation.
     Attest(AttestChange),
     /// Ask a node.

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use cnova_attestation::ear::Ear;
 use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
+use cnova_hub_core::secrets::SealOrder;
 use cnova_hub_core::{Action, CompileKey, Event, Hub, InspectKey, Inspection, Op};
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
@@ -40,6 +41,7 @@ use crate::stop::stopped;
 use crate::store::audit::Draft;
 use crate::store::{Store, StoreError};
 use crate::traffic::Traffic;
+use crate::vault::Vault;
 
 pub use self::handle::{Change, HubHandle, REQUESTS_WAITING, Requests, Unavailable, channel};
 pub use self::newcomers::Enrolling;
@@ -65,6 +67,8 @@ pub struct Parts {
     pub library: Arc<Library>,
     /// The voice.
     pub signer: Arc<Signer>,
+    /// The key for secrets.
+    pub vault: Arc<Vault>,
     /// The compiler.
     pub compiler: Arc<Compiler>,
     /// How children are reached.
@@ -405,6 +409,7 @@ impl EventLoop {
                     Change::Apply(manifest) => Event::Apply { request, manifest },
                     Change::Delete(name) => Event::Delete { request, name },
                     Change::Ask { node, op } => Event::Ask { request, node, op },
+                    Change::Secret(change) => Event::Secret { request, change },
                     Change::Attest(change) => Event::Attest { request, change },
                     Change::Enrolment(change) => Event::EnrolChange { request, change },
                 });
@@ -456,6 +461,7 @@ impl EventLoop {
                 Action::Persist(ops) => self.batch.ops.extend(ops),
                 Action::SignTwin(twin) => self.sign(&twin),
                 Action::SignEar(ear) => self.sign_ear(&ear),
+                Action::SealSecret(order) => self.seal_secret(&order),
                 Action::Enrol { author, ticket, step } => self.draw(author, ticket, step),
                 Action::Certify(certify) => self.certify(certify),
                 Action::Audit {
@@ -494,6 +500,14 @@ impl EventLoop {
             }
             Err(error) => tracing::error!(node = %ear.subject, %error, "its attestation result was not signed"),
         }
+    }
+
+    /// Like a signature: what nobody has seen is no effect, so that it is in the same transaction as the twin.
+    fn seal_secret(&mut self, order: &SealOrder) {
+        let result = self.parts.vault.seal(order);
+        let key = order.key.clone();
+        let now = self.parts.clock.now();
+        self.hub.handle(Event::SecretSealed { key, result }, now);
     }
 
     /// Commits, then does, then lets those look who wanted to.
@@ -567,6 +581,7 @@ impl EventLoop {
             | Action::SignTwin(_)
             | Action::SignDocument(_)
             | Action::SignEar(_)
+            | Action::SealSecret(_)
             | Action::Enrol { .. }
             | Action::Certify(_)
             | Action::Audit { .. } => {}

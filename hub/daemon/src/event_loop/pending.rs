@@ -62,6 +62,11 @@ impl Pending {
             Outcome::Mistakes(errors) => ("refused", errors.to_string()),
             Outcome::NotFound { what } => ("refused", format!("there is no {what}")),
             Outcome::Replied { .. } => ("done", String::new()),
+            Outcome::Secret { version, changed, .. } => {
+                let word = if *changed { "done" } else { "unchanged" };
+                let more = if draft.detail.is_empty() { "" } else { ", " };
+                (word, format!("version {version}{more}{}", draft.detail))
+            }
             Outcome::Attested { text } => ("done", text.clone()),
         };
         draft.outcome = word;

@@ -1,10 +1,12 @@
 //! What the fleet trusts, where this process goes by it: the signing key, TLS and the door.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cnova_broker::Door;
 use cnova_hub_core::{Action, Draft, Event, Hub, Outcome, RequestId};
 use cnova_shared::ids::NodeId;
+use cnova_shared::keys::{KeyId, Signer as _};
 use cnova_shared::topics::Kind;
 use cnova_shared::trust::TrustView;
 use cnova_shared::wire::v1::{Trust, TrustItem, TrustItemKind};
@@ -24,6 +26,8 @@ impl EventLoop {
                 self.parts.signer.change(key);
                 self.handle(Event::PushBundle { request, bytes });
                 self.handle(Event::Signer(kid));
+                let approvers = approvers(&self.parts, &self.hub);
+                self.handle(Event::Approvers(approvers));
             }
         }
     }
@@ -59,6 +63,7 @@ impl EventLoop {
         let signed = match &*draft {
             Draft::Revocations(list) => signer.document(list, now.wall_ms / 1000),
             Draft::Delegation(delegation) => signer.document(delegation, now.wall_ms / 1000),
+            Draft::BootPolicy(policy) => signer.boot_policy(policy, self.hub.trust().bundle(), now.wall_ms / 1000),
         };
         let signed = signed.map_err(|e| e.to_string());
         self.hub.handle(Event::DocumentSigned(draft, signed), now);
@@ -97,4 +102,11 @@ pub(super) fn choose_key(parts: &Parts, hub: &mut Hub) {
         Err(error) => tracing::error!(%error, "nodes will not take what this hub signs"),
     }
     hub.handle(Event::Signer(parts.signer.kid()), now);
+    let approvers = approvers(parts, hub);
+    hub.handle(Event::Approvers(approvers), now);
+}
+
+fn approvers(parts: &Parts, hub: &Hub) -> BTreeSet<KeyId> {
+    let keys = parts.signer.approvers(hub.trust().bundle(), parts.clock.now_s());
+    keys.iter().map(|k| k.public_key().id()).collect()
 }

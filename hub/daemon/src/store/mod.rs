@@ -7,6 +7,7 @@ mod enrolment;
 pub mod history;
 pub mod rows;
 pub mod schema;
+mod secrets;
 mod trust;
 
 use std::collections::HashMap;

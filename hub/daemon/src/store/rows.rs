@@ -7,7 +7,7 @@ use cnova_shared::tree::TreeOp;
 use cnova_shared::wire::{self, v1};
 use rusqlite::{Connection, Row, params};
 
-use super::{attestation, enrolment, history, trust};
+use super::{attestation, enrolment, history, secrets, trust};
 
 const EPOCH: &str = "epoch";
 const TRUST_SINCE: &str = "trust-since";
@@ -90,6 +90,8 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
             )?;
         }
         Op::Enrol(op) => enrolment::apply(db, op)?,
+        Op::PutSecret { name, secret } => secrets::put(db, name, secret)?,
+        Op::DropSecret { name, version } => secrets::drop_one(db, name, *version)?,
         Op::PutVerdict { node, verdict } => attestation::put_verdict(db, node, verdict)?,
         Op::PutEar { node, bytes } => attestation::put_ear(db, node, bytes)?,
         Op::PutReferences(references) => attestation::put_references(db, references)?,
@@ -237,6 +239,7 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
     load_artifacts(db, &mut stored)?;
     stored.enrolment = enrolment::load(db)?;
     attestation::load(db, &mut stored)?;
+    secrets::load(db, &mut stored)?;
     trust::load(db, &mut stored.trust)?;
     each(db, "SELECT name, value FROM number", |row| {
         match row.get::<_, String>(0)?.as_str() {
@@ -380,7 +383,7 @@ pub(super) fn node(row: &Row<'_>, column: usize, table: &'static str) -> Result<
     NodeId::new(row.get::<_, String>(column)?).map_err(|e| bad(table, e))
 }
 
-fn name(row: &Row<'_>, column: usize, table: &'static str) -> Result<Name, RowError> {
+pub(super) fn name(row: &Row<'_>, column: usize, table: &'static str) -> Result<Name, RowError> {
     Name::new(row.get::<_, String>(column)?).map_err(|e| bad(table, e))
 }
 

@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x636e_6875;
 /// The schema and how it came to be.
 pub const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    migrations: &[V1, V2, V3, V4],
+    migrations: &[V1, V2, V3, V4, V5],
 };
 
 const V1: &str = "
@@ -173,4 +173,22 @@ CREATE TABLE trust (
     bytes BLOB NOT NULL,
     PRIMARY KEY (kind, name, version)
 ) STRICT;
+";
+
+/// Secrets. `locked` is encrypted under the hub's key for secrets, `tag` is a keyed digest of the value, `allow` is JSON.
+const V5: &str = "
+CREATE TABLE secret (
+    name TEXT NOT NULL PRIMARY KEY,
+    version INTEGER NOT NULL,
+    locked BLOB NOT NULL,
+    tag BLOB NOT NULL,
+    is_text INTEGER NOT NULL,
+    allow TEXT NOT NULL,
+    set_by TEXT NOT NULL,
+    set_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE removed_secret (
+    name TEXT NOT NULL PRIMARY KEY,
+    version INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";

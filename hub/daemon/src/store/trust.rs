@@ -1,6 +1,7 @@
 //! Documents about trust, byte for byte.
 
 use cnova_shared::trust::{StoredTrust, TrustOp};
+use cnova_shared::wire::v1::TrustItemKind;
 use rusqlite::{Connection, params};
 
 use super::rows::{RowError, bad, each, node, run, unsigned};
@@ -14,6 +15,7 @@ pub(super) fn apply(db: &Connection, op: &TrustOp) -> Result<(), rusqlite::Error
         TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
         TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
         TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
+        TrustOp::PutDocument { kind, bytes } => (kind.as_str(), "", 0, bytes),
     };
     run(
         db,
@@ -29,7 +31,10 @@ pub(super) fn load(db: &Connection, trust: &mut StoredTrust) -> Result<(), RowEr
             BUNDLE => drop(trust.bundles.insert(unsigned(row, 2)?, bytes)),
             REVOCATIONS => trust.revocations = Some(bytes),
             DELEGATION => drop(trust.delegations.insert(node(row, 1, "trust")?, bytes)),
-            other => return Err(bad("trust", format!("kind {other:?}"))),
+            other => {
+                let kind = TrustItemKind::named(other).ok_or_else(|| bad("trust", format!("kind {other:?}")))?;
+                trust.documents.insert(kind, bytes);
+            }
         }
         Ok(())
     })

@@ -399,6 +399,17 @@ impl Client {
         )
     }
 
+    pub fn put(&self, path: &str, token: &str, body: &[u8]) -> (u16, Value) {
+        let request = Self::agent()
+            .put(self.url(path))
+            .header("authorization", format!("Bearer {token}"));
+        let mut response = request.send(body).unwrap();
+        (
+            response.status().as_u16(),
+            response.body_mut().read_json().unwrap_or(Value::Null),
+        )
+    }
+
     pub fn upload(&self, bytes: &[u8]) -> String {
         let (status, body) = self.post("/v1/artifacts", OPERATOR, &[], bytes);
         assert!(status == 201 || status == 200, "{status} {body}");

@@ -35,6 +35,12 @@ use crate::{RootError, SEALED_BYTES_MAX};
 const UNSEAL_TRIES: usize = 20;
 /// TPM_RC_PCR_CHANGED.
 const PCR_CHANGED: u32 = 0x128;
+/// What of a response code of format one says which error it is, without the parameter (TPM 2.0 Library, part 2, 6.6.2).
+const FORMAT_ONE: u32 = 0x0BF;
+/// TPM_RC_INTEGRITY: the private part is not one that the parent encrypted.
+const INTEGRITY: u32 = 0x09F;
+/// TPM_RC_BINDING: the private part is of another public one.
+const BINDING: u32 = 0x0A5;
 
 /// What lies on disk: an object that only this TPM's storage key can load.
 #[derive(Serialize, Deserialize)]
@@ -66,13 +72,48 @@ pub(super) fn checked_approver(key: &PublicKey) -> Result<Approver, RootError> {
     }
 }
 
+/// A sealed object, as it lies on disk.
+pub(super) struct Object {
+    public: Public,
+    private: Private,
+}
+
+impl Object {
+    /// Reads it as far as that is possible without the TPM.
+    pub(super) fn read(sealed: &[u8]) -> Result<Self, RootError> {
+        let bad = |reason: String| RootError::NotOurs {
+            reason: format!("it cannot be read ({reason}); it was cut off or changed on disk"),
+        };
+        if sealed.len() > SEALED_BYTES_MAX {
+            return Err(bad(format!("{} bytes, at most {SEALED_BYTES_MAX}", sealed.len())));
+        }
+        let object: Sealed = serde_cbor::from_slice(sealed).map_err(|e| bad(e.to_string()))?;
+        Ok(Self {
+            public: Public::unmarshall(&object.public).map_err(|e| bad(e.to_string()))?,
+            private: Private::try_from(object.private.into_vec()).map_err(|e| bad(e.to_string()))?,
+        })
+    }
+
+    fn load(&self, context: &mut Context, keys: &Keys) -> Result<KeyHandle, Fault> {
+        let (private, public) = (self.private.clone(), self.public.clone());
+        let loaded = context
+            .execute_with_session(objects::PASSWORD, |ctx| ctx.load(keys.srk, private, public))
+            .at("TPM2_Load");
+        loaded.map_err(|fault| match fault.tpm_code().map(|code| code & FORMAT_ONE) {
+            Some(INTEGRITY | BINDING) => Fault::Root(RootError::NotOurs {
+                reason: "another TPM sealed it, this one was cleared since, or it was changed on disk".into(),
+            }),
+            _ => fault,
+        })
+    }
+}
+
 /// A request to open something, checked as far as that is possible without the TPM.
 pub(super) struct Unseal {
     approver: Approver,
     approval: BootApproval,
     pcrs: Vec<u8>,
-    public: Public,
-    private: Private,
+    object: Object,
 }
 
 impl Unseal {
@@ -84,40 +125,47 @@ impl Unseal {
                 reason: format!("the approval of this boot is not signed by the pinned key {approver:?}"),
             });
         }
-        let bad = |reason: String| RootError::Refused {
-            command: "TPM2_Load",
-            reason: format!("what was sealed cannot be read ({reason}); it was cut off or changed on disk"),
-        };
-        if sealed.len() > SEALED_BYTES_MAX {
-            return Err(bad(format!("{} bytes, at most {SEALED_BYTES_MAX}", sealed.len())));
-        }
-        let object: Sealed = serde_cbor::from_slice(sealed).map_err(|e| bad(e.to_string()))?;
         Ok(Self {
             approver: halves,
             approval: approval.clone(),
+            object: Object::read(sealed)?,
             pcrs: registers::checked("TPM2_PolicyPCR", &approval.pcrs)?,
-            public: Public::unmarshall(&object.public).map_err(|e| bad(e.to_string()))?,
-            private: Private::try_from(object.private.into_vec()).map_err(|e| bad(e.to_string()))?,
         })
     }
 }
 
 pub(super) fn seal(context: &mut Context, keys: &Keys, secret: &[u8], approver: &Approver) -> Result<Vec<u8>, Fault> {
-    let command = "TPM2_Create";
     let name = with_approver(context, approver, |_, _, name| Ok(name.clone()))?;
     let policy = boot_policy::authorized_policy(name.value());
     // No userWithAuth: only the policy opens it.
+    create(context, keys, secret, false, &policy.0)
+}
+
+/// The empty password opens it; only this TPM can load it.
+pub(super) fn seal_here(context: &mut Context, keys: &Keys, secret: &[u8]) -> Result<Vec<u8>, Fault> {
+    create(context, keys, secret, true, &[])
+}
+
+fn create(
+    context: &mut Context,
+    keys: &Keys,
+    secret: &[u8],
+    by_password: bool,
+    policy: &[u8],
+) -> Result<Vec<u8>, Fault> {
+    let command = "TPM2_Create";
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
         .with_fixed_parent(true)
         .with_no_da(true)
+        .with_user_with_auth(by_password)
         .build()
         .at(command)?;
     let public = PublicBuilder::new()
         .with_public_algorithm(PublicAlgorithm::KeyedHash)
         .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
         .with_object_attributes(attributes)
-        .with_auth_policy(TpmDigest::try_from(policy.0.as_slice()).at(command)?)
+        .with_auth_policy(TpmDigest::try_from(policy).at(command)?)
         .with_keyed_hash_parameters(PublicKeyedHashParameters::new(KeyedHashScheme::Null))
         .with_keyed_hash_unique_identifier(TpmDigest::default())
         .build()
@@ -148,10 +196,7 @@ pub(super) fn unseal(context: &mut Context, keys: &Keys, request: &Unseal) -> Re
     let (name, ticket) = with_approver(context, &request.approver, |ctx, key, name| {
         Ok((name.clone(), verified(ctx, key, &request.approval)?))
     })?;
-    let (private, public) = (request.private.clone(), request.public.clone());
-    let object = context
-        .execute_with_session(objects::PASSWORD, |ctx| ctx.load(keys.srk, private, public))
-        .at("TPM2_Load")?;
+    let object = request.object.load(context, keys)?;
     let (kind, hash) = (SessionType::Policy, HashingAlgorithm::Sha256);
     objects::with_object(context, object, |ctx| {
         objects::with_session(ctx, kind, hash, Some(keys.srk), |ctx, session| {
@@ -167,6 +212,17 @@ pub(super) fn unseal(context: &mut Context, keys: &Keys, request: &Unseal) -> Re
             }
             let reason = format!("some register was extended during each of {UNSEAL_TRIES} attempts; try again");
             Err(refused("TPM2_Unseal", reason))
+        })
+    })
+}
+
+pub(super) fn unseal_here(context: &mut Context, keys: &Keys, object: &Object) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    let loaded = object.load(context, keys)?;
+    let (kind, hash) = (SessionType::Hmac, HashingAlgorithm::Sha256);
+    objects::with_object(context, loaded, |ctx| {
+        objects::with_session(ctx, kind, hash, Some(keys.srk), |ctx, session| {
+            let opened = ctx.execute_with_session(Some(session), |ctx| ctx.unseal(loaded.into()));
+            Ok(Zeroizing::new(opened.at("TPM2_Unseal")?.to_vec()))
         })
     })
 }

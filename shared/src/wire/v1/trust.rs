@@ -39,7 +39,7 @@ pub enum TrustItemKind {
     Delegation,
     /// What nodes shall have booted, signed by the hub.
     References,
-    /// A boot under which a node's sealed key may be opened, signed by the hub.
+    /// Boots under which nodes' sealed keys may be opened, signed by the hub.
     BootPolicy,
     /// Something of a later version.
     #[serde(other)]
@@ -61,6 +61,19 @@ pub enum TrustRequirement {
 }
 
 impl TrustItemKind {
+    /// The kind with this name, where this version knows it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [
+            TrustItemKind::Bundle,
+            TrustItemKind::Revocations,
+            TrustItemKind::Delegation,
+            TrustItemKind::References,
+            TrustItemKind::BootPolicy,
+        ];
+        all.into_iter().find(|k| k.as_str() == name)
+    }
+
     /// The name in the signature's `external_aad`.
     #[must_use]
     pub fn as_str(self) -> &'static str {

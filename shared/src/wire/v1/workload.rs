@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::attestation::AttestationPolicy;
 use super::conditions::{AcceleratorClaim, Dependency, Health, OnBadUpdate, PowerLevel, Schedule, is_default};
 use super::trust::TrustRequirement;
 use crate::ids::{Digest, Name, NodeId, WorkloadId};
+use crate::keys::KeyId;
 
 /// One node's whole desired state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,51 @@ pub struct Twin {
     /// All workloads that shall run there.
     #[serde(rename = "w")]
     pub workloads: Vec<Workload>,
+    /// The secrets that these workloads use, each encrypted to the node, in order of name and version.
+    #[serde(rename = "sec", default, skip_serializing_if = "is_default")]
+    pub secrets: Vec<SealedSecret>,
+}
+
+/// A secret, encrypted to one node's box key ([`crate::secret`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedSecret {
+    /// Its name.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// Which value of it.
+    #[serde(rename = "v")]
+    pub version: u64,
+    /// The box key that opens it.
+    #[serde(rename = "k")]
+    pub key: KeyId,
+    /// A COSE_Encrypt.
+    #[serde(rename = "b")]
+    pub blob: ByteBuf,
+}
+
+/// A secret that a workload is given. What it is worth stands in the twin's `secrets`, so that a new key of the node
+/// changes no workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SecretUse {
+    /// The secret's name.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// Which value of it; another one is another version of the workload.
+    #[serde(rename = "v")]
+    pub version: u64,
+    /// How the workload gets it.
+    #[serde(rename = "to")]
+    pub target: SecretTarget,
+}
+
+/// How a workload gets a secret.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretTarget {
+    /// As this variable of its environment.
+    Env(String),
+    /// As this read-only file, absolute.
+    File(String),
 }
 
 /// An artifact, by content.
@@ -197,6 +244,9 @@ pub struct Workload {
     /// What that provenance must show before anything is loaded.
     #[serde(rename = "att", default, skip_serializing_if = "is_default")]
     pub attestation: Option<AttestationPolicy>,
+    /// Secrets that it is given.
+    #[serde(rename = "sec", default, skip_serializing_if = "is_default")]
+    pub secrets: Vec<SecretUse>,
 }
 
 impl Workload {

@@ -10,4 +10,5 @@ mod life;
 mod limits;
 mod network;
 mod remains;
+mod secrets;
 mod support;

@@ -1,6 +1,7 @@
 //! Starts the real executable in a state folder, the way the agent does, with images made of this machine's packages.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
@@ -66,6 +67,8 @@ pub(crate) struct Workload {
     pub(crate) variables: Vec<(&'static str, String)>,
     /// Where it is started, as the agent does it.
     pub(crate) group: Option<Group>,
+    /// What it finds on its standard input.
+    pub(crate) input: Option<OwnedFd>,
 }
 
 impl Workload {
@@ -102,6 +105,7 @@ impl Workload {
             child: None,
             variables: Vec::new(),
             group: group(),
+            input: None,
         }
     }
 
@@ -129,6 +133,9 @@ impl Workload {
         command.envs(self.variables.clone());
         if let Some(group) = &self.group {
             group.enter_command(&mut command).unwrap();
+        }
+        if let Some(input) = self.input.take() {
+            command.stdin(input);
         }
         self.child = Some(command.spawn().unwrap());
     }

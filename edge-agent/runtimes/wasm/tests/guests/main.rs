@@ -8,4 +8,5 @@ mod nn;
 #[path = "../../../wasm-nn/tests/support/onnx.rs"]
 mod onnx;
 mod ral;
+mod secrets;
 mod support;

@@ -3,12 +3,12 @@
 //! Pure computation for both sides: the hub approves with [`BootApproval::sign`], a node's TPM checks the same bytes with
 //! TPM2_PolicyPCR and TPM2_PolicyAuthorize (TPM 2.0 Library, part 3, sections 23.7 and 23.16).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cnova_attestation::Pcr;
-use cnova_shared::ids::Digest;
-use cnova_shared::keys::{Algorithm, PublicKey, SignError, Signer};
 use thiserror::Error;
+
+use crate::ids::Digest;
+use crate::keys::{Algorithm, PublicKey, SignError, Signer};
 
 /// Registers of a PC client TPM: 0 to 23.
 pub const PCR_COUNT: u8 = 24;
@@ -37,7 +37,7 @@ pub struct BootApproval {
     /// The approved values, so that a node can say which register differs. Not needed to open anything, and only believed
     /// when `policy` is their digest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub values: BTreeMap<u8, Pcr>,
+    pub values: BTreeMap<u8, Digest>,
 }
 
 /// Why a boot cannot be approved.
@@ -59,7 +59,7 @@ impl BootApproval {
     ///
     /// # Errors
     /// [`ApproveError`].
-    pub fn sign(values: &BTreeMap<u8, Pcr>, approver: &dyn Signer) -> Result<Self, ApproveError> {
+    pub fn sign(values: &BTreeMap<u8, Digest>, approver: &dyn Signer) -> Result<Self, ApproveError> {
         let pcrs: Vec<u8> = values.keys().copied().collect();
         if pcrs.is_empty() || pcrs.iter().any(|p| *p >= PCR_COUNT) {
             return Err(ApproveError::Registers(pcrs));
@@ -96,13 +96,78 @@ impl BootApproval {
 
     /// The registers in which `now` differs from what was approved; all of the policy's when their values are not told.
     #[must_use]
-    pub fn differing(&self, now: &BTreeMap<u8, Pcr>) -> Vec<u8> {
+    pub fn differing(&self, now: &BTreeMap<u8, Digest>) -> Vec<u8> {
         let told = !self.values.is_empty() && pcr_policy(&self.values) == self.policy;
         if !told {
             return self.pcrs.clone();
         }
-        let differs = |(pcr, value): (&u8, &Pcr)| (now.get(pcr) != Some(value)).then_some(*pcr);
+        let differs = |(pcr, value): (&u8, &Digest)| (now.get(pcr) != Some(value)).then_some(*pcr);
         self.values.iter().filter_map(differs).collect()
+    }
+}
+
+/// A boot that the hub approved for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApprovedBoot {
+    /// The name of the reference values that it is one of.
+    pub name: String,
+    /// The key that approved it.
+    pub approver: PublicKey,
+    /// The approval.
+    pub approval: BootApproval,
+}
+
+impl ApprovedBoot {
+    /// Whether the approver signed this, for exactly the values that `now` has.
+    #[must_use]
+    pub fn fits(&self, now: &BTreeMap<u8, Digest>) -> bool {
+        let value = |pcr: &u8| Some((*pcr, *now.get(pcr)?));
+        let now: BTreeMap<u8, Digest> = self.approval.pcrs.iter().filter_map(value).collect();
+        let is_whole = now.len() == self.approval.pcrs.len();
+        is_whole && pcr_policy(&now) == self.approval.policy && self.approval.is_signed_by(&self.approver)
+    }
+}
+
+/// Under which boots a node's own secrets may open, by what it trusts now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnBoots {
+    /// What was approved for this node, those by the key first that lasts longest.
+    pub approved: Vec<ApprovedBoot>,
+}
+
+impl OwnBoots {
+    /// All registers that something is said about.
+    #[must_use]
+    pub fn pcrs(&self) -> Vec<u8> {
+        let all: BTreeSet<u8> = self.approved.iter().flat_map(|a| a.approval.pcrs.clone()).collect();
+        all.into_iter().collect()
+    }
+
+    /// The first that fits these registers.
+    #[must_use]
+    pub fn fitting(&self, now: &BTreeMap<u8, Digest>) -> Option<&ApprovedBoot> {
+        self.approved.iter().find(|a| a.fits(now))
+    }
+
+    /// Why none fits, for a person: the registers in which the nearest one differs, and what they hold.
+    #[must_use]
+    pub fn differing(&self, now: &BTreeMap<u8, Digest>) -> String {
+        let nearest = self.approved.iter().map(|a| (a.approval.differing(now), a));
+        let Some((pcrs, nearest)) = nearest.min_by_key(|(pcrs, _)| pcrs.len()) else {
+            return "no boot is approved for it".into();
+        };
+        let one = |pcr: &u8| {
+            let short =
+                |value: Option<&Digest>| value.map_or_else(|| "nothing that is told".into(), ToString::to_string);
+            let (holds, approved) = (short(now.get(pcr)), short(nearest.approval.values.get(pcr)));
+            format!("PCR {pcr} holds {holds}, approved is {approved}")
+        };
+        let all: Vec<String> = pcrs.iter().map(one).collect();
+        if all.is_empty() {
+            // The values are as they were approved: then it is the signature that does not hold.
+            return format!("what approves {} is not signed by a key that may", nearest.name);
+        }
+        format!("{} ({})", all.join("; "), nearest.name)
     }
 }
 
@@ -112,7 +177,7 @@ fn signed_bytes(policy: &Digest) -> Vec<u8> {
 
 /// The policy digest that TPM2_PolicyPCR makes of these values of the SHA-256 bank.
 #[must_use]
-pub fn pcr_policy(values: &BTreeMap<u8, Pcr>) -> Digest {
+pub fn pcr_policy(values: &BTreeMap<u8, Digest>) -> Digest {
     let mut bitmap = [0_u8; SELECT_BYTES];
     let mut concatenated = Vec::with_capacity(values.len() * 32);
     for (pcr, value) in values {
@@ -143,7 +208,7 @@ pub fn authorized_policy(approver_name: &[u8]) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cnova_shared::keys::SoftKey;
+    use crate::keys::SoftKey;
 
     fn es256() -> SoftKey {
         let rng = ring::rand::SystemRandom::new();
