@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 check bench bench-runtimes bench-trust release-container image test-board test-power-cuts sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check bench bench-runtimes bench-trust release-container image test-board test-power-cuts sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,7 +24,7 @@ demo: setup-demo ## The whole line on this machine, in about a minute (KEEP=1 le
 demo-stop: ## End a fleet that `make demo KEEP=1` left up
 	@scripts/demo-stop $(DEMO_DIR)
 
-test: setup-test ## Everything: build, lints, tests, 1,000 seeds of the simulator
+test: setup-test yocto-test ## Everything: build, lints, tests, 1,000 seeds of the simulator
 	@echo "== building (the first time takes several minutes)"
 	cargo build --workspace --all-targets
 	@echo "== testing"
@@ -36,6 +36,16 @@ test-cgroup2: setup-test ## Containers, their conformance and accounting with co
 	cargo build -p cnova-ral-conformance --bins
 	cargo nextest run -p cnova-runtime-container --run-ignored all -E 'test(with_control_groups_v2)'
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/target/debug/cnova-in-guest cargo test -p cnova-ral --lib cgroup::
+
+yocto-test: ## The Yocto layer, as far as it can be looked at without bitbake; part of `make test`
+	@echo "== the Yocto layer, without bitbake"
+	@scripts/yocto-test
+
+yocto-crates: ## Write the layer's list of crates again, after Cargo.lock changed
+	@scripts/yocto-crates
+
+yocto-check: ## The Yocto layer with a real bitbake: make yocto-check YOCTO_CHECK='OE_CORE BITBAKE META_OE ...'
+	@scripts/yocto-check
 
 BOARD ?= qemu-x86_64
 IMAGE_BIN ?= target/fast

@@ -1,0 +1,1 @@
+require ${@bb.utils.contains('DISTRO_FEATURES', 'cnova', 'rauc-conf-cnova.inc', '', d)}
