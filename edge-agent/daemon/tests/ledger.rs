@@ -8,7 +8,7 @@ use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
 use cnova_shared::report::StreamOp;
 use cnova_shared::trust::TrustOp;
-use cnova_shared::wire::v1::{Alarm, Body, Entry, WorkloadReport, WorkloadState};
+use cnova_shared::wire::v1::{Alarm, Body, Entry, TrustItemKind, WorkloadReport, WorkloadState};
 use proptest::prelude::*;
 
 fn workload() -> impl Strategy<Value = WorkloadId> {
@@ -56,6 +56,10 @@ fn trust_op() -> impl Strategy<Value = TrustOp> {
         (version, bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
         bytes().prop_map(TrustOp::PutRevocations),
         (gateway, bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
+        bytes().prop_map(|bytes| TrustOp::PutDocument {
+            kind: TrustItemKind::References,
+            bytes
+        }),
     ]
 }
 
@@ -73,6 +77,7 @@ fn op() -> impl Strategy<Value = Op> {
         any::<u64>().prop_map(Op::Counter),
         proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutEar),
         proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutParentEar),
+        (any::<bool>(), bytes()).prop_map(|(of_parent, bytes)| Op::PutDelegatedEar { of_parent, bytes }),
         (any::<u64>(), any::<u64>()).prop_map(|(epoch, generation)| Op::Floor { epoch, generation }),
         trust_op().prop_map(Op::Trust),
         (workload(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), phase).prop_map(

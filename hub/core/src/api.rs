@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_attestation::appraiser::Rhythm;
 use cnova_attestation::ear::Ear;
-use cnova_attestation::reference::{ReferenceSet, Selector};
+use cnova_attestation::reference::{ReferenceSet, References, Selector};
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::keys::KeyId;
@@ -117,6 +117,8 @@ pub enum Draft {
     Revocations(Revocations),
     /// What a gateway may decide.
     Delegation(Delegation),
+    /// What nodes shall have booted, for gateways that appraise.
+    References(References),
 }
 
 /// Names what a waiting caller asked; the daemon chooses it.

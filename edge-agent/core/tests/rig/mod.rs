@@ -90,6 +90,7 @@ impl Rig {
             incarnation: 0,
             seq: 0,
             hello: Some("boot-1".into()),
+            away_s: 0,
         };
         assert_eq!(rig.message(Kind::Ack, &ack), ["welcomed"]);
         rig
@@ -228,11 +229,13 @@ pub fn brief_op(op: &Op) -> String {
         Op::Counter(value) => format!("counter {value}"),
         Op::PutEar(_) => "ear".into(),
         Op::PutParentEar(_) => "parent ear".into(),
+        Op::PutDelegatedEar { of_parent, .. } => format!("delegated ear{}", if *of_parent { " of parent" } else { "" }),
         Op::Floor { epoch, generation } => format!("floor {epoch}.{generation}"),
         Op::Trust(op) => match op {
             TrustOp::PutBundle { version, .. } => format!("bundle {version}"),
             TrustOp::PutRevocations(_) => "revocations".into(),
             TrustOp::PutDelegation { gateway, .. } => format!("delegation {gateway}"),
+            TrustOp::PutDocument { kind, .. } => kind.as_str().into(),
         },
         Op::Stream(StreamOp::Put(e)) => format!("say {}", e.key),
         Op::Stream(StreamOp::Delete(key)) => format!("unsay {key}"),

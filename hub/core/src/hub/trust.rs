@@ -108,6 +108,8 @@ impl Hub {
         if let Some(nodes) = list.map(|l| l.value().nodes.clone()) {
             self.sign_revocations(nodes, now);
         }
+        self.sign_results_anew(key);
+        self.sign_references(now);
         self.delegations_at = Some(now.mono_ms);
     }
 
@@ -128,7 +130,7 @@ impl Hub {
     }
 
     /// Whether what the hub signs about trust would be believed.
-    fn may_sign_documents(&self, now: Now) -> Result<(), String> {
+    pub(super) fn may_sign_documents(&self, now: Now) -> Result<(), String> {
         let now_s = now.wall_ms / 1000;
         match self.signer {
             Some(key) if self.trust.bundle().key(key, Role::Attestation, now_s).is_some() => Ok(()),
@@ -202,6 +204,7 @@ impl Hub {
         let (kind, version) = match &draft {
             Draft::Revocations(list) => (TrustItemKind::Revocations, list.version),
             Draft::Delegation(d) => (TrustItemKind::Delegation, d.version),
+            Draft::References(r) => (TrustItemKind::References, r.version),
         };
         let waiting = if kind == TrustItemKind::Revocations {
             self.revoking.pop_front()

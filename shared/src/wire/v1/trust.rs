@@ -73,6 +73,14 @@ impl TrustItemKind {
             TrustItemKind::Unknown => "unknown",
         }
     }
+
+    /// The kind of this name; nothing for one of a later version.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        use TrustItemKind::{BootPolicy, Bundle, Delegation, References, Revocations};
+        let all = [Bundle, Revocations, Delegation, References, BootPolicy];
+        all.into_iter().find(|k| k.as_str() == name)
+    }
 }
 
 /// Down: attest to this nonce now.
