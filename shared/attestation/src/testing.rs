@@ -47,9 +47,19 @@ impl Default for SoftTpm {
 
 impl SoftTpm {
     pub fn new() -> Self {
+        Self::with_key(&Self::make_key())
+    }
+
+    /// An attestation key, PKCS #8.
+    pub fn make_key() -> Vec<u8> {
+        let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
+        key.unwrap().as_ref().to_vec()
+    }
+
+    /// A machine of its own with this attestation key.
+    pub fn with_key(pkcs8: &[u8]) -> Self {
         let rng = SystemRandom::new();
-        let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &rng).unwrap();
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.as_ref(), &rng).unwrap();
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, &rng).unwrap();
         Self {
             pcrs: booted(),
             reset_count: 3,
