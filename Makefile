@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 check bench bench-runtimes release-container sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 check bench bench-runtimes bench-trust release-container sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -49,6 +49,10 @@ sim: ## The simulator over other seeds: make sim SEEDS=100000 FROM=5000
 bench: setup-demo ## The figures of docs/BENCHMARKS.md
 	cargo build --profile fast --workspace --bins
 	./target/fast/cnova-hil measure --dir $(DEMO_DIR) --bin target/fast --examples examples
+
+bench-trust: setup-test ## What attestation, provenance and measured launch cost, with swtpm
+	cargo build --profile fast --workspace --bins
+	./target/fast/cnova-hil measure-trust --dir $(DEMO_DIR) --bin target/fast --examples examples
 
 # crun 1.8 refuses a hybrid of control groups v1 and v2: where there is one, it does not see the v2 part.
 bench-runtimes: setup-demo ## The figures of the three runtimes; as root (Debian: runc crun bpftool)

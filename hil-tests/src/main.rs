@@ -63,6 +63,18 @@ enum Command {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         idle_seconds: u64,
     },
+    /// Measure what trust costs: attestations, proven and measured starts, memory with a TPM; needs swtpm.
+    MeasureTrust {
+        /// The folder for everything that the measurement makes.
+        #[arg(long)]
+        dir: std::path::PathBuf,
+        /// The folder with the programs.
+        #[arg(long)]
+        bin: std::path::PathBuf,
+        /// The repository's examples.
+        #[arg(long)]
+        examples: std::path::PathBuf,
+    },
     /// Measure the three runtimes beside runc, crun and wasmtime, and an agent with many workloads of each; needs root.
     MeasureRuntimes {
         /// The folder for everything that the measurement makes.
@@ -141,6 +153,13 @@ fn main() -> ExitCode {
                     nodes,
                     idle_seconds,
                 }),
+            )
+        }
+        Command::MeasureTrust { dir, bin, examples } => {
+            let (dir, bin, examples) = (absolute(dir), absolute(bin), absolute(examples));
+            ended(
+                "measurement",
+                measure::trust::run(&measure::trust::Options { dir, bin, examples }),
             )
         }
         Command::MeasureRuntimes {

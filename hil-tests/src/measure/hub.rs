@@ -147,6 +147,14 @@ impl Hub {
         }
     }
 
+    /// Has a node challenged now.
+    pub(super) fn attest(&self, node: &str) -> Result<(), DemoError> {
+        let request = self.agent.post(format!("{}/nodes/{node}/attestation", self.url));
+        let request = request.header("authorization", &self.bearer);
+        request.send_empty().map_err(wrong)?;
+        Ok(())
+    }
+
     /// Waits until so many nodes have said hello.
     pub(super) fn wait_nodes(&self, count: usize) -> Result<(), DemoError> {
         let begin = Instant::now();

@@ -10,6 +10,7 @@ mod memory;
 mod offline;
 pub mod runtimes;
 mod table;
+pub mod trust;
 mod uplink;
 
 use std::fs;

@@ -39,6 +39,8 @@ pub(crate) struct Plant {
     bin: PathBuf,
     ports: BTreeMap<String, u16>,
     running: BTreeMap<String, Child>,
+    /// What a daemon's next start gets beside this process's environment.
+    environment: BTreeMap<String, Vec<(String, String)>>,
     token: String,
 }
 
@@ -80,6 +82,7 @@ impl Plant {
             bin: programs(),
             ports,
             running: BTreeMap::new(),
+            environment: BTreeMap::new(),
             token: String::new(),
         };
         let (trust, tokens) = (plant.at("trust"), plant.at("tokens.toml"));
@@ -103,6 +106,13 @@ impl Plant {
         );
         plant.write("hub-1.toml", text.as_bytes());
         plant
+    }
+
+    /// The hub compiles from its next start on, which most of these tests do not need.
+    pub(crate) fn let_it_compile(&self) {
+        let path = self.at("hub-1.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("aot_worker = \"/bin/true\"\n", "")).unwrap();
     }
 
     pub(crate) fn at(&self, name: &str) -> String {
@@ -278,6 +288,7 @@ impl Plant {
         let log = File::create(self.at(&format!("logs/{name}.log"))).unwrap();
         let child = Command::new(self.bin.join(program))
             .args(["run", "--config", &self.at(&format!("{name}.toml"))])
+            .envs(self.environment.get(name).cloned().unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -290,6 +301,11 @@ impl Plant {
         if name == HUB {
             self.wait("the hub is ready", |p| p.log(HUB).contains("the hub is ready"));
         }
+    }
+
+    /// What a daemon's next starts get beside this process's environment.
+    pub(crate) fn set_environment(&mut self, name: &str, more: impl IntoIterator<Item = (String, String)>) {
+        self.environment.insert(name.to_owned(), more.into_iter().collect());
     }
 
     /// SIGKILL.

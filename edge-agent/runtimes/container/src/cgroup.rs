@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use cnova_ral::cgroup::working_set;
 use rustix::fs::{Mode, OFlags};
 
 /// Length of the periods in which CPU time is given out.
@@ -141,7 +142,7 @@ impl WorkloadGroup {
             let field = |file: &str, name: &str| read_field(&place.dir.join(file), name).unwrap_or(0);
             if place.controllers.is_empty() {
                 let reclaimable = field("memory.stat", "inactive_file");
-                usage.memory_bytes = number("memory.current").saturating_sub(reclaimable);
+                usage.memory_bytes = working_set(number("memory.current"), reclaimable);
                 usage.cpu_ms = field("cpu.stat", "usage_usec") / 1000;
                 usage.throttled_periods = field("cpu.stat", "nr_throttled");
                 usage.processes = number("pids.current");
@@ -150,7 +151,7 @@ impl WorkloadGroup {
             }
             if place.has("memory") {
                 let reclaimable = field("memory.stat", "total_inactive_file");
-                usage.memory_bytes = number("memory.usage_in_bytes").saturating_sub(reclaimable);
+                usage.memory_bytes = working_set(number("memory.usage_in_bytes"), reclaimable);
                 usage.oom_kills = oom_kills_v1(&place.dir);
             }
             if place.has("cpuacct") {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use cnova_ral::{Control, Health, LogStats, Metrics, Phase};
+use cnova_ral::{Control, Grace, Health, LogStats, Metrics, Phase};
 use rustix::event::EventfdFlags;
 use rustix::time::ClockId;
 
@@ -23,7 +23,7 @@ pub(crate) struct Shared {
     started: OnceLock<Instant>,
     stopping: AtomicBool,
     stop_wanted: AtomicBool,
-    grace_ms: AtomicU64,
+    grace: Grace,
     probe_wanted: AtomicBool,
     has_probe: bool,
     answer: Mutex<Option<(Instant, Option<String>)>>,
@@ -38,7 +38,7 @@ impl Shared {
             started: OnceLock::new(),
             stopping: AtomicBool::new(false),
             stop_wanted: AtomicBool::new(false),
-            grace_ms: AtomicU64::new(grace_ms),
+            grace: Grace::new(grace_ms),
             probe_wanted: AtomicBool::new(false),
             has_probe,
             answer: Mutex::new(None),
@@ -70,7 +70,7 @@ impl Shared {
     }
 
     pub(crate) fn grace(&self) -> Duration {
-        Duration::from_millis(self.grace_ms.load(Ordering::Acquire))
+        self.grace.get()
     }
 
     /// Takes the probe's answer: nothing, or what is wrong.
@@ -168,36 +168,9 @@ impl Control for Shared {
 
     fn stop(&self, grace: Option<Duration>) {
         // Whoever asks next already sees it.
-        let repeated = self.stopping.swap(true, Ordering::AcqRel);
-        let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
-        match grace_ms {
-            // The shim may see both at once, and a repeated stop never lengthens the first.
-            Some(grace_ms) if repeated => _ = self.grace_ms.fetch_min(grace_ms, Ordering::AcqRel),
-            Some(grace_ms) => self.grace_ms.store(grace_ms, Ordering::Release),
-            None => {}
-        }
+        self.stopping();
+        self.grace.tell(grace);
         self.stop_wanted.store(true, Ordering::Release);
         self.wake_up();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_two_stops_that_are_seen_at_once_the_shorter_grace_counts() {
-        let (short, long) = (Duration::from_millis(300), Duration::from_secs(3600));
-        for (first, second) in [(short, long), (long, short)] {
-            let shared = Shared::new(50, false, WorkloadGroup::default()).unwrap();
-            shared.stop(Some(first));
-            shared.stop(Some(second));
-            assert!(shared.take_stop());
-            assert_eq!(shared.grace(), short);
-        }
-        // The first one may be longer than what the spec says.
-        let shared = Shared::new(50, false, WorkloadGroup::default()).unwrap();
-        shared.stop(Some(long));
-        assert_eq!(shared.grace(), long);
     }
 }

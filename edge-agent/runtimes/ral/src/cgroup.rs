@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use files::Hierarchy;
+pub use files::working_set;
 pub use layout::Parent;
 
 /// Longest name of a group, in bytes.

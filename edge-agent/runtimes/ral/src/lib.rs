@@ -7,11 +7,12 @@
 //!
 //! - both sides: [`Spec`], [`State`], [`Exit`], [`Description`], [`Health`], [`Metrics`]
 //! - the agent: [`write_spec`], [`cgroup`], [`spawn_in`], [`read_state`], [`is_alive`], [`Handle`], [`Client`], [`read_exit`], [`tail_log`]
-//! - a runtime: [`open_folder`], [`serve`], [`Control`], [`LogWriter`], [`write_state`], [`write_exit`]
+//! - a runtime: [`open_folder`], [`serve`], [`Control`], [`Grace`], [`LogWriter`], [`write_state`], [`write_exit`]
 
 pub mod cgroup;
 mod client;
 mod folder;
+mod grace;
 mod log;
 mod process;
 mod protocol;
@@ -22,6 +23,7 @@ mod state;
 
 pub use client::{CALL_TIMEOUT, CallError, Client};
 pub use folder::{FolderError, FolderLock, is_held, open_folder, prepare_folder, read_spec, write_spec};
+pub use grace::Grace;
 pub use log::{LINE_BYTES_MAX, LOG_BYTES_MIN, Lines, LogError, LogLine, LogStats, LogWriter, Stream, tail_log};
 pub use process::{
     Handle, HandleError, boot_id, describe, is_alive, own_session, pidfd_open, process_start_time, run_command, spawn,

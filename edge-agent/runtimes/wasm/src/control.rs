@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use cnova_ral::{Control, Health, Metrics, Phase};
+use cnova_ral::{Control, Grace, Health, Metrics, Phase};
 use rustix::process::Signal;
 use rustix::time::ClockId;
 use tokio::sync::Notify;
@@ -27,12 +27,12 @@ pub(crate) enum Interrupt {
 pub(crate) struct Shared {
     started: OnceLock<Instant>,
     interrupt: AtomicU8,
-    grace_ms: AtomicU64,
+    /// Whether the agent has asked for the end (whoever asks next must not be told that it runs), and how long that may
+    /// take.
+    grace: Grace,
     /// CPU time that was used before the workload's own began.
     cpu_base: OnceLock<Duration>,
     ending: AtomicBool,
-    /// Whether the agent has asked for the end: whoever asks next must not be told that it runs.
-    stop_told: AtomicBool,
     /// Held while the state file is written, so that nobody is told that it runs before the file says so, or that it
     /// does not yet after.
     beginning: Mutex<()>,
@@ -53,10 +53,9 @@ impl Shared {
         Arc::new(Shared {
             started: OnceLock::new(),
             interrupt: AtomicU8::new(0),
-            grace_ms: AtomicU64::new(grace_ms),
+            grace: Grace::new(grace_ms),
             cpu_base: OnceLock::new(),
             ending: AtomicBool::new(false),
-            stop_told: AtomicBool::new(false),
             beginning: Mutex::new(()),
             memory_bytes: AtomicU64::new(0),
             wake: Notify::new(),
@@ -99,7 +98,7 @@ impl Shared {
 
     /// How long the workload may take to end.
     pub(crate) fn grace(&self) -> Duration {
-        Duration::from_millis(self.grace_ms.load(Ordering::Acquire))
+        self.grace.get()
     }
 
     /// True for the first caller only: that one writes the exit file.
@@ -131,7 +130,7 @@ impl Shared {
         drop(self.beginning.lock().unwrap_or_else(PoisonError::into_inner));
         match (self.started.get(), self.interrupted()) {
             (_, Some(_)) => Phase::Stopping,
-            _ if self.desk.stop_asked() || self.stop_told.load(Ordering::Acquire) => Phase::Stopping,
+            _ if self.desk.stop_asked() || self.grace.is_told() => Phase::Stopping,
             (None, None) => Phase::Starting,
             (Some(_), None) => Phase::Running,
         }
@@ -178,11 +177,7 @@ impl Control for Shared {
 
     /// Sends this process SIGTERM, so that there is one way to stop and one thread that does it.
     fn stop(&self, grace: Option<Duration>) {
-        if let Some(grace) = grace {
-            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            self.grace_ms.store(grace_ms, Ordering::Release);
-        }
-        self.stop_told.store(true, Ordering::Release);
+        self.grace.tell(grace);
         // The only process this can fail for is one that no longer exists.
         let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
     }

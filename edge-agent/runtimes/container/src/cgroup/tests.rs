@@ -284,6 +284,13 @@ fn on_v2_usage_is_read_from_one_group() {
         throttled_periods: 3,
     };
     assert_eq!(group.usage(), expected);
+    // More pages than are used at all: the kernel has not gathered what was given back since.
+    fs::write(
+        fake.own.join("workload-1/memory.stat"),
+        "anon 1\ninactive_file 9000001\n",
+    )
+    .unwrap();
+    assert_eq!(group.usage().memory_bytes, 9_000_000);
 }
 
 /// A group of v2 on this machine's own kernel, which needs no controllers to hold and to end processes.

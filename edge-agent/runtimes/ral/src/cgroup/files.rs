@@ -58,7 +58,7 @@ impl Hierarchy {
         if self.has("memory") {
             let used = number(&self.dir.join("memory.usage_in_bytes"))?;
             let inactive = keyed(&self.dir.join("memory.stat"), "total_inactive_file")?;
-            usage.memory_bytes = used.map(|used| used.saturating_sub(inactive.unwrap_or(0)));
+            usage.memory_bytes = used.map(|used| working_set(used, inactive.unwrap_or(0)));
             usage.memory_peak = number(&self.dir.join("memory.max_usage_in_bytes"))?;
             // Unlike the rest this one does not count the groups below.
             for dir in subtree(&self.dir)? {
@@ -75,11 +75,20 @@ impl Hierarchy {
         usage.cpu_ms = keyed(&self.dir.join("cpu.stat"), "usage_usec")?.map(|us| us / 1_000);
         let used = number(&self.dir.join("memory.current"))?;
         let inactive = keyed(&self.dir.join("memory.stat"), "inactive_file")?;
-        usage.memory_bytes = used.map(|used| used.saturating_sub(inactive.unwrap_or(0)));
+        usage.memory_bytes = used.map(|used| working_set(used, inactive.unwrap_or(0)));
         usage.memory_peak = number(&self.dir.join("memory.peak"))?;
         usage.oom_kills = keyed(&self.dir.join("memory.events"), "oom_kill")?;
         Ok(())
     }
+}
+
+/// What a group cannot give back at once: what it uses, without the file pages that nobody used lately. In bytes.
+///
+/// The kernel counts the use at once, but gathers the pages of `memory.stat` from its CPUs later, up to seconds later on a
+/// busy machine. A number that is more than the whole is of before, and is not believed.
+#[must_use]
+pub fn working_set(used: u64, inactive_file: u64) -> u64 {
+    used.checked_sub(inactive_file).filter(|rest| *rest > 0).unwrap_or(used)
 }
 
 /// The group and those below it, parents first; empty if it is not there.
