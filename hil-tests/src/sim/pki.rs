@@ -75,10 +75,13 @@ impl Identity {
             iat,
             exp: None,
         };
-        let endorse = || Endorsement::make(&self.node, session.public_key().clone(), &self.key);
+        let endorsement = introduce.then(|| {
+            let made = Endorsement::make(&self.node, session.public_key().clone(), &self.key);
+            made.expect("the simulator's keys sign")
+        });
         let introduction = Introduction {
             chain: if introduce { &self.tpm_chain } else { &[] },
-            endorsement: introduce.then(|| endorse().expect("the simulator's keys sign")),
+            endorsement: endorsement.as_ref(),
         };
         let payload = cnova_shared::wire::encode(value).expect("the simulator's messages can be encoded");
         seal_payload(kind, &claims, payload, introduction, &session).expect("the simulator's messages can be sealed")

@@ -99,7 +99,7 @@ impl Machine {
         let endorsement = Endorsement::make(&self.identity.node, key, &self.identity.key).unwrap();
         let introduction = Introduction {
             chain: &self.identity.chain,
-            endorsement: Some(endorsement),
+            endorsement: Some(&endorsement),
         };
         let payload = cnova_shared::wire::encode(&hello).unwrap();
         let claims = claims(self.name(), "hub");
