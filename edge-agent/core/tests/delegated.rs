@@ -8,7 +8,7 @@ mod rotation;
 
 use cnova_agent_core::ledger::Stored;
 use cnova_agent_core::standing::{OwnBoot, Root};
-use cnova_agent_core::{Config, Event};
+use cnova_agent_core::{Config, Event, RuntimeEvent};
 use cnova_attestation::ear::{Ear, Finding, Status, TrustVector, VerifierId};
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::certificate::Tier;
@@ -325,8 +325,16 @@ fn the_gateways_result_lets_new_versions_in_while_the_hub_is_away() {
     let mut below = Below::with(&allowed());
     below.hears_hub(&ear(Status::Affirming, 0));
     below.rig.started(1);
+    let well = RuntimeEvent::Health {
+        healthy: true,
+        detail: String::new(),
+    };
+    below.rig.runtime(1, well);
     below.rig.wait(4_000_000);
-    assert!(stopped_or_started(&below.twin(2, "two")).is_empty(), "the hub's result is over");
+    below.twin(2, "two");
+    let two = cnova_shared::ids::Digest::of(b"two");
+    let actions = below.rig.take(Event::ArtifactStored(two));
+    assert!(stopped_or_started(&actions).is_empty(), "the hub's result is over");
     let actions = below.hears_gateway(&ear(Status::Affirming, 4000));
     assert_eq!(stopped_or_started(&actions), ["stop app/a#1 2000"]);
 }

@@ -350,6 +350,7 @@ fn a_gateway_below_learns_from_its_parent_that_the_hub_is_away() {
 
     // It is the child: its own line stands.
     let mut rig = Rig::ready(&child);
+    rig.wait(AFTER_MS);
     assert!(challenged(&rig.hub_answers(10)).is_empty());
     assert!(challenged(&rig.wait(AFTER_MS - 10_000 - 1)).is_empty());
     assert_eq!(challenged(&rig.wait(1)).len(), 1);
