@@ -32,15 +32,25 @@ fn is(plant: &Plant, node: &str, word: &str) -> bool {
     plant.trust_of(node).as_deref() == Some(word)
 }
 
+/// A log without the colours of a terminal.
+fn plain(log: &str) -> String {
+    let mut parts = log.split('\u{1b}');
+    let first = parts.next().unwrap_or_default().to_owned();
+    let coloured = parts.map(|p| p.split_once('m').map_or("", |(_, text)| text));
+    coloured.fold(first, |all, text| all + text)
+}
+
 /// What the agent's log says of the workload last, in this start.
 fn runs(plant: &Plant) -> bool {
-    let log = plant.log(AGENT);
+    let log = plain(&plant.log(AGENT));
     let last = log.lines().rfind(|l| l.contains("workload=app/w"));
     last.is_some_and(|l| l.contains("state=\"running\"") || l.contains("state=running"))
 }
 
 fn has_said(plant: &Plant, status: &str) -> bool {
-    plant.log(AGENT).contains(&format!("{GATEWAY} says of this node: {status}"))
+    plant
+        .log(AGENT)
+        .contains(&format!("{GATEWAY} says of this node: {status}"))
 }
 
 fn apply(plant: &Plant) {
@@ -85,7 +95,9 @@ fn while_the_hub_is_away_the_gateway_finds_out_what_its_agent_booted() {
     plant.wait("the gateway has the reference values", |p| {
         json(p, &["reference", "list"])["awaited"] == serde_json::json!([])
     });
-    plant.wait("the agent knows of the delegation", |p| p.log(AGENT).contains("is in force"));
+    plant.wait("the agent knows of the delegation", |p| {
+        p.log(AGENT).contains("is in force")
+    });
     apply(&plant);
     plant.wait("what asks for attestation runs", runs);
 

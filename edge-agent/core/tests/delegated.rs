@@ -228,7 +228,11 @@ fn a_forged_result_is_never_believed() {
         ("another key in the delegation", other_key, by_gateway(&good)),
         ("another key", allowed(), sign(&good, GATEWAY, &soft(99))),
         ("the node's own key", allowed(), sign(&good, ME, &soft(10))),
-        ("the gateway's key in the hub's name", allowed(), sign(&good, HUB, &gateway_key())),
+        (
+            "the gateway's key in the hub's name",
+            allowed(),
+            sign(&good, HUB, &gateway_key()),
+        ),
         ("an altered status", allowed(), altered),
         ("longer than a gateway may say", allowed(), by_gateway(&too_long)),
         ("longer than the delegation", expired.clone(), by_gateway(&beyond)),
@@ -317,7 +321,11 @@ fn the_newest_word_counts_but_what_the_hub_found_against_the_node_stands() {
     let mut below = Below::with(&allowed());
     below.hears_gateway(&ear(Status::Affirming, 5000));
     below.hears_hub(&ear(Status::Contraindicated, 100));
-    assert!(below.why().contains("not to be what it should be: PCR 7"), "{}", below.why());
+    assert!(
+        below.why().contains("not to be what it should be: PCR 7"),
+        "{}",
+        below.why()
+    );
 }
 
 #[test]

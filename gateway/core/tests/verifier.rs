@@ -34,13 +34,22 @@ fn while_the_hub_is_away_the_gateway_appraises_its_child_and_reports_it() {
         panic!("{actions:?}")
     };
     let actions = rig.answers(&child, challenge);
-    let [ear] = &told(&actions)[..] else { panic!("{actions:?}") };
+    let [ear] = &told(&actions)[..] else {
+        panic!("{actions:?}")
+    };
     let now_s = rig.now.wall_ms / 1000;
-    assert_eq!((ear.status, ear.subject.as_str(), ear.iat), (Status::Affirming, CHILD, now_s));
+    assert_eq!(
+        (ear.status, ear.subject.as_str(), ear.iat),
+        (Status::Affirming, CHILD, now_s)
+    );
     assert_eq!(ear.exp, now_s + limits::DELEGATED_RESULT_S);
     assert!(ear.verifier.build.ends_with("at line-gw"), "{}", ear.verifier.build);
     assert_eq!(ear.key, *child.identity.key.public_key());
-    let Some(Body::Appraised { node: about, ear: bytes }) = rig.says("appraised/plc-1") else {
+    let Some(Body::Appraised {
+        node: about,
+        ear: bytes,
+    }) = rig.says("appraised/plc-1")
+    else {
         panic!("not reported")
     };
     assert_eq!((about.as_str(), issuer(bytes).as_str()), (CHILD, ME));
@@ -73,9 +82,15 @@ fn a_result_never_outlives_the_delegation() {
     child.reboot(111);
     let challenge = challenged(&rig.hello(&child)).remove(0);
     let actions = rig.wait(600_000);
-    assert!(challenged(&actions).is_empty() && noted(&actions, "no delegation"), "{actions:?}");
+    assert!(
+        challenged(&actions).is_empty() && noted(&actions, "no delegation"),
+        "{actions:?}"
+    );
     let actions = rig.answers(&child, &challenge);
-    assert!(told(&actions).is_empty() && noted(&actions, "does not appraise it"), "{actions:?}");
+    assert!(
+        told(&actions).is_empty() && noted(&actions, "does not appraise it"),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -126,7 +141,10 @@ fn a_gateway_that_may_not_appraise_says_why_and_does_not() {
         let actions = rig.wait(AFTER_MS);
         assert!(challenged(&actions).is_empty(), "case {at}: {actions:?}");
         assert!(noted(&actions, why), "case {at}: {actions:?}");
-        assert!(challenged(&rig.take(Event::Demand)).is_empty(), "case {at}: on demand neither");
+        assert!(
+            challenged(&rig.take(Event::Demand)).is_empty(),
+            "case {at}: on demand neither"
+        );
     }
     // Without reference values everybody would be a warning.
     let mut rig = Rig::new();
@@ -213,13 +231,19 @@ fn a_replayed_quote_says_nothing() {
     assert_eq!(told(&rig.child_sends(&child, Kind::Evidence, old.clone())).len(), 1);
     // The same once more, and with the nonce of the next challenge put in front of the old quote.
     let actions = rig.child_sends(&child, Kind::Evidence, old);
-    assert!(told(&actions).is_empty() && noted(&actions, "nobody challenged it"), "{actions:?}");
+    assert!(
+        told(&actions).is_empty() && noted(&actions, "nobody challenged it"),
+        "{actions:?}"
+    );
     rig.take(Event::Demand);
     let second = challenged(&rig.wait(5_000)).remove(0);
     let mut forged = child.evidence(&first.nonce);
     forged.nonce = second.nonce;
     let actions = rig.child_sends(&child, Kind::Evidence, child.seal(&forged, ME));
-    assert!(told(&actions).is_empty() && noted(&actions, "it was replayed"), "{actions:?}");
+    assert!(
+        told(&actions).is_empty() && noted(&actions, "it was replayed"),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -235,7 +259,10 @@ fn a_quote_of_another_tpm_says_nothing() {
         .tpm
         .evidence_of(&node(CHILD), &challenge.nonce, session, log, EPOCH_S);
     let actions = rig.child_sends(&child, Kind::Evidence, child.seal(&evidence, ME));
-    assert!(told(&actions).is_empty() && noted(&actions, "of another TPM"), "{actions:?}");
+    assert!(
+        told(&actions).is_empty() && noted(&actions, "of another TPM"),
+        "{actions:?}"
+    );
     // Its own quote with another session key says nothing either.
     let log = cnova_attestation::event_log::slice(&child.tpm.file, None);
     let other = soft(66);
@@ -243,7 +270,10 @@ fn a_quote_of_another_tpm_says_nothing() {
         .tpm
         .evidence_of(&node(CHILD), &challenge.nonce, other.public_key(), log, EPOCH_S);
     let actions = rig.child_sends(&child, Kind::Evidence, child.seal(&evidence, ME));
-    assert!(told(&actions).is_empty() && noted(&actions, "another session key"), "{actions:?}");
+    assert!(
+        told(&actions).is_empty() && noted(&actions, "another session key"),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -254,8 +284,13 @@ fn soft_evidence_from_a_tpm_node_is_a_downgrade() {
     let mut evidence = child.evidence(&challenge.nonce);
     evidence.tpm = None;
     let actions = rig.child_sends(&child, Kind::Evidence, child.seal(&evidence, ME));
-    let [ear] = &told(&actions)[..] else { panic!("{actions:?}") };
-    assert_eq!((ear.status, ear.findings[0].code.as_str()), (Status::Contraindicated, "downgrade"));
+    let [ear] = &told(&actions)[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(
+        (ear.status, ear.findings[0].code.as_str()),
+        (Status::Contraindicated, "downgrade")
+    );
     assert!(rig.alarm());
 }
 
@@ -308,7 +343,10 @@ fn the_hub_takes_over_again_as_soon_as_it_answers() {
     // Evidence for this gateway is nobody else's.
     let challenge = challenged(&rig.wait(5_000)).remove(0);
     let bytes = child.seal(&child.evidence(&challenge.nonce), ME);
-    assert!(!relayed(&rig.child_sends(&child, Kind::Evidence, bytes.clone()), &bytes));
+    assert!(!relayed(
+        &rig.child_sends(&child, Kind::Evidence, bytes.clone()),
+        &bytes
+    ));
 }
 
 #[test]
@@ -321,7 +359,10 @@ fn what_the_hub_found_against_a_child_stands_whatever_the_gateway_finds() {
     let challenge = challenged(&rig.wait(AFTER_MS)).remove(0);
     rig.answers(&child, &challenge);
     let standing = &rig.gateway.children(rig.now)[0];
-    assert_eq!((standing.status, standing.by.as_str()), (Status::Contraindicated, "the hub"));
+    assert_eq!(
+        (standing.status, standing.by.as_str()),
+        (Status::Contraindicated, "the hub")
+    );
     assert!(rig.alarm());
 }
 
@@ -343,8 +384,14 @@ fn a_gateway_below_learns_from_its_parent_that_the_hub_is_away() {
     let actions = rig.take(Event::ParentDisconnected);
     assert_eq!(away(&actions), [("cell-gw".to_owned(), 1)], "told at once");
     rig.wait(90_000);
-    assert!(away(&rig.hello(&cell)).iter().all(|(_, s)| *s == 90), "and with every answer");
-    assert!(away(&rig.hello(&child)).iter().all(|(_, s)| *s == 0), "agents have no use for it");
+    assert!(
+        away(&rig.hello(&cell)).iter().all(|(_, s)| *s == 90),
+        "and with every answer"
+    );
+    assert!(
+        away(&rig.hello(&child)).iter().all(|(_, s)| *s == 0),
+        "agents have no use for it"
+    );
     rig.take(Event::ParentConnected);
     assert_eq!(away(&rig.hub_answers(0)), [("cell-gw".to_owned(), 0)]);
 
@@ -363,7 +410,9 @@ fn results_by_a_key_that_was_taken_away_count_no_longer() {
     let child = child();
     let mut rig = Rig::ready(&child);
     let shown = |actions: &[Action]| {
-        let ears = actions.iter().filter(|a| matches!(a, Action::Forward { kind: Kind::Ear, .. }));
+        let ears = actions
+            .iter()
+            .filter(|a| matches!(a, Action::Forward { kind: Kind::Ear, .. }));
         ears.count()
     };
     assert_eq!(shown(&rig.hello(&child)), 1, "its own result is shown to its child");
@@ -385,6 +434,8 @@ fn what_a_stranger_signed_about_a_child_is_not_kept() {
     assert!(noted(&actions, "is not believed here"), "{actions:?}");
     assert!(rig.gateway.children(rig.now).is_empty());
     let kept = |op: &Op| matches!(op, Op::PutResult { .. });
-    let any = actions.iter().any(|a| matches!(a, Action::Persist(ops) if ops.iter().any(kept)));
+    let any = actions
+        .iter()
+        .any(|a| matches!(a, Action::Persist(ops) if ops.iter().any(kept)));
     assert!(!any);
 }

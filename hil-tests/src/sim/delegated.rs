@@ -50,7 +50,9 @@ fn run_traced(seed: u64, trace_lines: usize) -> Result<Outcome, Violation> {
 
     world.until("everybody is attested and knows who may appraise", |w| w.is_prepared())?;
     world.apply_trusted();
-    world.until("what asks for attestation runs", |w| AGENTS.iter().all(|a| w.runs_trusted(&id(a))))?;
+    world.until("what asks for attestation runs", |w| {
+        AGENTS.iter().all(|a| w.runs_trusted(&id(a)))
+    })?;
 
     // The hub is gone. A machine comes up with another key in its secure boot.
     world.hub_is_cut = true;
@@ -58,17 +60,29 @@ fn run_traced(seed: u64, trace_lines: usize) -> Result<Outcome, Violation> {
     world.faults = drawn;
     world.cut_power(&victim, true);
     world.suffer(&victim)?;
-    world.until("the gateway finds it out", |w| w.status(&victim) == Some(Status::Contraindicated))?;
-    world.until("what asks for attestation has ended there", |w| !w.runs_trusted(&victim))?;
-    let others = AGENTS.iter().map(|a| id(a)).filter(|a| *a != victim).collect::<Vec<_>>();
+    world.until("the gateway finds it out", |w| {
+        w.status(&victim) == Some(Status::Contraindicated)
+    })?;
+    world.until("what asks for attestation has ended there", |w| {
+        !w.runs_trusted(&victim)
+    })?;
+    let others = AGENTS
+        .iter()
+        .map(|a| id(a))
+        .filter(|a| *a != victim)
+        .collect::<Vec<_>>();
     world.until("and runs elsewhere", |w| others.iter().all(|a| w.runs_trusted(a)))?;
 
     // It boots as it should, still without the hub.
     world.faults = drawn;
     world.cut_power(&victim, false);
     world.suffer(&victim)?;
-    world.until("the gateway lets it back", |w| w.status(&victim) == Some(Status::Affirming))?;
-    world.until("what asks for attestation runs there again", |w| w.runs_trusted(&victim))?;
+    world.until("the gateway lets it back", |w| {
+        w.status(&victim) == Some(Status::Affirming)
+    })?;
+    world.until("what asks for attestation runs there again", |w| {
+        w.runs_trusted(&victim)
+    })?;
 
     world.hub_is_cut = false;
     let back_s = world.clock(&id(HUB)).wall_ms / 1000;
@@ -119,7 +133,9 @@ impl World {
     /// A gateway signs a result, which must be within its delegation.
     pub(super) fn gateway_signs(&mut self, gateway: &NodeId, ear: &Ear) {
         let held = self.gateways[gateway].core.as_ref();
-        let delegation = held.and_then(|c| c.trust().delegation(gateway)).map(|d| d.value().clone());
+        let delegation = held
+            .and_then(|c| c.trust().delegation(gateway))
+            .map(|d| d.value().clone());
         let is_within = delegation.is_some_and(|d| ear.exp <= d.not_after && ear.exp <= ear.iat + DELEGATED_RESULT_S);
         self.check((!is_within).then(|| format!("{gateway} signs beyond its delegation")));
         let me = &pki().nodes[gateway];
@@ -164,7 +180,10 @@ impl World {
             self.until_time(next)?;
             match self.rng.u32(0..6) {
                 0 => self.crash(&id(LINE)),
-                1 => self.crash(&id(AGENTS[self.rng.usize(0..AGENTS.len())])),
+                1 => {
+                    let agent = id(AGENTS[self.rng.usize(0..AGENTS.len())]);
+                    self.crash(&agent);
+                }
                 2 => self.disconnect(&id(LINE), 5_000),
                 _ => self.forge_result(victim),
             }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle, TrustedBuilder};
 use cnova_attestation::testing::SoftTpm;
+use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle, TrustedBuilder};
 use cnova_shared::certificate;
 use cnova_shared::envelope::{Claims, Endorsement, Introduction, seal, seal_payload};
 use cnova_shared::ids::{Digest, NodeId, SitePath};

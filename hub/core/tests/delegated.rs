@@ -88,7 +88,8 @@ impl Rig {
                         Draft::References(r) => reference::seal(r, &claims(HUB, "fleet"), &key).unwrap(),
                         other => panic!("{other:?}"),
                     };
-                    self.hub.handle(Event::DocumentSigned(draft.clone(), Ok(signed)), self.now);
+                    self.hub
+                        .handle(Event::DocumentSigned(draft.clone(), Ok(signed)), self.now);
                 }
                 _ => {}
             }
@@ -223,17 +224,43 @@ fn reference_values_are_on_their_way_before_anything_else_is() {
     rig.hello(&child(), v1::NodeRole::Agent, &[]);
     assert!(rig.hub.trust().delegation(&node(GATEWAY)).is_some());
     let actions = rig.add_references("image-1");
-    assert_eq!(sent(&actions, TrustItemKind::References), [GATEWAY], "and to nobody else");
-    let kept = |op: &Op| matches!(op, Op::Trust(TrustOp::PutDocument { kind: TrustItemKind::References, .. }));
+    assert_eq!(
+        sent(&actions, TrustItemKind::References),
+        [GATEWAY],
+        "and to nobody else"
+    );
+    let kept = |op: &Op| {
+        matches!(
+            op,
+            Op::Trust(TrustOp::PutDocument {
+                kind: TrustItemKind::References,
+                ..
+            })
+        )
+    };
     let at = |found: &dyn Fn(&Action) -> bool| actions.iter().position(found).unwrap();
     let persisted = at(&|a| matches!(a, Action::Persist(ops) if ops.iter().any(kept)));
-    assert!(persisted < at(&|a| matches!(a, Action::Trust { .. })), "on disk before it is sent");
+    assert!(
+        persisted < at(&|a| matches!(a, Action::Trust { .. })),
+        "on disk before it is sent"
+    );
     let info = rig.hub.references_info();
-    assert_eq!((info.version, info.awaited.len()), (EPOCH_S, 1), "above what a lost store had");
+    assert_eq!(
+        (info.version, info.awaited.len()),
+        (EPOCH_S, 1),
+        "above what a lost store had"
+    );
     let version = info.version;
-    rig.hello(&gateway(), v1::NodeRole::Gateway, &[("references", version), ("d/line-gw", EPOCH_S)]);
+    rig.hello(
+        &gateway(),
+        v1::NodeRole::Gateway,
+        &[("references", version), ("d/line-gw", EPOCH_S)],
+    );
     assert!(rig.hub.references_info().awaited.is_empty());
-    assert_eq!(sent(&rig.add_references("image-2"), TrustItemKind::References), [GATEWAY]);
+    assert_eq!(
+        sent(&rig.add_references("image-2"), TrustItemKind::References),
+        [GATEWAY]
+    );
     assert_eq!(rig.hub.references_info().version, version + 1);
     // A hub that died between the two is not without: it signs at its next start.
     let mut stored = rig.stored.clone();
@@ -262,8 +289,14 @@ fn what_a_gateway_found_while_the_hub_was_away_is_shown_and_judged_anew() {
     assert!(actions.iter().any(asked), "the hub judges for itself: {actions:?}");
     let shown = rig.hub.attestation(&node(CHILD)).unwrap();
     let by_gateway = shown.by_gateway.unwrap();
-    assert_eq!((by_gateway.gateway.as_str(), by_gateway.status.as_str()), (GATEWAY, "affirming"));
-    assert_eq!((by_gateway.judged_s, by_gateway.expires_s), (EPOCH_S + 10, EPOCH_S + 3610));
+    assert_eq!(
+        (by_gateway.gateway.as_str(), by_gateway.status.as_str()),
+        (GATEWAY, "affirming")
+    );
+    assert_eq!(
+        (by_gateway.judged_s, by_gateway.expires_s),
+        (EPOCH_S + 10, EPOCH_S + 3610)
+    );
     assert_eq!(shown.standing, "pending", "it is no word of the hub's");
     // It is shown after a restart, too.
     let rig = Rig::boot(rig.stored.clone());
@@ -289,6 +322,9 @@ fn results_are_signed_anew_when_the_hubs_key_changes() {
     let untrusted = cnova_shared::envelope::Untrusted::read(forwarded.as_ref().unwrap()).unwrap();
     assert_eq!(untrusted.kid, id);
     let again = untrusted.verify(Kind::Ear, second_key().public_key()).unwrap();
-    assert_eq!(again.decode::<Ear>().unwrap().into_value(), found(Status::Affirming, EPOCH_S));
+    assert_eq!(
+        again.decode::<Ear>().unwrap().into_value(),
+        found(Status::Affirming, EPOCH_S)
+    );
     assert_eq!(rig.stored.ears[&node(CHILD)], forwarded.unwrap());
 }
