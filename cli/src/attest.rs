@@ -44,6 +44,20 @@ struct Attestation {
     pcrs: BTreeMap<u8, String>,
     agents: Vec<String>,
     launched: Vec<Launch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by_gateway: Option<Delegated>,
+}
+
+/// What a gateway found in the hub's place.
+#[derive(Debug, Deserialize, Serialize)]
+struct Delegated {
+    gateway: String,
+    status: String,
+    judged_s: u64,
+    expires_s: u64,
+    told_ms: u64,
+    policy: String,
+    findings: Vec<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -60,6 +74,8 @@ struct Launch {
 struct References {
     version: u64,
     references: Vec<Set>,
+    #[serde(default)]
+    awaited: Vec<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -105,6 +121,17 @@ fn show(a: &Attestation, screen: &mut Screen<'_>) -> io::Result<()> {
             format!(" ({})", a.why)
         };
         s.line(&format!("Standing:   {}{why}", a.standing))?;
+        if let Some(d) = &a.by_gateway {
+            let ago = age::age(now_s * 1000, d.judged_s * 1000);
+            let policy = or_dash(&d.policy);
+            s.line(&format!(
+                "By gateway: {}, {ago} ago, while the hub was away: {}, by {policy}",
+                d.gateway, d.status
+            ))?;
+            for finding in &d.findings {
+                s.line(&format!("  found:    {finding}"))?;
+            }
+        }
         if a.judged_s == 0 {
             return Ok(());
         }
@@ -240,7 +267,14 @@ fn list(all: &References, screen: &mut Screen<'_>) -> io::Result<()> {
             let pcrs: Vec<String> = set.pcrs.keys().map(ToString::to_string).collect();
             table.row([set.name.clone(), whom(set), pcrs.join(" ")]);
         }
-        s.table(&table)
+        s.table(&table)?;
+        if all.awaited.is_empty() {
+            return Ok(());
+        }
+        s.line(&format!(
+            "Not yet at these gateways, which appraise while the hub is away: {}",
+            all.awaited.join(", ")
+        ))
     })
 }
 

@@ -289,6 +289,7 @@ pub(crate) fn said(body: &Body) -> String {
     match body {
         Body::Twin { epoch, generation, .. } => format!("has twin {epoch}.{generation}"),
         Body::Refused { code, detail, .. } => format!("refused a twin: {code}: {detail}"),
+        Body::Appraised { node, .. } => format!("appraised {node} while the hub was away"),
         Body::Workload(w) => {
             let state = serde_json::to_value(w.state).ok();
             let state = state.as_ref().and_then(Value::as_str).unwrap_or("unknown");

@@ -23,6 +23,22 @@ seeds! {
     seeds_500_to_624: 4, seeds_625_to_749: 5, seeds_750_to_874: 6, seeds_875_to_999: 7
 }
 
+fn run_delegated(block: u64) {
+    const SEEDS: u64 = 50;
+    for seed in block * SEEDS..(block + 1) * SEEDS {
+        if let Err(violation) = sim::run_delegated(seed) {
+            panic!("{violation}");
+        }
+    }
+}
+
+// While the hub is away a gateway appraises: two hundred seeds, in four tests.
+macro_rules! delegated {
+    ($($name:ident: $block:literal),*) => { $(#[test] fn $name() { run_delegated($block) })* };
+}
+
+delegated! { delegated_0_to_49: 0, delegated_50_to_99: 1, delegated_100_to_149: 2, delegated_150_to_199: 3 }
+
 #[test]
 fn the_same_seed_is_the_same_run() {
     let (a, b) = (sim::run(4711).unwrap(), sim::run(4711).unwrap());

@@ -409,6 +409,12 @@ impl VerifiedBytes {
         &self.claims
     }
 
+    /// Whether both say the same, whoever signed them when.
+    #[must_use]
+    pub fn is_same_payload(&self, other: &Self) -> bool {
+        self.payload == other.payload
+    }
+
     /// Refuses what is for another node or past its time.
     ///
     /// # Errors

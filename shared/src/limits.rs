@@ -128,6 +128,12 @@ pub const RIGHTS: usize = 16;
 pub const BUNDLES_KEPT: usize = 256;
 /// Most delegations that one node keeps.
 pub const DELEGATIONS_KEPT: usize = 1024;
+/// Largest signed document of reference values.
+pub const REFERENCES_BYTES: usize = 512 * 1024;
+/// Longest time for which a gateway's attestation result may be relied on, seconds. It is never longer than its delegation.
+pub const DELEGATED_RESULT_S: u64 = 4 * 3600;
+/// A gateway whose own affirming result has ended for so long appraises nobody, seconds.
+pub const VERIFIER_GRACE_S: u64 = 4 * 86_400;
 /// Most kinds and names of documents that a hello says it holds.
 pub const DOCUMENTS_SAID: usize = 2048;
 /// First pause before documents about trust are sent again to a child that has not said that it holds them; above

@@ -228,6 +228,7 @@ struct Descendant {
     /// It holds a twin whose key has left the trust bundle.
     renew: bool,
     site: SitePath,
+    role: v1::NodeRole,
     trust_version: u64,
     documents: BTreeMap<String, u64>,
 }
@@ -287,6 +288,7 @@ impl Tree {
                         has,
                         renew: said.renew,
                         site: said.site,
+                        role: said.role,
                         trust_version: said.trust_version,
                         documents: said.documents,
                     };
@@ -342,6 +344,26 @@ impl Tree {
     #[must_use]
     pub fn hello_of(&self, node: &NodeId) -> Option<&[u8]> {
         self.descendants.get(node).map(|d| d.hello.as_slice())
+    }
+
+    /// What a descendant said when it last said hello.
+    #[must_use]
+    pub fn hello_said(&self, node: &NodeId) -> Option<v1::Hello> {
+        Some(reread(&self.descendants.get(node)?.hello)?.2)
+    }
+
+    /// Acknowledges to a direct child once more what was acknowledged already: what else an acknowledgement tells is new.
+    pub fn acknowledge_again(&mut self, child: &NodeId) {
+        let is_asked_again = self.gather.get(child).is_some_and(|g| g.due.is_some());
+        if self.connected.contains(child) && !is_asked_again {
+            self.ack(child, Stream::Report, None);
+        }
+    }
+
+    /// Direct children that are gateways.
+    pub fn child_gateways(&self) -> impl Iterator<Item = &NodeId> {
+        let is_one = |(n, d): &(&NodeId, &Descendant)| d.via == **n && d.role == v1::NodeRole::Gateway;
+        self.descendants.iter().filter(is_one).map(|(n, _)| n)
     }
 
     /// A descendant's certificate, as its hello showed it.
@@ -468,6 +490,7 @@ impl Tree {
             incarnation: held.incarnation,
             seq: held.seq,
             hello,
+            away_s: 0,
         };
         self.events.push_back(TreeEvent::Ack {
             child: child.clone(),

@@ -6,6 +6,8 @@
 //! what was taken before its key left the bundle stays genuine: it is verified with the bundle of that time, which is
 //! kept for this; nothing new by that key is taken.
 
+mod kept;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -14,14 +16,16 @@ use thiserror::Error;
 
 use crate::bundle::{BundleError, Role, TrustBundle};
 use crate::certificate;
-use crate::ids::{NodeId, SitePath};
+use crate::ids::NodeId;
 use crate::keys::{KeyId, PublicKey};
 use crate::limits;
 use crate::trust_documents::{
     BootPolicy, Delegation, Document, DocumentError, Revocations, RevokedNode, Signed, open_with,
 };
 use crate::twin::{TwinError, VerifiedTwin};
-use crate::wire::v1::{TrustItem, TrustItemKind};
+use crate::wire::v1::{NodeRole, TrustItem, TrustItemKind};
+
+pub use kept::{Holder, Kept};
 
 mod single;
 
@@ -51,13 +55,29 @@ pub enum TrustOp {
         /// The signed bytes.
         bytes: Vec<u8>,
     },
-    /// A document of which the tree has one of each kind.
+    /// The document of a kind of which there is one for the tree.
     PutDocument {
-        /// What it is.
+        /// Which kind.
         kind: TrustItemKind,
         /// The signed bytes.
         bytes: Vec<u8>,
     },
+}
+
+impl TrustOp {
+    /// As stores keep it: kind, name within the kind, version (of bundles, whose older ones stay), signed bytes. What
+    /// follows takes the place of what has the same kind, name and version. [`StoredTrust::put_row`] reads it back.
+    #[must_use]
+    pub fn row(&self) -> (&'static str, &str, u64, &[u8]) {
+        match self {
+            TrustOp::PutBundle { version, bytes } => (TrustItemKind::Bundle.as_str(), "", *version, bytes),
+            TrustOp::PutRevocations(bytes) => (TrustItemKind::Revocations.as_str(), "", 0, bytes),
+            TrustOp::PutDelegation { gateway, bytes } => {
+                (TrustItemKind::Delegation.as_str(), gateway.as_str(), 0, bytes)
+            }
+            TrustOp::PutDocument { kind, bytes } => (kind.as_str(), "", 0, bytes),
+        }
+    }
 }
 
 /// Trust as a node's store holds it. Nothing of it is believed for being there.
@@ -75,6 +95,24 @@ pub struct StoredTrust {
 }
 
 impl StoredTrust {
+    /// Takes a row of a store ([`TrustOp::row`]).
+    ///
+    /// # Errors
+    /// What is wrong with it: no program of ours wrote it.
+    pub fn put_row(&mut self, kind: &str, name: &str, version: u64, bytes: Vec<u8>) -> Result<(), String> {
+        match TrustItemKind::parse(kind) {
+            Some(TrustItemKind::Bundle) => drop(self.bundles.insert(version, bytes)),
+            Some(TrustItemKind::Revocations) => self.revocations = Some(bytes),
+            Some(TrustItemKind::Delegation) => {
+                let gateway = NodeId::new(name).map_err(|e| e.to_string())?;
+                self.delegations.insert(gateway, bytes);
+            }
+            Some(kind) => drop(self.documents.insert(kind, bytes)),
+            None => return Err(format!("{kind:?} is no kind of document")),
+        }
+        Ok(())
+    }
+
     /// Applies a change to an image in memory.
     pub fn apply(&mut self, op: &TrustOp) {
         match op.clone() {
@@ -129,6 +167,25 @@ impl TrustError {
     }
 }
 
+/// What became of documents that came together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// What must be written; nothing when nothing was new.
+    pub ops: Vec<TrustOp>,
+    /// Why documents were not taken.
+    pub refused: Vec<String>,
+    /// Whether one of these was replaced long ago.
+    pub is_older: bool,
+}
+
+impl Taken {
+    /// Whether whoever sent them does not know what is held here: it repeats it, or offers what is older.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.ops.is_empty() && (self.is_older || self.refused.is_empty())
+    }
+}
+
 /// What TLS and the door need to know; made anew whenever it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustView {
@@ -176,6 +233,7 @@ pub struct TrustState {
     revocations: Option<Signed<Revocations>>,
     delegations: BTreeMap<NodeId, Signed<Delegation>>,
     boot_policy: Option<Signed<BootPolicy>>,
+    kept: BTreeMap<TrustItemKind, Kept>,
 }
 
 impl From<TrustBundle> for TrustState {
@@ -187,6 +245,7 @@ impl From<TrustBundle> for TrustState {
             revocations: None,
             delegations: BTreeMap::new(),
             boot_policy: None,
+            kept: BTreeMap::new(),
         }
     }
 }
@@ -221,9 +280,12 @@ impl TrustState {
                 Err(e) => faults.push(format!("the stored delegation of {gateway} is left out: {e}")),
             }
         }
-        for (kind, bytes) in stored.documents {
-            state.restore_single(kind, &bytes, &mut faults);
-        }
+        let (single, kept) = stored
+            .documents
+            .into_iter()
+            .partition(|(kind, _)| single::is_one(*kind));
+        state.restore_single(single, &mut faults);
+        state.restore_kept(kept, &mut faults);
         (state, faults)
     }
 
@@ -319,8 +381,10 @@ impl TrustState {
         self.newest.key_at_any_time(kid, role).is_some()
     }
 
-    /// A key of any bundle that was verified, the newest first: for what was taken when that bundle was in force.
-    fn key_ever(&self, kid: KeyId, role: Role) -> Option<&PublicKey> {
+    /// A key of any bundle that was verified, the newest first: for what was taken when that bundle was in force. Nothing
+    /// new is verified with it.
+    #[must_use]
+    pub fn key_ever(&self, kid: KeyId, role: Role) -> Option<&PublicKey> {
         self.bundles().rev().find_map(|b| b.key_at_any_time(kid, role))
     }
 
@@ -342,8 +406,25 @@ impl TrustState {
             TrustItemKind::Bundle => self.take_bundle(&item.body),
             TrustItemKind::Revocations => self.take_revocations(&item.body, now_s),
             TrustItemKind::Delegation => self.take_delegation(&item.body, now_s),
-            kind => self.take_single(kind, &item.body, now_s),
+            kind if single::is_one(kind) => self.take_single(kind, &item.body, now_s),
+            kind => self.take_kept(kind, &item.body, now_s),
         }
+    }
+
+    /// Takes documents that came together, in their order, at a node of this role. Kinds that such a node has no use for
+    /// are left aside.
+    pub fn take_all(&mut self, items: &[TrustItem], role: NodeRole, now_s: u64) -> Taken {
+        let mut taken = Taken::default();
+        for item in items.iter().filter(|i| kept::keeps(i.kind, role)) {
+            match self.take(item, now_s) {
+                Ok(op) => taken.ops.extend(op),
+                Err(e) => {
+                    taken.is_older |= e.is_rollback();
+                    taken.refused.push(e.to_string());
+                }
+            }
+        }
+        taken
     }
 
     fn take_bundle(&mut self, bytes: &[u8]) -> Result<Option<TrustOp>, TrustError> {
@@ -430,31 +511,28 @@ impl TrustState {
         let list = list.map(|l| (REVOCATIONS.to_owned(), l.value().number()));
         let delegations = self.delegations.values().filter(|d| named(d.kid()));
         let delegations = delegations.map(|d| (format!("{DELEGATION}{}", d.value().gateway), d.value().number()));
-        list.chain(delegations).chain(self.singles_said()).collect()
+        list.chain(delegations)
+            .chain(self.singles_said())
+            .chain(self.kept_versions())
+            .collect()
     }
 
-    /// What a child needs that said it holds this, oldest bundle first. What this node itself would not take any more is
-    /// not handed on.
+    /// What a child needs that it has not said it holds, oldest bundle first. What this node itself would not take any more
+    /// is not handed on.
     #[must_use]
-    pub fn lacking(
-        &self,
-        trust_version: u64,
-        documents: &BTreeMap<String, u64>,
-        child: &NodeId,
-        site: &SitePath,
-    ) -> Vec<TrustItem> {
+    pub fn lacking(&self, child: &Holder<'_>) -> Vec<TrustItem> {
         let item = |kind, bytes: &[u8]| TrustItem {
             kind,
             body: ByteBuf::from(bytes.to_vec()),
         };
         let mut items = Vec::new();
-        if trust_version < self.version() {
-            let carried = self.carried.range(trust_version + 1..).map(|(_, b)| b.as_slice());
-            let verified = self.bundles().filter(|b| b.contents().version > trust_version);
+        if child.trust_version < self.version() {
+            let carried = self.carried.range(child.trust_version + 1..).map(|(_, b)| b.as_slice());
+            let verified = self.bundles().filter(|b| b.contents().version > child.trust_version);
             let all = carried.chain(verified.map(TrustBundle::bytes));
             items.extend(all.map(|b| item(TrustItemKind::Bundle, b)));
         }
-        let has = |name: &str| documents.get(name).copied().unwrap_or(0);
+        let has = |name: &str| child.documents.get(name).copied().unwrap_or(0);
         let named = |kid| self.names(kid, Role::Attestation);
         if let Some(list) = self.revocations.as_ref().filter(|l| named(l.kid()))
             && has(REVOCATIONS) < list.value().number()
@@ -462,12 +540,13 @@ impl TrustState {
             items.push(item(TrustItemKind::Revocations, list.bytes()));
         }
         for d in self.delegations.values().filter(|d| named(d.kid())) {
-            let concerns = d.value().concerns(child, site);
+            let concerns = d.value().concerns(child.node, child.site);
             if concerns && has(&format!("{DELEGATION}{}", d.value().gateway)) < d.value().number() {
                 items.push(item(TrustItemKind::Delegation, d.bytes()));
             }
         }
-        items.extend(self.singles_lacking(documents));
+        items.extend(self.singles_lacking(child.documents));
+        items.extend(self.kept_lacking(child));
         items
     }
 }

@@ -345,6 +345,12 @@ impl Delegation {
         is_at_or_below(site, &self.site)
     }
 
+    /// Whether the site that it is about is at `site` or below.
+    #[must_use]
+    pub fn is_within(&self, site: &SitePath) -> bool {
+        is_at_or_below(&self.site, site)
+    }
+
     /// Whether the gateway may do this for a node at `site` at `now_s`.
     #[must_use]
     pub fn allows(&self, right: Right, site: &SitePath, now_s: u64) -> bool {
@@ -367,7 +373,7 @@ impl Delegation {
     /// Whether a child at `site` needs it: it decides for that child, or for somebody behind it.
     #[must_use]
     pub fn concerns(&self, child: &NodeId, site: &SitePath) -> bool {
-        *child == self.gateway || self.covers(site) || is_at_or_below(&self.site, site)
+        *child == self.gateway || self.covers(site) || self.is_within(site)
     }
 }
 

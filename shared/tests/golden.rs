@@ -216,6 +216,7 @@ fn ack() -> v1::Ack {
         incarnation: 3,
         seq: 49,
         hello: Some("boot-7".into()),
+        away_s: 0,
     }
 }
 

@@ -9,21 +9,48 @@ mod support;
 use std::collections::BTreeMap;
 
 use cnova_shared::bundle::{self, BundleError, Role, TrustBundle};
-use cnova_shared::envelope::{Endorsement, EnvelopeError, Introduction, seal_payload};
+use cnova_shared::envelope::{Endorsement, EnvelopeError, Introduction, seal_document, seal_payload};
 use cnova_shared::ids::SitePath;
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::limits;
 use cnova_shared::parent::{Parent, ParentError};
 use cnova_shared::topics::Kind;
-use cnova_shared::trust::{StoredTrust, TrustError, TrustState, batches};
+use cnova_shared::trust::{Holder, StoredTrust, TrustError, TrustOp, TrustState, batches};
 use cnova_shared::trust_documents::{BootPolicy, Delegation, Document, DocumentError, PolicyBoot, Right};
 use cnova_shared::twin::{TwinError, VerifiedTwin};
-use cnova_shared::wire::v1::{TrustItem, TrustItemKind};
+use cnova_shared::wire::v1::{NodeRole, TrustItem, TrustItemKind};
 use rotation::*;
 use support::{EPOCH_S, claims, hub_key, identity, node, soft, twin};
 
 fn site(path: &str) -> SitePath {
     SitePath::new(path).unwrap()
+}
+
+fn lacking(
+    state: &TrustState,
+    trust_version: u64,
+    documents: &BTreeMap<String, u64>,
+    child: &str,
+    path: &str,
+) -> Vec<TrustItem> {
+    lacking_as(state, NodeRole::Agent, trust_version, documents, child, path)
+}
+
+fn lacking_as(
+    state: &TrustState,
+    role: NodeRole,
+    trust_version: u64,
+    documents: &BTreeMap<String, u64>,
+    child: &str,
+    path: &str,
+) -> Vec<TrustItem> {
+    state.lacking(&Holder {
+        node: &node(child),
+        site: &site(path),
+        role,
+        trust_version,
+        documents,
+    })
 }
 
 /// A node that has taken the bundles up to this version, and its store.
@@ -39,7 +66,7 @@ fn at(version: u64) -> (TrustState, StoredTrust) {
 #[test]
 fn a_node_that_missed_bundles_takes_them_in_their_order() {
     let (hub, _) = at(4);
-    let missing = hub.lacking(1, &BTreeMap::new(), &node("plc-1"), &site("plant-7/plc-1"));
+    let missing = lacking(&hub, 1, &BTreeMap::new(), "plc-1", "plant-7/plc-1");
     assert_eq!(missing.len(), 3);
     let mut state = TrustState::from(flashed());
     // The last one alone is signed by a root that this node does not know.
@@ -57,9 +84,9 @@ fn a_node_that_missed_bundles_takes_them_in_their_order() {
     assert_eq!(state.version(), 4);
     // Said again, they change nothing.
     assert!(missing.iter().all(|i| state.take(i, EPOCH_S).unwrap().is_none()));
-    let newest = hub.lacking(3, &BTreeMap::new(), &node("plc-1"), &site("plant-7/plc-1"));
+    let newest = lacking(&hub, 3, &BTreeMap::new(), "plc-1", "plant-7/plc-1");
     assert_eq!(newest, [bundle_item(4)]);
-    assert!(hub.lacking(4, &BTreeMap::new(), &node("plc-1"), &site("a")).is_empty());
+    assert!(lacking(&hub, 4, &BTreeMap::new(), "plc-1", "a").is_empty());
 }
 
 #[test]
@@ -184,7 +211,7 @@ fn a_child_gets_the_delegations_that_concern_it() {
     state.take(&delegation_item(&d, &second_key()), EPOCH_S).unwrap();
     let gets = |child: &str, path: &str, held: u64| {
         let documents = BTreeMap::from([("d/line-2-gw".to_owned(), held)]);
-        !state.lacking(2, &documents, &node(child), &site(path)).is_empty()
+        !lacking(&state, 2, &documents, child, path).is_empty()
     };
     assert!(gets("plc-1", "plant-7/line-2/plc-1", 0), "it is decided for");
     assert!(gets("plant-gw", "plant-7", 4), "it hands it on");
@@ -248,7 +275,7 @@ fn a_parent_with_a_session_key_is_revoked_by_its_certified_one() {
 
 #[test]
 fn approved_boots_are_taken_kept_and_handed_on_as_one_document() {
-    let (key, me, here) = (new_boot_key(), node("plc-1"), site("plant-7/plc-1"));
+    let key = new_boot_key();
     let (mut state, mut stored) = (TrustState::from(flashed()), StoredTrust::default());
     let image = approved_boot("image-1", &["plc-1"], ("a", "b"), &[&key]);
     let first = boot_policy(5, vec![image.clone()], &hub_key());
@@ -295,13 +322,21 @@ fn approved_boots_are_taken_kept_and_handed_on_as_one_document() {
     );
 
     // A child gets it until it says that it holds it.
-    let lacking = |held| state.lacking(2, &BTreeMap::from([("b".to_owned(), held)]), &me, &here);
-    assert_eq!(lacking(5), [second]);
-    assert!(lacking(6).is_empty());
+    let held = |held| {
+        lacking(
+            &state,
+            2,
+            &BTreeMap::from([("b".to_owned(), held)]),
+            "plc-1",
+            "plant-7/plc-1",
+        )
+    };
+    assert_eq!(held(5), [second]);
+    assert!(held(6).is_empty());
     // Once its key has left the bundle it is not handed on, and a lower version of the new key replaces it.
     let mut late = state.clone();
     late.take(&bundle_by_second_key(3, &key), EPOCH_S).unwrap();
-    assert!(late.lacking(3, &BTreeMap::new(), &me, &here).is_empty());
+    assert!(lacking(&late, 3, &BTreeMap::new(), "plc-1", "plant-7/plc-1").is_empty());
     assert!(!late.documents().contains_key("b"));
     let low = boot_policy(1, vec![image], &second_key());
     assert!(late.take(&low, EPOCH_S).unwrap().is_some());
@@ -403,4 +438,163 @@ fn a_document_of_boots_keeps_its_rules() {
     assert!(fails(bad).contains("64 bytes"));
     let many = vec![good; limits::BOOTS_APPROVED + 1];
     assert!(BootPolicy::new(1, many).check().unwrap_err().contains("at most"));
+}
+
+/// What reference values look like to this crate: a version, and what it does not read.
+#[derive(serde::Serialize)]
+struct References {
+    v: u32,
+    n: u64,
+    s: &'static str,
+}
+
+fn references(version: u64, says: &'static str, key: &cnova_shared::keys::SoftKey) -> TrustItem {
+    let kind = TrustItemKind::References;
+    let value = References {
+        v: 1,
+        n: version,
+        s: says,
+    };
+    let sealed = seal_document(
+        kind,
+        &claims(support::HUB, "fleet"),
+        &value,
+        limits::REFERENCES_BYTES,
+        key,
+    )
+    .unwrap();
+    TrustItem {
+        kind,
+        body: sealed.into(),
+    }
+}
+
+#[test]
+fn reference_values_only_go_up_and_are_signed_by_a_key_for_them() {
+    let (mut state, mut stored) = at(2);
+    let (old, new) = (hub_key(), second_key());
+    stored.apply(&state.take(&references(5, "five", &old), EPOCH_S).unwrap().unwrap());
+    assert!(
+        state.take(&references(5, "five", &old), EPOCH_S).unwrap().is_none(),
+        "it is here"
+    );
+    for (version, says) in [(4, "four"), (5, "other")] {
+        let error = state.take(&references(version, says, &old), EPOCH_S).unwrap_err();
+        assert!(error.is_rollback(), "{error}");
+    }
+    state.take(&references(9, "nine", &soft(99)), EPOCH_S).unwrap_err();
+    assert_eq!(state.documents().get("references"), Some(&5));
+    // Another kind's document, of a key that may sign both.
+    let disguised = TrustItem {
+        kind: TrustItemKind::Revocations,
+        ..references(9, "nine", &old)
+    };
+    state.take(&disguised, EPOCH_S).unwrap_err();
+    // Whoever stole the old key may have signed any version; what it signed is not said to be held once it is gone.
+    stored.apply(
+        &state
+            .take(&references(u64::MAX, "stolen", &old), EPOCH_S)
+            .unwrap()
+            .unwrap(),
+    );
+    stored.apply(&state.take(&bundle_item(3), EPOCH_S).unwrap().unwrap());
+    assert!(state.kept(TrustItemKind::References).is_none());
+    assert_eq!(state.documents().get("references"), None);
+    stored.apply(&state.take(&references(6, "six", &new), EPOCH_S).unwrap().unwrap());
+    let (restored, faults) = TrustState::restore(flashed(), stored.clone());
+    assert!(faults.is_empty(), "{faults:?}");
+    assert_eq!(restored.kept(TrustItemKind::References).unwrap().version(), 6);
+    let last = stored
+        .documents
+        .get_mut(&TrustItemKind::References)
+        .unwrap()
+        .last_mut()
+        .unwrap();
+    *last ^= 1;
+    let (restored, faults) = TrustState::restore(flashed(), stored);
+    assert_eq!((restored.kept(TrustItemKind::References), faults.len()), (None, 1));
+}
+
+#[test]
+fn reference_values_go_to_gateways_that_may_appraise_and_to_those_on_the_way() {
+    let (mut state, _) = at(2);
+    state.take(&references(5, "five", &second_key()), EPOCH_S).unwrap();
+    let needs = |state: &TrustState, role, child: &str, path: &str| {
+        let none = BTreeMap::new();
+        let items = lacking_as(state, role, 2, &none, child, path);
+        items.iter().any(|i| i.kind == TrustItemKind::References)
+    };
+    assert!(
+        !needs(&state, NodeRole::Gateway, "line-gw", "plant-7/line-2"),
+        "it has no delegation"
+    );
+    let d = delegation(1, &node("line-gw"), "plant-7/line-2", EPOCH_S + 100);
+    state.take(&delegation_item(&d, &second_key()), EPOCH_S).unwrap();
+    for (role, child, path, expected) in [
+        (NodeRole::Gateway, "line-gw", "plant-7/line-2", true),
+        (NodeRole::Gateway, "area-gw", "plant-7", true),
+        (NodeRole::Gateway, "other-gw", "plant-7/line-3", false),
+        (NodeRole::Agent, "plc-1", "plant-7/line-2/plc-1", false),
+    ] {
+        assert_eq!(needs(&state, role, child, path), expected, "{child}");
+    }
+    let has = BTreeMap::from([("references".to_owned(), 5), ("d/line-gw".to_owned(), 1)]);
+    assert!(lacking_as(&state, NodeRole::Gateway, 2, &has, "line-gw", "plant-7/line-2").is_empty());
+    // Without the right nobody needs them.
+    let taken_back = Delegation {
+        version: 2,
+        rights: Vec::new(),
+        ..d
+    };
+    state
+        .take(&delegation_item(&taken_back, &second_key()), EPOCH_S)
+        .unwrap();
+    assert!(!needs(&state, NodeRole::Gateway, "line-gw", "plant-7/line-2"));
+}
+
+#[test]
+fn an_agent_leaves_reference_values_aside_and_takes_the_rest() {
+    let (mut state, _) = at(2);
+    let items = [references(5, "five", &second_key()), revocations(1, &[], &second_key())];
+    let mut gateway = state.clone();
+    let taken = state.take_all(&items, NodeRole::Agent, EPOCH_S);
+    assert!(
+        taken.refused.is_empty() && matches!(taken.ops[..], [TrustOp::PutRevocations(_)]),
+        "{taken:?}"
+    );
+    assert!(
+        state.take_all(&items, NodeRole::Agent, EPOCH_S).is_known(),
+        "whoever repeats it does not know"
+    );
+    assert_eq!(gateway.take_all(&items, NodeRole::Gateway, EPOCH_S).ops.len(), 2);
+    let older = [revocations(1, &[("plc-1", None)], &second_key())];
+    let taken = gateway.take_all(&older, NodeRole::Gateway, EPOCH_S);
+    assert!(taken.is_older && taken.is_known() && taken.refused.len() == 1);
+}
+
+#[test]
+fn rows_of_a_store_are_what_was_written() {
+    let ops = [
+        TrustOp::PutBundle {
+            version: 3,
+            bytes: vec![1],
+        },
+        TrustOp::PutRevocations(vec![2]),
+        TrustOp::PutDelegation {
+            gateway: node("line-gw"),
+            bytes: vec![3],
+        },
+        TrustOp::PutDocument {
+            kind: TrustItemKind::References,
+            bytes: vec![4],
+        },
+    ];
+    let (mut image, mut rows) = (StoredTrust::default(), StoredTrust::default());
+    for op in &ops {
+        image.apply(op);
+        let (kind, name, version, bytes) = op.row();
+        rows.put_row(kind, name, version, bytes.to_vec()).unwrap();
+    }
+    assert_eq!(image, rows);
+    rows.put_row("unknown", "", 0, Vec::new()).unwrap_err();
 }

@@ -130,7 +130,10 @@ impl Agent {
             config,
         };
         agent.reopen_twin(stored.twin, now);
-        agent.reopen_results(stored.ear, stored.parent_ear);
+        agent.reopen_results(
+            [stored.ear, stored.delegated_ear],
+            [stored.parent_ear, stored.delegated_parent_ear],
+        );
         agent.judge_disk(now);
         agent.judge_boot(now);
         let found = agent.take_live(found, now);

@@ -120,10 +120,17 @@ pub enum Op {
     DeleteInstance(WorkloadId),
     /// The value of the TPM's counter that this ledger belongs to; written with the twin that it counts.
     Counter(u64),
-    /// A result about this node, as it came.
+    /// The hub's result about this node, as it came.
     PutEar(Vec<u8>),
-    /// A result about the parent, as it came.
+    /// The hub's result about the parent, as it came.
     PutParentEar(Vec<u8>),
+    /// A gateway's result under its delegation, as it came.
+    PutDelegatedEar {
+        /// Whether it is about the parent, and not about this node.
+        of_parent: bool,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
     /// No twin below this one is taken any more, by the word of the hub.
     Floor {
         /// Its epoch.
@@ -148,10 +155,16 @@ pub struct Stored {
     pub instances: Vec<InstanceRow>,
     /// The value of the TPM's counter that it belongs to, 0 for none.
     pub counter: u64,
-    /// The newest result about this node.
+    /// The hub's newest result about this node.
     pub ear: Option<Vec<u8>>,
-    /// The newest result about the parent.
+    /// The hub's newest result about the parent.
     pub parent_ear: Option<Vec<u8>>,
+    /// The newest result of a gateway about this node.
+    #[serde(default)]
+    pub delegated_ear: Option<Vec<u8>>,
+    /// The newest result of a gateway about the parent.
+    #[serde(default)]
+    pub delegated_parent_ear: Option<Vec<u8>>,
     /// The oldest twin that is taken, epoch and generation.
     pub floor: (u64, u64),
     /// The report stream.
@@ -176,6 +189,8 @@ impl Stored {
                 Op::Counter(value) => self.counter = value,
                 Op::PutEar(bytes) => self.ear = Some(bytes),
                 Op::PutParentEar(bytes) => self.parent_ear = Some(bytes),
+                Op::PutDelegatedEar { of_parent, bytes } if of_parent => self.delegated_parent_ear = Some(bytes),
+                Op::PutDelegatedEar { bytes, .. } => self.delegated_ear = Some(bytes),
                 Op::Floor { epoch, generation } => self.floor = (epoch, generation),
                 Op::Stream(op) => self.stream.apply(&op),
                 Op::Trust(op) => self.trust.apply(&op),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use cnova_attestation::ear::{Ear, Status};
+use cnova_attestation::result::{Opened, Results};
 use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::certificate::Tier;
 use cnova_shared::ids::{NodeId, SitePath};
@@ -127,10 +128,10 @@ pub struct Standing {
     pub(crate) root: Root,
     /// Why the node does not trust its own disk.
     pub(crate) quarantine: Option<String>,
-    /// The newest result about this node.
-    pub(crate) ear: Option<Ear>,
-    /// The newest result about its parent.
-    pub(crate) parent: Option<Ear>,
+    /// The newest results about this node.
+    pub(crate) own: Results,
+    /// The newest results about its parent.
+    pub(crate) parent: Results,
     /// Why the last launch could not be measured.
     pub(crate) unmeasured: Option<String>,
 }
@@ -151,41 +152,58 @@ impl Standing {
         if requirement == TrustRequirement::Tpm {
             return None;
         }
-        self.disproved()
+        self.disproved(now_s)
             .map(Bar::Wait)
             .or_else(|| self.doubt(is_update, now_s).map(Bar::Hold))
     }
 
-    fn disproved(&self) -> Option<String> {
+    fn disproved(&self, now_s: u64) -> Option<String> {
         if let Some(why) = &self.quarantine {
             return Some(format!("this node is in quarantine: {why}"));
         }
         if let OwnBoot::Refused(why) = &self.root.own_boot {
             return Some(format!("this node booted something that is not approved: {why}"));
         }
-        let ear = self.ear.as_ref().filter(|e| e.status == Status::Contraindicated)?;
-        Some(format!(
-            "this node was found not to be what it should be: {}",
-            found(ear)
-        ))
+        let result = self.own.in_force(now_s)?;
+        let is_disproved = result.ear().status == Status::Contraindicated;
+        is_disproved.then(|| {
+            format!(
+                "this node was found not to be what it should be{}: {}",
+                by(result),
+                found(result.ear())
+            )
+        })
     }
 
     fn doubt(&self, is_update: bool, now_s: u64) -> Option<String> {
         if let OwnBoot::Unknown(why) = &self.root.own_boot {
             return Some(format!("whether this node's boot is approved is not known yet: {why}"));
         }
-        let Some(ear) = &self.ear else {
+        let Some(result) = self.own.in_force(now_s) else {
             return Some("this node has not been attested yet".into());
         };
+        let ear = result.ear();
         if ear.status != Status::Affirming {
-            return Some(format!("this node's attestation is not affirming: {}", found(ear)));
+            let text = format!("this node's attestation{} is not affirming: {}", by(result), found(ear));
+            return Some(text);
         }
         if is_update && ear.exp <= now_s {
-            let text = "this node's attestation is stale: what it knows runs on, what is new waits for the hub";
-            return Some(text.into());
+            let text = format!(
+                "this node's attestation{} is stale: what it knows runs on, what is new waits for the hub",
+                by(result)
+            );
+            return Some(text);
         }
         let why = self.unmeasured.as_ref()?;
         Some(format!("its launch cannot be measured: {why}"))
+    }
+}
+
+/// Who said so, where it was not the hub.
+fn by(result: &Opened) -> String {
+    match result.is_delegated() {
+        true => format!(" by {}", result.by()),
+        false => String::new(),
     }
 }
 

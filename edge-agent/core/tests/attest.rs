@@ -392,6 +392,7 @@ fn where_only_an_attested_parent_is_listened_to_another_one_is_not() {
         incarnation: 0,
         seq: 0,
         hello: Some("boot-1".into()),
+        away_s: 0,
     };
     let say = |rig: &mut Rig, kind: Kind, bytes: Vec<u8>| rig.take(Event::Message { kind, bytes });
     let bytes = seal(Kind::Ack, &claims("gw-1", ME), &ack, &gateway.chain, &gateway.key).unwrap();
@@ -407,12 +408,16 @@ fn where_only_an_attested_parent_is_listened_to_another_one_is_not() {
         key: gateway.key.public_key().clone(),
         ..ear("gw-1", status, exp)
     };
-    let other_key = ear("gw-1", Status::Affirming, LATER_S);
-    rig.message(Kind::Ear, &other_key);
+    // As the gateway shows it: signed for itself.
+    let show = |rig: &mut Rig, ear: &Ear| {
+        let bytes = seal(Kind::Ear, &claims(HUB, "gw-1"), ear, &[], &hub_key()).unwrap();
+        rig.take(Event::Message { kind: Kind::Ear, bytes })
+    };
+    show(&mut rig, &ear("gw-1", Status::Affirming, LATER_S));
     assert_eq!(rig.message(Kind::Twin, &twin(1)), ["note"], "about another key");
-    rig.message(Kind::Ear, &about_gateway(Status::Contraindicated, LATER_S));
+    show(&mut rig, &about_gateway(Status::Contraindicated, LATER_S));
     assert_eq!(rig.message(Kind::Twin, &twin(1)), ["note"], "contraindicated");
-    rig.message(Kind::Ear, &about_gateway(Status::Affirming, LATER_S));
+    show(&mut rig, &about_gateway(Status::Affirming, LATER_S));
     assert!(rig.message(Kind::Twin, &twin(1)).contains(&"accepted 1.1".to_owned()));
     // Stale is not untrusted, for a week.
     rig.wait(2 * 86_400_000);

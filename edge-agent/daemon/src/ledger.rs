@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use cnova_agent_core::ledger::{Good, InstanceRow, Op, Phase, Stored};
 use cnova_shared::hop::Position;
-use cnova_shared::ids::{Digest, Name, NodeId, WorkloadId};
+use cnova_shared::ids::{Digest, Name, WorkloadId};
 use cnova_shared::report::{StoredStream, StreamOp};
 use cnova_shared::trust::{StoredTrust, TrustOp};
 use cnova_shared::wire;
-use cnova_shared::wire::v1::{Entry, TrustItemKind};
+use cnova_shared::wire::v1::Entry;
 use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -46,14 +46,13 @@ const SCHEMA: Schema = Schema {
 const TIME_FLOOR: &str = "time-floor";
 const INCARNATION: &str = "report-incarnation";
 const ACKED: &str = "report-acked";
-const BUNDLE: &str = "bundle";
-const REVOCATIONS: &str = "revocations";
-const DELEGATION: &str = "delegation";
 const COUNTER: &str = "tpm-counter";
 const FLOOR_EPOCH: &str = "floor-epoch";
 const FLOOR_GENERATION: &str = "floor-generation";
 const OWN_EAR: &str = "self";
 const PARENT_EAR: &str = "parent";
+const DELEGATED_EAR: &str = "self/gateway";
+const DELEGATED_PARENT_EAR: &str = "parent/gateway";
 const PROBE: &str = "probe";
 const BOX_KEY: &str = "box-key";
 
@@ -207,6 +206,8 @@ fn apply(t: &Transaction<'_>, op: &Op) -> Result<(), rusqlite::Error> {
         Op::Counter(value) => put_number(t, COUNTER, *value)?,
         Op::PutEar(bytes) => put_result(t, OWN_EAR, bytes)?,
         Op::PutParentEar(bytes) => put_result(t, PARENT_EAR, bytes)?,
+        Op::PutDelegatedEar { of_parent: true, bytes } => put_result(t, DELEGATED_PARENT_EAR, bytes)?,
+        Op::PutDelegatedEar { bytes, .. } => put_result(t, DELEGATED_EAR, bytes)?,
         Op::Floor { epoch, generation } => {
             put_number(t, FLOOR_EPOCH, *epoch)?;
             put_number(t, FLOOR_GENERATION, *generation)?;
@@ -237,12 +238,7 @@ fn apply_stream(t: &Transaction<'_>, op: &StreamOp) -> Result<(), rusqlite::Erro
 
 /// Documents as they were signed: bundles by version, delegations by gateway.
 fn apply_trust(t: &Transaction<'_>, op: &TrustOp) -> Result<(), rusqlite::Error> {
-    let (kind, name, version, bytes) = match op {
-        TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
-        TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
-        TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
-        TrustOp::PutDocument { kind, bytes } => (kind.as_str(), "", 0, bytes),
-    };
+    let (kind, name, version, bytes) = op.row();
     t.prepare_cached("INSERT OR REPLACE INTO trust (kind, name, version, bytes) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![kind, name, to_sql(version), bytes])?;
     Ok(())
@@ -253,20 +249,9 @@ fn load_trust(c: &Connection) -> Result<StoredTrust, rusqlite::Error> {
     let mut statement = c.prepare("SELECT kind, name, version, bytes FROM trust")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let (kind, name, bytes): (String, String, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(3)?);
-        match kind.as_str() {
-            BUNDLE => drop(trust.bundles.insert(from_sql(row.get(2)?), bytes)),
-            REVOCATIONS => trust.revocations = Some(bytes),
-            DELEGATION => {
-                let gateway = NodeId::new(name).map_err(|e| damaged(1, Type::Text, e))?;
-                trust.delegations.insert(gateway, bytes);
-            }
-            other => {
-                let kind = TrustItemKind::named(other);
-                let kind = kind.ok_or_else(|| damaged(0, Type::Text, format!("{other:?} is no kind of document")))?;
-                trust.documents.insert(kind, bytes);
-            }
-        }
+        let (kind, name): (String, String) = (row.get(0)?, row.get(1)?);
+        let put = trust.put_row(&kind, &name, from_sql(row.get(2)?), row.get(3)?);
+        put.map_err(|e| damaged(0, Type::Text, e))?;
     }
     Ok(trust)
 }
@@ -378,6 +363,8 @@ fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
         counter: number(c, COUNTER)?,
         ear: result(c, OWN_EAR)?,
         parent_ear: result(c, PARENT_EAR)?,
+        delegated_ear: result(c, DELEGATED_EAR)?,
+        delegated_parent_ear: result(c, DELEGATED_PARENT_EAR)?,
         floor: (number(c, FLOOR_EPOCH)?, number(c, FLOOR_GENERATION)?),
         instances,
         stream: StoredStream { entries, acked },

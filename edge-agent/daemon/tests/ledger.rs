@@ -57,6 +57,10 @@ fn trust_op() -> impl Strategy<Value = TrustOp> {
         bytes().prop_map(TrustOp::PutRevocations),
         (gateway, bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
         bytes().prop_map(|bytes| TrustOp::PutDocument {
+            kind: TrustItemKind::References,
+            bytes
+        }),
+        bytes().prop_map(|bytes| TrustOp::PutDocument {
             kind: TrustItemKind::BootPolicy,
             bytes
         }),
@@ -77,6 +81,8 @@ fn op() -> impl Strategy<Value = Op> {
         any::<u64>().prop_map(Op::Counter),
         proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutEar),
         proptest::collection::vec(any::<u8>(), 0..200).prop_map(Op::PutParentEar),
+        (any::<bool>(), proptest::collection::vec(any::<u8>(), 0..200))
+            .prop_map(|(of_parent, bytes)| Op::PutDelegatedEar { of_parent, bytes }),
         (any::<u64>(), any::<u64>()).prop_map(|(epoch, generation)| Op::Floor { epoch, generation }),
         trust_op().prop_map(Op::Trust),
         (workload(), any::<u32>(), any::<[u8; 32]>(), any::<u32>(), phase).prop_map(

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use cnova_attestation::appraiser::{Rhythm, Verdict};
+use cnova_attestation::ear::Ear;
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath};
 use cnova_shared::keys::PublicKey;
@@ -38,6 +40,41 @@ pub struct Config {
     pub key: PublicKey,
     /// When it is to ask for its next certificate, seconds since 1970; never, where it was certified by hand.
     pub renew_s: Option<u64>,
+    /// How it appraises its children where the hub has delegated that.
+    pub appraisal: Appraisal,
+}
+
+/// How a gateway appraises its children while the hub is away.
+#[derive(Clone, Copy, Debug)]
+pub struct Appraisal {
+    /// For so long the hub must have been out of reach, milliseconds.
+    pub after_ms: u64,
+    /// How often, and for how long a result holds; never longer than [`cnova_shared::limits::DELEGATED_RESULT_S`].
+    pub rhythm: Rhythm,
+    /// The register of the launch log.
+    pub launch_pcr: u8,
+    /// Random, new at every start: nonces are made of it.
+    pub seed: [u8; 32],
+}
+
+impl Appraisal {
+    /// For so long the hub must have been out of reach where nothing is said, milliseconds: it was started anew, or a line
+    /// broke for a moment, and comes back.
+    pub const AFTER_MS: u64 = 5 * 60_000;
+
+    /// As it is where nothing is said.
+    #[must_use]
+    pub fn new(seed: [u8; 32]) -> Self {
+        Self {
+            after_ms: Self::AFTER_MS,
+            rhythm: Rhythm {
+                valid_s: cnova_shared::limits::DELEGATED_RESULT_S,
+                ..Rhythm::default()
+            },
+            launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
+            seed,
+        }
+    }
 }
 
 /// Something happened.
@@ -100,6 +137,15 @@ pub enum Event {
         /// When to ask for the next one, seconds since 1970.
         renew_s: u64,
     },
+    /// The result of [`Action::SignEar`].
+    EarSigned {
+        /// About whom.
+        node: NodeId,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
+    /// Somebody wants all children to be appraised now, as far as this gateway may.
+    Demand,
     /// A condition at the door that a person should know; it stands until the gateway is started anew.
     Trouble(v1::Alarm),
     /// Time went by.
@@ -121,6 +167,24 @@ pub enum Op {
     Trust(TrustOp),
     /// The newest attestation result about this gateway, as it came.
     PutEar(Vec<u8>),
+    /// As [`Op::PutEar`], by the gateway above under its delegation.
+    PutDelegatedEar(Vec<u8>),
+    /// The newest result about a child, as it came.
+    PutResult {
+        /// Which.
+        child: NodeId,
+        /// Whether this gateway judged, and not the hub.
+        is_own: bool,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
+    /// What this gateway's last appraisal of a child came to.
+    PutVerdict {
+        /// Which.
+        child: NodeId,
+        /// It.
+        verdict: Box<Verdict>,
+    },
 }
 
 /// The whole store, as read at boot.
@@ -136,8 +200,14 @@ pub struct Stored {
     pub time_floor: u64,
     /// Newer trust bundles, revocations, delegations.
     pub trust: StoredTrust,
-    /// The newest attestation result about this gateway, as it came.
+    /// The hub's newest attestation result about this gateway, as it came.
     pub ear: Option<Vec<u8>>,
+    /// The one of the gateway above.
+    pub delegated_ear: Option<Vec<u8>>,
+    /// The newest results about children, as they came: the hub's, and this gateway's own.
+    pub results: BTreeMap<(NodeId, bool), Vec<u8>>,
+    /// What this gateway's own appraisals came to.
+    pub verdicts: BTreeMap<NodeId, Verdict>,
 }
 
 impl Stored {
@@ -151,6 +221,13 @@ impl Stored {
                 Op::TimeFloor(t) => self.time_floor = *t,
                 Op::Trust(op) => self.trust.apply(op),
                 Op::PutEar(bytes) => self.ear = Some(bytes.clone()),
+                Op::PutDelegatedEar(bytes) => self.delegated_ear = Some(bytes.clone()),
+                Op::PutResult { child, is_own, bytes } => {
+                    self.results.insert((child.clone(), *is_own), bytes.clone());
+                }
+                Op::PutVerdict { child, verdict } => {
+                    self.verdicts.insert(child.clone(), (**verdict).clone());
+                }
             }
         }
     }
@@ -202,6 +279,15 @@ pub enum Action {
     },
     /// Put this gateway's next certificate on disk, then use it; answered with [`Event::Installed`]. It was checked.
     Install(Box<v1::EnrolIssued>),
+    /// Sign a challenge and send it to a child.
+    Challenge {
+        /// The child.
+        child: NodeId,
+        /// The challenge.
+        challenge: v1::Challenge,
+    },
+    /// Sign an attestation result with the key of this gateway's certificate; answered with [`Event::EarSigned`].
+    SignEar(Box<Ear>),
     /// Sign and send to a child.
     Ack {
         /// The child.

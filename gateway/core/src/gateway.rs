@@ -4,6 +4,7 @@ mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use cnova_attestation::result::Results;
 use cnova_shared::envelope::Untrusted;
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, NodeId};
@@ -24,8 +25,11 @@ use crate::spool::{Item, Spool, SpoolOp};
 
 mod attestation;
 mod certificates;
+mod verifier;
 
 use certificates::first_ticket;
+pub use verifier::ChildStanding;
+use verifier::Verifier;
 
 /// One gateway.
 #[derive(Debug)]
@@ -40,8 +44,9 @@ pub struct Gateway {
     newcomers: Newcomers,
     renewal: Renewal,
     welcomed: BTreeSet<Stream>,
-    /// The newest result about this gateway, as it came.
-    ear: Option<Vec<u8>>,
+    /// The newest results about this gateway.
+    own: Results,
+    verifier: Verifier,
     floor_s: u64,
     replies: u64,
     ops: Vec<Op>,
@@ -74,7 +79,8 @@ impl Gateway {
             renewal: Renewal::new(config.key.clone(), config.renew_s, !first_ticket(&config.boot)),
             welcomed: BTreeSet::new(),
             floor_s: stored.time_floor.max(issued_at),
-            ear: stored.ear,
+            own: Results::default(),
+            verifier: Verifier::new(&config, stored.verdicts, now),
             replies: 0,
             ops: Vec::new(),
             stream_ops: Vec::new(),
@@ -87,6 +93,7 @@ impl Gateway {
             gateway.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now);
         }
         gateway.begin_trust(&faults, now);
+        gateway.reopen_results([stored.ear, stored.delegated_ear], stored.results, now);
         // An alarm of an earlier start that this start did not raise is over.
         let stands = |key: &String| {
             gateway
@@ -142,6 +149,7 @@ impl Gateway {
                 self.parent.disconnected();
                 self.reporter.set_connected(false);
                 self.spool.set_connected(false);
+                self.hub_is_away(now);
             }
             Event::FromParent { kind, bytes } => self.on_parent(kind, &bytes, now),
             Event::ChildConnected(child) => {
@@ -174,6 +182,8 @@ impl Gateway {
                 self.renewal.installed(Some(renew_s), now.mono_ms);
                 self.parent.changed(now.mono_ms);
             }
+            Event::EarSigned { node, bytes } => self.on_ear_signed(&node, &bytes, now),
+            Event::Demand => self.demand(now),
             Event::Trouble(alarm) => self.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now),
             Event::Tick => {}
         }
@@ -201,6 +211,7 @@ impl Gateway {
             .flatten()
             .filter(|_| up)
             .chain(self.tree.timeout())
+            .chain(self.verifier_timeout())
             .chain(self.newcomers.timeout(up))
             .min()
     }
@@ -271,6 +282,7 @@ impl Gateway {
             incarnation: ack.incarnation,
             seq: ack.seq,
         };
+        self.hub_was_reached(ack.away_s, now);
         let welcome = ack.hello.as_ref() == Some(&self.config.boot);
         if welcome {
             // One answer of the two may be lost; the hello is repeated until both streams were answered.
@@ -370,12 +382,23 @@ impl Gateway {
                     raw,
                 } => {
                     if matches!(said, Said::Hello(_)) && self.tree.is_connected(&author) {
-                        self.show_ear(&author);
+                        self.show_ear(&author, now);
+                        self.greet(&author, now);
+                    }
+                    if let Said::Evidence(evidence) = &said
+                        && self.on_evidence(&author, evidence, now)
+                    {
+                        continue;
                     }
                     let keys = self.keys_of(&said);
                     self.spool(author, kind, keys, raw);
                 }
-                TreeEvent::Ack { child, ack, introduce } => {
+                TreeEvent::Ack {
+                    child,
+                    mut ack,
+                    introduce,
+                } => {
+                    ack.away_s = self.away_s_for(&child, now);
                     self.effects.push_back(Action::Ack { child, ack, introduce });
                 }
                 TreeEvent::ChunkWanted { child, request } => {
@@ -426,10 +449,12 @@ impl Gateway {
     /// Puts what is to be kept before what is to be done, and what is due for the parent behind everything else.
     fn settle(&mut self, now: Now) {
         self.watch_trust(now);
+        self.watch_hub(now);
         // What a twin was signed with goes before the twin.
         self.tree.poll_trust(&self.trust, now);
         self.tree.poll_twins(now);
         self.drain_tree(now);
+        self.challenge(now);
         self.speak(now);
         self.ops.extend(self.stream_ops.drain(..).map(Op::Stream));
         self.ops.extend(self.spool_ops.drain(..).map(Op::Spool));

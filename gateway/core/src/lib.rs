@@ -7,6 +7,6 @@ mod enrol;
 mod gateway;
 pub mod spool;
 
-pub use api::{Action, Config, Event, Op, Stored, UpMessage};
+pub use api::{Action, Appraisal, Config, Event, Op, Stored, UpMessage};
 pub use enrol::{ANSWER_WITHIN_MS, ASK_AGAIN_MS, DoorId, NEWCOMERS_WAITING};
-pub use gateway::Gateway;
+pub use gateway::{ChildStanding, Gateway};

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use cnova_gateway_core::spool::SpoolOp;
-use cnova_gateway_core::{Action, Config, Event, Gateway, Op, Stored, UpMessage};
+use cnova_gateway_core::{Action, Appraisal, Config, Event, Gateway, Op, Stored, UpMessage};
 use cnova_shared::envelope::seal;
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, SitePath};
@@ -42,6 +42,7 @@ fn config() -> Config {
         alarms: Vec::new(),
         key: cnova_shared::keys::Signer::public_key(&cnova_shared::keys::SoftKey::ed25519_from_seed(&[9; 32])).clone(),
         renew_s: None,
+        appraisal: Appraisal::new([5; 32]),
     }
 }
 
@@ -193,6 +194,7 @@ impl Rig {
                 incarnation: 0,
                 seq: 0,
                 hello: Some("boot-1".into()),
+                away_s: 0,
             };
             actions.extend(self.parent_says(Kind::Ack, &ack));
         }
@@ -451,6 +453,7 @@ fn what_was_said_while_the_parent_was_away_goes_up_unchanged() {
         incarnation,
         seq,
         hello: None,
+        away_s: 0,
     };
     rig.parent_says(Kind::Ack, &ack);
     assert!(

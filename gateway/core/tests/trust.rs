@@ -9,7 +9,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use cnova_gateway_core::{Action, Config, Event, Gateway, Op, Stored, UpMessage};
+use cnova_gateway_core::{Action, Appraisal, Config, Event, Gateway, Op, Stored, UpMessage};
 use cnova_shared::envelope::seal;
 use cnova_shared::ids::SitePath;
 use cnova_shared::keys::{Signer, SoftKey};
@@ -17,7 +17,7 @@ use cnova_shared::limits;
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
 use cnova_shared::tree::TreeOp;
-use cnova_shared::trust_documents::Right;
+use cnova_shared::trust_documents::{Delegation, Right};
 use cnova_shared::wire::v1::{self, Body, TrustItem};
 use rotation::*;
 use support::{EPOCH_S, HUB, Identity, claims, hub_key, identity, node, twin};
@@ -70,6 +70,7 @@ impl Rig {
             alarms: Vec::new(),
             key: identity(ME, 20).key.public_key().clone(),
             renew_s: None,
+            appraisal: Appraisal::new([5; 32]),
         };
         let gateway = Gateway::boot(config, stored.clone(), BTreeMap::new(), BTreeMap::new(), now);
         let mut rig = Self {
@@ -324,7 +325,10 @@ fn a_delegation_is_kept_and_handed_to_the_children_it_decides_for() {
     let mut rig = greeted();
     rig.trust(vec![bundle_item(2)], &hub_key());
     rig.child_says(Kind::Hello, &hello(2));
-    let d = delegation(3, &node(ME), "plant-7", EPOCH_S + 100);
+    let d = Delegation {
+        key: identity(ME, 20).key.public_key().clone(),
+        ..delegation(3, &node(ME), "plant-7", EPOCH_S + 100)
+    };
     let item = delegation_item(&d, &second_key());
     let actions = rig.trust(vec![item.clone()], &hub_key());
     assert_eq!(handed_on(&actions)[0].items, [item]);

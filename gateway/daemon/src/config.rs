@@ -17,6 +17,11 @@ const LABELS_MAX: usize = 64;
 /// Longest label, key or value.
 const LABEL_LEN_MAX: usize = 255;
 
+/// Registers that a launch log can use: those that no firmware uses and that only a reset clears.
+const LAUNCH_PCRS: std::ops::RangeInclusive<u8> = 8..=15;
+/// Longest time for which a gateway waits for the hub before it appraises, seconds.
+const HUB_AWAY_SECONDS_MAX: u64 = 7 * 86_400;
+
 /// What the files say, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -182,6 +187,19 @@ fn check(file: File) -> Result<Config, Vec<String>> {
         let given = file.limits.max_store_bytes;
         problems.push(format!("limits.max_store_bytes: {given} is below {STORE_BYTES_MIN}"));
     }
+    let AttestationConfig {
+        hub_away_seconds: away,
+        launch_pcr: pcr,
+        ..
+    } = file.attestation;
+    if !(1..=HUB_AWAY_SECONDS_MAX).contains(&away) {
+        problems.push(format!(
+            "attestation.hub_away_seconds: {away} is not from 1 to {HUB_AWAY_SECONDS_MAX}"
+        ));
+    }
+    if !LAUNCH_PCRS.contains(&pcr) {
+        problems.push(format!("attestation.launch_pcr: {pcr} is not one of 8 to 15"));
+    }
     let children = match (file.listen, file.external_broker) {
         (Some(listen), None) => Some(Children::Listen(listen.address)),
         (None, Some(broker)) => {
@@ -260,15 +278,21 @@ address = "0.0.0.0:8883"
         let text = GOOD
             .replace("node = \"hub\"", "node = \"gw-1\"")
             .replace("/var/lib/cnova/gateway", "state")
-            + "[external_broker]\nhost = \"b\"\nport = 1\n[limits]\nmax_store_bytes = 1\n";
+            + "[external_broker]\nhost = \"b\"\nport = 1\n[limits]\nmax_store_bytes = 1\n\
+               [attestation]\nhub_away_seconds = 0\nlaunch_pcr = 16\n";
         let ConfigError::Values { problems, .. } = load(&text).unwrap_err() else {
             panic!("values")
         };
-        assert_eq!(problems.len(), 4, "{problems:?}");
-        for (name, problem) in ["parent.node", "state_dir", "limits.max", "either"]
-            .iter()
-            .zip(&problems)
-        {
+        assert_eq!(problems.len(), 6, "{problems:?}");
+        let names = [
+            "parent.node",
+            "state_dir",
+            "limits.max",
+            "attestation.hub_away_seconds",
+            "attestation.launch_pcr",
+            "either",
+        ];
+        for (name, problem) in names.iter().zip(&problems) {
             assert!(problem.starts_with(name), "{problem}");
         }
     }

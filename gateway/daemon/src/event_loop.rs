@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cnova_attestation::ear::Ear;
 use cnova_broker::{EndpointEvent, Publisher};
 use cnova_gateway_core::{Action, Config, Event, Gateway, Stored};
 use cnova_link::enrol::Asked;
@@ -16,6 +17,7 @@ use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
 use cnova_shared::wire::v1::{Alarm, Challenge, EnrolIssued};
 use cnova_store::CallError;
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -76,6 +78,8 @@ pub struct Sources {
     pub down: mpsc::Receiver<EndpointEvent>,
     /// The artifact cache.
     pub cache: mpsc::UnboundedReceiver<Event>,
+    /// SIGUSR1: a person wants all children to be appraised now.
+    pub demand: Signal,
 }
 
 /// Why the loop ended.
@@ -114,6 +118,8 @@ pub struct EventLoop {
     /// Renewal times of certificates that are on disk and in use.
     renewed: (mpsc::Sender<u64>, mpsc::Receiver<u64>),
     evidence: (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>),
+    /// Results that are signed.
+    results: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     notes: Notes,
     retry_at: Instant,
     retry_pause: Duration,
@@ -133,6 +139,7 @@ impl EventLoop {
             roll: Roll::default(),
             renewed: mpsc::channel(1),
             evidence: mpsc::channel(1),
+            results: mpsc::channel(1),
             notes: Notes::default(),
             retry_at: Instant::now(),
             retry_pause: RETRY_FIRST,
@@ -163,6 +170,8 @@ impl EventLoop {
                     self.parts.upstream.carry(Kind::Evidence, bytes);
                     continue;
                 }
+                Some(signed) = self.results.1.recv() => Input::Core(signed),
+                Some(()) = sources.demand.recv() => Input::Core(Event::Demand),
                 () = wait_until(timer) => Input::Core(Event::Tick),
             };
             if let Err(Stalled { reason }) = self.take_queued(first, &mut sources) {
@@ -273,6 +282,19 @@ impl EventLoop {
         });
     }
 
+    /// Signs beside the loop: the key may lie in a TPM. What is not signed is asked for again.
+    fn sign_ear(&self, ear: Box<Ear>) {
+        let (sealer, sender) = (self.parts.sealer.clone(), self.results.0.clone());
+        tokio::task::spawn_blocking(move || match sealer.ear(&ear) {
+            Ok(bytes) => {
+                let node = ear.subject;
+                // The loop may have ended.
+                drop(sender.blocking_send(Event::EarSigned { node, bytes }));
+            }
+            Err(error) => tracing::error!(child = %ear.subject, %error, "its attestation result was not signed"),
+        });
+    }
+
     async fn perform_all(&mut self) -> Result<(), Failure> {
         while let Some(action) = self.batch.pop() {
             self.perform(action).await?;
@@ -333,6 +355,11 @@ impl EventLoop {
             Action::CarryUp { kind, bytes } => self.parts.upstream.carry(kind, bytes),
             Action::AnswerNewcomer { door, answer } => self.parts.doorway.answer(door, answer),
             Action::Attest { verifier, challenge } => self.attest(verifier, challenge, now_s),
+            Action::Challenge { child, challenge } => match self.parts.sealer.challenge(&child, &challenge, now_s) {
+                Ok(bytes) => self.publish(&child, Kind::Challenge, bytes),
+                Err(error) => tracing::error!(%child, %error, "challenge not signed"),
+            },
+            Action::SignEar(ear) => self.sign_ear(ear),
             Action::Install(issued) => self.install(*issued),
             Action::Note(text) => self.notes.log(&text),
         }

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use cnova_attestation::ear::Ear;
 use cnova_gateway_core::UpMessage;
 use cnova_link::Identity;
-use cnova_shared::envelope::SealError;
+use cnova_shared::envelope::{self, Claims, SealError};
 use cnova_shared::ids::{HUB_AUDIENCE, InvalidName, NodeId};
 use cnova_shared::topics::Kind;
 use cnova_shared::wire::v1;
+
+/// How long a child may answer a challenge, seconds.
+pub const CHALLENGE_SECONDS: u64 = 60;
 
 /// The gateway's voice. Cheap to clone, so that chunks can be signed beside the event loop.
 #[derive(Clone, Debug)]
@@ -70,6 +74,30 @@ impl Sealer {
     /// [`SealError`] when the key did not sign.
     pub fn ack(&self, child: &NodeId, ack: &v1::Ack, introduce: bool, now_s: u64) -> Result<Vec<u8>, SealError> {
         self.identity.seal(Kind::Ack, child, now_s, None, ack, introduce)
+    }
+
+    /// Signs a challenge, which the child answers for [`CHALLENGE_SECONDS`].
+    ///
+    /// # Errors
+    /// [`SealError`] when the key did not sign.
+    pub fn challenge(&self, child: &NodeId, challenge: &v1::Challenge, now_s: u64) -> Result<Vec<u8>, SealError> {
+        let exp = Some(now_s + CHALLENGE_SECONDS);
+        self.identity.seal(Kind::Challenge, child, now_s, exp, challenge, false)
+    }
+
+    /// Signs an attestation result with the key of the gateway's certificate, which its delegation names. Blocks for as long
+    /// as a TPM takes.
+    ///
+    /// # Errors
+    /// [`SealError`] when the key did not sign.
+    pub fn ear(&self, ear: &Ear) -> Result<Vec<u8>, SealError> {
+        let claims = Claims {
+            iss: self.identity.node().clone(),
+            aud: ear.subject.clone(),
+            iat: ear.iat,
+            exp: Some(ear.exp),
+        };
+        envelope::seal(Kind::Ear, &claims, ear, &[], &*self.identity.signer())
     }
 
     /// Signs documents about trust, introduced by the gateway's certificate.

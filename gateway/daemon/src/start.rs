@@ -13,6 +13,8 @@ use cnova_link::{Authorities, FloorClock, Identity, IdentityError, TlsError, Wit
 use cnova_shared::ids::{InvalidName, NodeId, SitePath};
 use cnova_shared::trust::TrustState;
 use cnova_store::ArtifactError;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::cache::{Cache, CacheError};
@@ -105,6 +107,12 @@ pub enum StartError {
     /// Newcomers cannot be served.
     #[error(transparent)]
     Door(#[from] enrol::DoorError),
+    /// The system gave no signal handler.
+    #[error("cannot wait for SIGUSR1: {0}")]
+    Signal(#[source] io::Error),
+    /// The system has no randomness.
+    #[error("the system's random generator does not work: nonces cannot be made")]
+    Random,
     /// A name that is fixed in the program is not valid: a defect.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -214,6 +222,7 @@ pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<
         alarms: alarm.into_iter().collect(),
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
+        appraisal: appraisal(config)?,
     };
     let (installed_sender, installed) = mpsc::channel(1);
     if let Some(keeper) = keeper {
@@ -244,9 +253,20 @@ pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<
             asked,
             down,
             cache: cache_events,
+            demand: signal(SignalKind::user_defined1()).map_err(StartError::Signal)?,
         },
         endpoint,
         lock,
+    })
+}
+
+fn appraisal(config: &Config) -> Result<core::Appraisal, StartError> {
+    let mut seed = [0; 32];
+    SystemRandom::new().fill(&mut seed).map_err(|_| StartError::Random)?;
+    Ok(core::Appraisal {
+        after_ms: config.attestation.hub_away_seconds.saturating_mul(1000),
+        launch_pcr: config.attestation.launch_pcr,
+        ..core::Appraisal::new(seed)
     })
 }
 

@@ -6,11 +6,13 @@ mod support;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use cnova_attestation::appraiser::{StatusWord, Verdict};
 use cnova_gateway::store::{FILE, Store};
 use cnova_gateway_core::spool::{Item, SpoolOp};
 use cnova_gateway_core::{Op, Stored};
 use cnova_shared::hop::Position;
 use cnova_shared::ids::{Digest, NodeId};
+use cnova_shared::keys::KeyId;
 use cnova_shared::report::StreamOp;
 use cnova_shared::tree::TreeOp;
 use cnova_shared::trust::TrustOp;
@@ -87,7 +89,33 @@ fn any_op() -> impl Strategy<Value = Op> {
         any_stream_op().prop_map(Op::Stream),
         any::<u64>().prop_map(Op::TimeFloor),
         any_trust_op().prop_map(Op::Trust),
+        any_bytes().prop_map(Op::PutEar),
+        any_bytes().prop_map(Op::PutDelegatedEar),
+        (any_node(), any::<bool>(), any_bytes()).prop_map(|(child, is_own, bytes)| Op::PutResult {
+            child,
+            is_own,
+            bytes
+        }),
+        (any_node(), any_verdict()).prop_map(|(child, verdict)| Op::PutVerdict { child, verdict }),
     ]
+}
+
+fn any_verdict() -> impl Strategy<Value = Box<Verdict>> {
+    (any::<u64>(), any::<[u8; 8]>(), any::<[u8; 32]>(), any::<bool>()).prop_map(
+        |(at_s, session, pcr, boot_measured)| {
+            Box::new(Verdict {
+                status: StatusWord::Contraindicated,
+                findings: vec!["PCR 7".into()],
+                policy: "image (references 1)".into(),
+                at_s,
+                exp_s: at_s,
+                session: KeyId(session),
+                boot_measured,
+                pcrs: [(7, Digest(pcr))].into(),
+                log: None,
+            })
+        },
+    )
 }
 
 fn any_trust_op() -> impl Strategy<Value = TrustOp> {
@@ -96,6 +124,10 @@ fn any_trust_op() -> impl Strategy<Value = TrustOp> {
         (version, any_bytes()).prop_map(|(version, bytes)| TrustOp::PutBundle { version, bytes }),
         any_bytes().prop_map(TrustOp::PutRevocations),
         (any_node(), any_bytes()).prop_map(|(gateway, bytes)| TrustOp::PutDelegation { gateway, bytes }),
+        any_bytes().prop_map(|bytes| TrustOp::PutDocument {
+            kind: TrustItemKind::References,
+            bytes
+        }),
         any_bytes().prop_map(|bytes| TrustOp::PutDocument {
             kind: TrustItemKind::BootPolicy,
             bytes

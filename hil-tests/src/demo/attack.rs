@@ -134,6 +134,7 @@ async fn talk(
                     incarnation: 0,
                     seq: 0,
                     hello: Some(hello.boot),
+                    away_s: 0,
                 };
                 let bytes = me.seal(Kind::Ack, &victim, now_s(), None, &ack, true).map_err(wrong)?;
                 publisher

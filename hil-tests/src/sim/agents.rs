@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_agent_core::ledger::Stored;
+use cnova_agent_core::standing::Root;
 use cnova_agent_core::{Agent, Config, Observed, ObservedState};
+use cnova_shared::certificate::Tier;
 use cnova_shared::ids::{Digest, NodeId, WorkloadId};
 use cnova_shared::time::Now;
 use cnova_shared::wire::v1;
@@ -60,6 +62,8 @@ pub struct SimAgent {
     pub lost_count: bool,
     /// How wrong its wall clock is, seconds.
     pub clock_off_s: i64,
+    /// What it holds its key in.
+    pub tier: Tier,
     next_pid: u32,
 }
 
@@ -78,6 +82,7 @@ impl SimAgent {
             power: v1::PowerLevel::Mains,
             lost_count: false,
             clock_off_s: 0,
+            tier: Tier::Soft,
             next_pid: 100,
         };
         agent.stored.stream.acked.incarnation = 1;
@@ -108,7 +113,10 @@ impl SimAgent {
             boot: format!("{}-{}", self.node, self.life),
             trust: pki().trust.clone(),
             power: (self.power, "as simulated".into()),
-            root: cnova_agent_core::standing::Root::default(),
+            root: Root {
+                tier: self.tier,
+                ..Root::default()
+            },
             alarms,
             // Nobody's certificate ends in the simulated hours.
             key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cnova_gateway_core::{Config, Gateway, Stored};
+use cnova_gateway_core::{Appraisal, Config, Gateway, Stored};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::time::Now;
 use cnova_shared::trust::TrustView;
@@ -76,6 +76,7 @@ impl SimGateway {
             // Nobody's certificate ends in the simulated hours.
             key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),
             renew_s: None,
+            appraisal: Appraisal::new(Digest::of(format!("{} {}", self.node, self.life).as_bytes()).0),
         };
         let (artifacts, partial) = (self.artifacts.clone(), self.partial.clone());
         self.core = Some(Gateway::boot(config, self.stored.clone(), artifacts, partial, now));

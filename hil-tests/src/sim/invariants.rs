@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cnova_agent_core::ledger::Op as AgentOp;
 use cnova_agent_core::workload::spec_digest;
 use cnova_agent_core::{Agent, Launch};
+use cnova_attestation::ear::Status;
 use cnova_hub_core::Op as HubOp;
 use cnova_shared::ids::{Digest, NodeId, WorkloadId};
 use cnova_shared::twin::Version;
@@ -26,6 +28,10 @@ pub struct Oracle {
     pub trusted: BTreeMap<NodeId, u64>,
     /// Every entry that the hub has committed: node, incarnation, sequence number.
     pub history: BTreeSet<(NodeId, u64, u64)>,
+    /// Every attestation result that somebody signed who may, with what it says.
+    pub results: BTreeMap<Vec<u8>, Status>,
+    /// The last result about itself that each agent has committed.
+    pub judged: BTreeMap<NodeId, Status>,
 }
 
 /// A broken invariant.
@@ -51,6 +57,32 @@ impl Oracle {
                 launch.workload.id, launch.version
             )
         })
+    }
+
+    /// What asks for attestation starts only on a node that was last told that it is what it should be.
+    #[must_use]
+    pub fn on_trusted_start(&self, node: &NodeId, launch: &Launch) -> Broken {
+        let is_fine = self.judged.get(node) == Some(&Status::Affirming);
+        let asks = launch.workload.trust == v1::TrustRequirement::Attested;
+        (asks && !is_fine).then(|| format!("{node} starts {} and is not attested", launch.workload.id))
+    }
+
+    /// Agents believe results only of those who may judge.
+    pub fn on_results(&mut self, node: &NodeId, ops: &[AgentOp]) -> Broken {
+        for op in ops {
+            let (bytes, is_own) = match op {
+                AgentOp::PutEar(bytes) => (bytes, true),
+                AgentOp::PutParentEar(bytes) => (bytes, false),
+                AgentOp::PutDelegatedEar { of_parent, bytes } => (bytes, !of_parent),
+                _ => continue,
+            };
+            match self.results.get(bytes) {
+                None => return Some(format!("{node} believes a result that nobody signed who may")),
+                Some(status) if is_own => drop(self.judged.insert(node.clone(), *status)),
+                Some(_) => {}
+            }
+        }
+        None
     }
 
     /// The last good twin keeps running: nothing is stopped that the committed twin wants as it is.

@@ -4,8 +4,11 @@
 //! processes crash before and after what they write, machines restart, stores are lost, clocks jump, workloads die,
 //! and forged twins are sent. In the second all that stops, and every node must converge or say why not. The
 //! invariants of [`invariants`] are checked at every step of both.
+//!
+//! [`run_delegated`] is another run: every node has a TPM, the hub is cut off for hours, and a gateway appraises in its place.
 
 pub mod agents;
+mod delegated;
 pub mod faults;
 pub mod gateways;
 pub mod hubs;
@@ -19,5 +22,6 @@ pub mod provenance;
 mod rotate;
 pub mod world;
 
+pub use delegated::run_delegated;
 pub use faults::Faults;
 pub use world::{Outcome, Violation, run};

@@ -40,7 +40,7 @@ impl World {
         }
     }
 
-    fn send_up(&mut self, from: &NodeId, kind: Kind, bytes: Vec<u8>) {
+    pub(super) fn send_up(&mut self, from: &NodeId, kind: Kind, bytes: Vec<u8>) {
         let to = parent_of(from);
         self.oracle.spoken.insert(Digest::of(&bytes));
         let message = Arrival::Message {
@@ -127,12 +127,12 @@ impl World {
                 let a = self.agents.get_mut(node).expect("it acts");
                 a.artifacts.retain(|d| keep.contains(d));
             }
-            // Never due: see the core's configuration. Nobody has a TPM, so nobody is challenged.
+            agent::Action::Attest { verifier, challenge } => self.attest(node, &verifier, &challenge),
+            // Never due: see the core's configuration.
             agent::Action::Answer { .. }
             | agent::Action::Install(_)
             | agent::Action::CountUp
-            | agent::Action::OpenLedgerKey(_)
-            | agent::Action::Attest { .. } => {}
+            | agent::Action::OpenLedgerKey(_) => {}
             agent::Action::TrustChanged(view) => self.log(format!("{node} trusts bundle {}", view.version)),
             agent::Action::Stage(stage) => self.log(format!("{node}: {stage:?}")),
         }
@@ -163,6 +163,9 @@ impl World {
             return false;
         }
         a.stored.apply(ops);
+        let broken = self.oracle.on_results(node, ops);
+        self.check(broken);
+        let a = self.agents.get_mut(node).expect("it acts");
         let broken = a.core.as_ref().and_then(|core| self.oracle.on_settled(core));
         let version = a.core.as_ref().map_or(0, |c| c.trust().version());
         self.check(broken);
@@ -180,19 +183,33 @@ impl World {
         true
     }
 
+    /// Signs what a node says: with a TPM by the session key of this life of its program.
+    pub(super) fn speak<T: serde::Serialize>(
+        &self,
+        node: &NodeId,
+        kind: Kind,
+        aud: &str,
+        value: &T,
+        introduce: bool,
+    ) -> Vec<u8> {
+        let (me, iat) = (&pki().nodes[node], self.clock(node).wall_ms / 1000);
+        match self.tpms.contains_key(node) {
+            true => me.seal_in(self.life_of(node), kind, aud, iat, value, introduce),
+            false => me.seal(kind, aud, iat, value, introduce),
+        }
+    }
+
     fn agent_says(&mut self, node: &NodeId, message: agent::Message) {
-        let iat = self.clock(node).wall_ms / 1000;
-        let me = &pki().nodes[node];
         let parent = parent_of(node);
         let (kind, bytes) = match message {
-            agent::Message::Hello(m) => (Kind::Hello, me.seal(Kind::Hello, HUB_AUDIENCE, iat, &m, true)),
-            agent::Message::Report(m) => (Kind::Report, me.seal(Kind::Report, HUB_AUDIENCE, iat, &m, false)),
+            agent::Message::Hello(m) => (Kind::Hello, self.speak(node, Kind::Hello, HUB_AUDIENCE, &m, true)),
+            agent::Message::Report(m) => (Kind::Report, self.speak(node, Kind::Report, HUB_AUDIENCE, &m, false)),
             agent::Message::ChunkRequest(m) => (
                 Kind::ChunkRequest,
-                me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false),
+                self.speak(node, Kind::ChunkRequest, parent.as_str(), &m, false),
             ),
-            agent::Message::Enrol(m) => (Kind::Enrol, me.seal(Kind::Enrol, HUB_AUDIENCE, iat, &m, false)),
-            agent::Message::Reply(m) => (Kind::Reply, me.seal(Kind::Reply, HUB_AUDIENCE, iat, &m, false)),
+            agent::Message::Enrol(m) => (Kind::Enrol, self.speak(node, Kind::Enrol, HUB_AUDIENCE, &m, false)),
+            agent::Message::Reply(m) => (Kind::Reply, self.speak(node, Kind::Reply, HUB_AUDIENCE, &m, false)),
         };
         self.send_up(node, kind, bytes);
     }
@@ -234,6 +251,8 @@ impl World {
 
     fn agent_starts(&mut self, node: &NodeId, launch: agent::Launch) {
         let broken = self.oracle.on_start(node, &launch);
+        self.check(broken);
+        let broken = self.oracle.on_trusted_start(node, &launch);
         self.check(broken);
         self.check(self.unproved(node, &launch.workload));
         let a = self.agents.get_mut(node).expect("it acts");
@@ -305,17 +324,15 @@ impl World {
     }
 
     fn gateway_action(&mut self, node: &NodeId, action: gateway::Action) -> bool {
-        let iat = self.clock(node).wall_ms / 1000;
-        let me = &pki().nodes[node];
         match action {
             gateway::Action::Persist(ops) => return self.gateway_commits(node, &ops),
             gateway::Action::SendUp(message) => self.gateway_says(node, message),
             gateway::Action::Ack { child, ack, introduce } => {
-                let bytes = me.seal(Kind::Ack, child.as_str(), iat, &ack, introduce);
+                let bytes = self.speak(node, Kind::Ack, child.as_str(), &ack, introduce);
                 self.send_down(node, &child, Kind::Ack, bytes);
             }
             gateway::Action::Trust { child, trust } => {
-                let bytes = me.seal(Kind::Trust, child.as_str(), iat, &trust, true);
+                let bytes = self.speak(node, Kind::Trust, child.as_str(), &trust, true);
                 self.send_down(node, &child, Kind::Trust, bytes);
             }
             gateway::Action::TrustChanged(view) => self.view_changes(node, view),
@@ -341,11 +358,11 @@ impl World {
                     data: vec![7; length as usize],
                     missing: None,
                 };
-                let bytes = me.seal(Kind::Chunk, child.as_str(), iat, &chunk, false);
+                let bytes = self.speak(node, Kind::Chunk, child.as_str(), &chunk, false);
                 self.send_down(node, &child, Kind::Chunk, bytes);
             }
             gateway::Action::RefuseChunk { child, chunk } => {
-                let bytes = me.seal(Kind::Chunk, child.as_str(), iat, &chunk, false);
+                let bytes = self.speak(node, Kind::Chunk, child.as_str(), &chunk, false);
                 self.send_down(node, &child, Kind::Chunk, bytes);
             }
             gateway::Action::AppendChunk {
@@ -373,8 +390,14 @@ impl World {
             }
             gateway::Action::CarryUp { kind, bytes } => self.send_up(node, kind, bytes),
             // Nobody enrols here and no certificate ends: see the core's configuration.
+            gateway::Action::Attest { verifier, challenge } => self.attest(node, &verifier, &challenge),
+            gateway::Action::Challenge { child, challenge } => {
+                let bytes = self.speak(node, Kind::Challenge, child.as_str(), &challenge, false);
+                self.send_down(node, &child, Kind::Challenge, bytes);
+            }
+            gateway::Action::SignEar(ear) => self.gateway_signs(node, &ear),
             // Nobody enrols here.
-            gateway::Action::AnswerNewcomer { .. } | gateway::Action::Attest { .. } | gateway::Action::Install(_) => {}
+            gateway::Action::AnswerNewcomer { .. } | gateway::Action::Install(_) => {}
             gateway::Action::Note(text) => self.log(format!("{node}: {text}")),
         }
         true
@@ -430,22 +453,20 @@ impl World {
     }
 
     fn gateway_says(&mut self, node: &NodeId, message: gateway::UpMessage) {
-        let iat = self.clock(node).wall_ms / 1000;
-        let me = &pki().nodes[node];
         let parent = parent_of(node);
         use gateway::UpMessage as M;
         let (kind, bytes) = match message {
-            M::Hello(m) => (Kind::Hello, me.seal(Kind::Hello, HUB_AUDIENCE, iat, &m, true)),
-            M::Report(m) => (Kind::Report, me.seal(Kind::Report, HUB_AUDIENCE, iat, &m, false)),
+            M::Hello(m) => (Kind::Hello, self.speak(node, Kind::Hello, HUB_AUDIENCE, &m, true)),
+            M::Report(m) => (Kind::Report, self.speak(node, Kind::Report, HUB_AUDIENCE, &m, false)),
             M::Relay(m) => {
                 let broken = self.oracle.on_relay(node, &m);
                 self.check(broken);
-                (Kind::Relay, me.seal(Kind::Relay, parent.as_str(), iat, &m, false))
+                (Kind::Relay, self.speak(node, Kind::Relay, parent.as_str(), &m, false))
             }
-            M::Enrol(m) => (Kind::Enrol, me.seal(Kind::Enrol, HUB_AUDIENCE, iat, &m, false)),
+            M::Enrol(m) => (Kind::Enrol, self.speak(node, Kind::Enrol, HUB_AUDIENCE, &m, false)),
             M::ChunkRequest(m) => (
                 Kind::ChunkRequest,
-                me.seal(Kind::ChunkRequest, parent.as_str(), iat, &m, false),
+                self.speak(node, Kind::ChunkRequest, parent.as_str(), &m, false),
             ),
         };
         self.send_up(node, kind, bytes);
@@ -545,6 +566,7 @@ impl World {
             hub::Action::SignEar(ear) => {
                 let node = ear.subject.clone();
                 let bytes = self.hub_seals(Kind::Ear, &node, &*ear);
+                self.oracle.results.insert(bytes.clone(), ear.status);
                 let (at, life) = (self.now, self.hub.life);
                 let event = hub::Event::EarSigned { node, bytes };
                 self.net.at(at, Arrival::Hub { life, event });

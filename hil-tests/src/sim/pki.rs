@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use cnova_attestation::testing::SoftTpm;
 use cnova_shared::bundle::{self, Bundle, Role, SigningKey, TrustBundle, TrustedBuilder};
-use cnova_shared::envelope::{Claims, seal};
-use cnova_shared::ids::{NodeId, SitePath};
+use cnova_shared::certificate;
+use cnova_shared::envelope::{Claims, Endorsement, Introduction, seal, seal_payload};
+use cnova_shared::ids::{Digest, NodeId, SitePath};
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::topics::Kind;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
@@ -33,6 +35,10 @@ pub struct Identity {
     pub key: SoftKey,
     /// Its certificate, alone in its chain.
     pub chain: Vec<Vec<u8>>,
+    /// Its certificate where it has a TPM.
+    pub tpm_chain: Vec<Vec<u8>>,
+    /// Its TPM's attestation key, PKCS #8.
+    pub ak: Vec<u8>,
 }
 
 impl Identity {
@@ -47,6 +53,45 @@ impl Identity {
         };
         let chain: &[Vec<u8>] = if introduce { &self.chain } else { &[] };
         seal(kind, &claims, value, chain, &self.key).expect("the simulator's messages can be encoded")
+    }
+}
+
+impl Identity {
+    /// Signs a message as this node, which has a TPM, with the session key of its `life`.
+    #[must_use]
+    pub fn seal_in<T: Serialize>(
+        &self,
+        life: u64,
+        kind: Kind,
+        aud: &str,
+        iat: u64,
+        value: &T,
+        introduce: bool,
+    ) -> Vec<u8> {
+        let session = self.session(life);
+        let claims = Claims {
+            iss: self.node.clone(),
+            aud: id(aud),
+            iat,
+            exp: None,
+        };
+        let endorsement = introduce.then(|| {
+            let made = Endorsement::make(&self.node, session.public_key().clone(), &self.key);
+            made.expect("the simulator's keys sign")
+        });
+        let introduction = Introduction {
+            chain: if introduce { &self.tpm_chain } else { &[] },
+            endorsement: endorsement.as_ref(),
+        };
+        let payload = cnova_shared::wire::encode(value).expect("the simulator's messages can be encoded");
+        seal_payload(kind, &claims, payload, introduction, &session).expect("the simulator's messages can be sealed")
+    }
+
+    /// The key that it signs with in its `life`, where it has a TPM.
+    #[must_use]
+    pub fn session(&self, life: u64) -> SoftKey {
+        let seed = Digest::of(format!("{} {life}", self.node).as_bytes());
+        SoftKey::ed25519_from_seed(&seed.0)
     }
 }
 
@@ -191,7 +236,15 @@ fn make() -> Pki {
         p.subject_alt_names
             .push(SanType::URI(urn.try_into().expect("a site is ASCII")));
         p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let ak = SoftTpm::make_key();
         let der = p.signed_by(&key_pair(n), &issuer).expect("the CA signs").der().to_vec();
+        let pinned = Digest::of(&SoftTpm::with_key(&ak).ak_public()).to_string();
+        let pinned = format!("{}{}", certificate::AK_URN, pinned.trim_start_matches("sha256:"));
+        for urn in [certificate::TPM_URN.to_owned(), pinned] {
+            let name = SanType::URI(urn.try_into().expect("a name is ASCII"));
+            p.subject_alt_names.push(name);
+        }
+        let with_tpm = p.signed_by(&key_pair(n), &issuer).expect("the CA signs").der().to_vec();
         let key = SoftKey::ed25519_from_seed(&seed(n));
         nodes.insert(
             id(name),
@@ -199,6 +252,8 @@ fn make() -> Pki {
                 node: id(name),
                 key,
                 chain: vec![der],
+                tpm_chain: vec![with_tpm],
+                ak,
             },
         );
     }

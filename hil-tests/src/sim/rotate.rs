@@ -1,10 +1,12 @@
 //! Keys that are replaced and nodes that are revoked while everything else goes wrong.
 
+use cnova_attestation::reference;
 use cnova_hub_core::{Draft, Event, Hub};
+use cnova_shared::envelope::Claims;
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
 use cnova_shared::trust::TrustView;
-use cnova_shared::trust_documents::Document;
+use cnova_shared::trust_documents::{Document, FLEET_AUDIENCE};
 use cnova_shared::twin::VerifiedTwin;
 use cnova_shared::wire::v1;
 
@@ -80,11 +82,20 @@ impl World {
         let now_s = self.clock(&id(HUB)).wall_ms / 1000;
         let key = self.hub.key();
         let signed = match &*draft {
-            Draft::Revocations(list) => list.seal(&id(HUB), now_s, key),
-            Draft::Delegation(delegation) => delegation.seal(&id(HUB), now_s, key),
-            Draft::BootPolicy(policy) => policy.seal(&id(HUB), now_s, key),
+            Draft::Revocations(list) => list.seal(&id(HUB), now_s, key).map_err(|e| e.to_string()),
+            Draft::Delegation(delegation) => delegation.seal(&id(HUB), now_s, key).map_err(|e| e.to_string()),
+            Draft::BootPolicy(policy) => policy.seal(&id(HUB), now_s, key).map_err(|e| e.to_string()),
+            Draft::References(references) => {
+                let claims = Claims {
+                    iss: id(HUB),
+                    aud: id(FLEET_AUDIENCE),
+                    iat: now_s,
+                    exp: None,
+                };
+                reference::seal(references, &claims, key).map_err(|e| e.to_string())
+            }
         };
-        let event = Event::DocumentSigned(draft, signed.map_err(|e| e.to_string()));
+        let event = Event::DocumentSigned(draft, signed);
         let life = self.hub.life;
         self.net.at(self.now, Arrival::Hub { life, event });
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cnova_attestation::testing::SoftTpm;
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
@@ -90,6 +91,10 @@ pub(super) struct World {
     /// Whether keys are rotated and nodes revoked in this run.
     pub(super) rotates: bool,
     pub(super) revoked: BTreeSet<NodeId>,
+    /// The TPMs of nodes that have one: of none, unless the run is about attestation.
+    pub(super) tpms: BTreeMap<NodeId, SoftTpm>,
+    /// Whether nothing gets to the hub and back.
+    pub(super) hub_is_cut: bool,
 }
 
 /// The node above.
@@ -117,18 +122,12 @@ pub fn run_traced(seed: u64, trace_lines: usize) -> Result<Outcome, Violation> {
     let mut world = World::new(seed);
     world.trace_lines = trace_lines;
     world.start();
-    let converged_ms = world.play()?;
-    Ok(Outcome {
-        events: world.events,
-        converged_ms,
-        twins: world.oracle.twins.len(),
-        crashes: world.crashes,
-        fingerprint: world.fingerprint,
-    })
+    world.play()?;
+    Ok(world.outcome())
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let faults = Faults::draw(&mut rng);
         let (weather, sickness) = (rng.bool(), rng.bool());
@@ -158,7 +157,15 @@ impl World {
             sickness,
             rotates,
             revoked: BTreeSet::new(),
+            tpms: BTreeMap::new(),
+            hub_is_cut: false,
         }
+    }
+
+    /// How often a node's program was started.
+    pub(super) fn life_of(&self, node: &NodeId) -> u64 {
+        let agent = self.agents.get(node).map(|a| a.life);
+        agent.or_else(|| self.gateways.get(node).map(|g| g.life)).unwrap_or(0)
     }
 
     /// The clocks of a node.
@@ -193,7 +200,7 @@ impl World {
         }
     }
 
-    fn violation(&self, what: String) -> Violation {
+    pub(super) fn violation(&self, what: String) -> Violation {
         Violation {
             seed: self.seed,
             at_ms: self.now,
@@ -203,10 +210,29 @@ impl World {
     }
 
     fn start(&mut self) {
+        self.start_nodes();
+        self.plan_faults();
+    }
+
+    pub(super) fn start_nodes(&mut self) {
         for node in [HUB, AREA, LINE].into_iter().chain(AGENTS) {
             self.net.at(self.rng.u64(0..500), Arrival::Restart(id(node)));
         }
-        self.plan_faults();
+    }
+
+    pub(super) fn keep_trace(&mut self, lines: usize) {
+        self.trace_lines = lines;
+    }
+
+    /// What the run did until now.
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome {
+            events: self.events,
+            converged_ms: self.now,
+            twins: self.oracle.twins.len(),
+            crashes: self.crashes,
+            fingerprint: self.fingerprint,
+        }
     }
 
     /// Draws what goes wrong, and what people do meanwhile.
@@ -223,7 +249,7 @@ impl World {
         }
     }
 
-    fn play(&mut self) -> Result<u64, Violation> {
+    fn play(&mut self) -> Result<(), Violation> {
         let mut mishap_at = self.rng.u64(500..4_000);
         let mut healed = false;
         let mut look_at = FAULTY_MS + 1_000;
@@ -248,7 +274,7 @@ impl World {
             if healed && self.now >= look_at {
                 self.readmit_everybody();
                 let Some(why) = self.why_not_converged() else {
-                    return Ok(self.now);
+                    return Ok(());
                 };
                 if self.now >= CONVERGED_BY_MS {
                     return Err(self.violation(format!("not converged: {why}")));
@@ -259,7 +285,7 @@ impl World {
         }
     }
 
-    fn next_time(&self) -> u64 {
+    pub(super) fn next_time(&self) -> u64 {
         let agents = self.agents.values().filter_map(|a| a.core.as_ref()?.poll_timeout());
         let gateways = self.gateways.values().filter_map(|g| g.core.as_ref()?.poll_timeout());
         let hub = self.hub.core.iter().filter_map(cnova_hub_core::Hub::poll_timeout);
@@ -272,7 +298,7 @@ impl World {
     }
 
     /// Handles everything that is due now.
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         while let Some(arrival) = self.net.take(self.now) {
             self.events += 1;
             self.arrive(arrival);
@@ -362,7 +388,8 @@ impl World {
         if self.links[child].up {
             return;
         }
-        if !self.is_alive(child) || !self.is_alive(&parent) || self.is_refused(child) {
+        let is_cut = self.hub_is_cut && parent.as_str() == HUB;
+        if is_cut || !self.is_alive(child) || !self.is_alive(&parent) || self.is_refused(child) {
             let again = self.now + self.rng.u64(200..2_000);
             return self.net.at(again, Arrival::Heal { child: child.clone() });
         }
@@ -541,7 +568,7 @@ impl World {
     }
 
     /// Nodes that are up and say the same as the hub; otherwise the first difference.
-    fn why_not_converged(&self) -> Option<String> {
+    pub(super) fn why_not_converged(&self) -> Option<String> {
         let Some(hub) = &self.hub.core else {
             return Some("the hub is down".into());
         };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_attestation::appraiser::Rhythm;
 use cnova_attestation::ear::Ear;
-use cnova_attestation::reference::{ReferenceSet, Selector};
+use cnova_attestation::reference::{ReferenceSet, References, Selector};
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, Name, NodeId};
 use cnova_shared::keys::KeyId;
@@ -124,6 +124,8 @@ pub enum Draft {
     Delegation(Delegation),
     /// Which boots are approved: each is to be approved by every key that the hub has for it, and one by none is left out.
     BootPolicy(BootPolicy),
+    /// What nodes shall have booted, for gateways that appraise.
+    References(References),
 }
 
 /// Names what a waiting caller asked; the daemon chooses it.

@@ -37,6 +37,28 @@ pub struct AttestationInfo {
     pub agents: Vec<String>,
     /// What was launched since the machine started, in order.
     pub launched: Vec<LaunchInfo>,
+    /// What a gateway found in the hub's place while the hub was away, the newest. The hub judges for itself since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_gateway: Option<DelegatedInfo>,
+}
+
+/// An appraisal by a gateway under its delegation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DelegatedInfo {
+    /// The gateway.
+    pub gateway: String,
+    /// `affirming`, `warning`, `contraindicated` or `UNATTESTED`.
+    pub status: String,
+    /// When, seconds since 1970 by the gateway's clock.
+    pub judged_s: u64,
+    /// Until when that may be relied on, seconds since 1970.
+    pub expires_s: u64,
+    /// When the gateway reported it, milliseconds since 1970.
+    pub told_ms: u64,
+    /// The reference values that it judged by.
+    pub policy: String,
+    /// What it found, the weightiest first.
+    pub findings: Vec<String>,
 }
 
 /// One launch.
@@ -97,6 +119,10 @@ pub struct ReferencesInfo {
     pub version: u64,
     /// The sets.
     pub references: Vec<ReferenceInfo>,
+    /// Gateways that appraise while the hub is away and have not said yet that they hold this version: an update that needs
+    /// it waits until nobody stands here.
+    #[serde(default)]
+    pub awaited: Vec<NodeId>,
 }
 
 fn texts(digests: &BTreeSet<Digest>) -> Vec<String> {
@@ -151,16 +177,18 @@ impl TryFrom<ReferenceInfo> for ReferenceSet {
     }
 }
 
-impl From<&References> for ReferencesInfo {
-    fn from(references: &References) -> Self {
-        Self {
+impl Hub {
+    /// All reference values, and who does not hold them yet.
+    #[must_use]
+    pub fn references_info(&self) -> ReferencesInfo {
+        let references: &References = self.references();
+        ReferencesInfo {
             version: references.version,
             references: references.sets.iter().map(ReferenceInfo::from).collect(),
+            awaited: self.without_references(),
         }
     }
-}
 
-impl Hub {
     /// What is known of a node's attestation; nothing for a node that never said hello.
     #[must_use]
     pub fn attestation(&self, node: &NodeId) -> Option<AttestationInfo> {
@@ -179,6 +207,18 @@ impl Hub {
             pcrs: BTreeMap::new(),
             agents: Vec::new(),
             launched: Vec::new(),
+            by_gateway: self.delegated_result(node).map(|(result, told_ms)| {
+                let ear = result.ear();
+                DelegatedInfo {
+                    gateway: result.by().to_string(),
+                    status: ear.status.to_string(),
+                    judged_s: ear.iat,
+                    expires_s: ear.exp,
+                    told_ms,
+                    policy: ear.policy.clone(),
+                    findings: ear.findings.iter().map(|f| f.detail.clone()).collect(),
+                }
+            }),
         };
         let Some(verdict) = self.verdict(node) else {
             return Some(info);

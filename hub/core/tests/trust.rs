@@ -9,6 +9,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use cnova_attestation::reference;
 use cnova_hub_core::{Action, Appraisal, Config, DelegationRules, Draft, Event, Hub, Op, Outcome, Stored};
 use cnova_shared::ids::SitePath;
 use cnova_shared::keys::{Signer, SoftKey};
@@ -19,7 +20,7 @@ use cnova_shared::trust::TrustOp;
 use cnova_shared::trust_documents::Document;
 use cnova_shared::wire::v1;
 use rotation::*;
-use support::{EPOCH_S, HUB, Identity, hub_key, identity, node};
+use support::{EPOCH_S, HUB, Identity, claims, hub_key, identity, node};
 
 struct Rig {
     hub: Hub,
@@ -76,6 +77,7 @@ impl Rig {
                         Draft::Revocations(list) => list.seal(&node(HUB), now_s, &key),
                         Draft::Delegation(d) => d.seal(&node(HUB), now_s, &key),
                         Draft::BootPolicy(p) => p.seal(&node(HUB), now_s, &key),
+                        Draft::References(r) => Ok(reference::seal(r, &claims(HUB, "fleet"), &key).unwrap()),
                     };
                     let signed = signed.map_err(|e| e.to_string());
                     self.hub.handle(Event::DocumentSigned(draft.clone(), signed), self.now);

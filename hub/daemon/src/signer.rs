@@ -6,12 +6,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::{fs, io};
 
 use cnova_attestation::ear::Ear;
+use cnova_attestation::reference::{self, ReferenceError, References};
 use cnova_shared::bundle::{Role, TrustBundle};
 use cnova_shared::envelope::{self, Claims, SealError};
 use cnova_shared::ids::NodeId;
 use cnova_shared::keys::{Algorithm, KeyId, SignError, Signer as _, SoftKey};
 use cnova_shared::topics::Kind;
-use cnova_shared::trust_documents::{BootPolicy, Document, DocumentError, SealDocumentError};
+use cnova_shared::trust_documents::{BootPolicy, Document, DocumentError, FLEET_AUDIENCE, SealDocumentError};
 use cnova_shared::twin::{self, TwinError};
 use cnova_shared::wire::v1;
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -224,6 +225,20 @@ impl Signer {
     /// [`SealDocumentError`].
     pub fn document<T: Document>(&self, document: &T, now_s: u64) -> Result<Vec<u8>, SealDocumentError> {
         document.seal(&self.hub, now_s, &self.key().key)
+    }
+
+    /// Signs reference values, for gateways that appraise.
+    ///
+    /// # Errors
+    /// [`ReferenceError`].
+    pub fn references(&self, references: &References, now_s: u64) -> Result<Vec<u8>, ReferenceError> {
+        let claims = Claims {
+            iss: self.hub.clone(),
+            aud: NodeId::new(FLEET_AUDIENCE).unwrap_or_else(|_| self.hub.clone()),
+            iat: now_s,
+            exp: None,
+        };
+        reference::seal(references, &claims, &self.key().key)
     }
 
     /// Signs a twin, after the checks that nodes will make.

@@ -24,7 +24,7 @@ use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::topics::Kind;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
-use support::{NOW_S, SoftTpm, digest, node, session};
+use support::{NOW_S, Shown, SoftTpm, digest, node, session};
 
 const ROUNDS: u32 = 4000;
 const LAUNCHES: usize = 20;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Pcr;
 use crate::appraise::{Appraisal, LogState, Subject, appraise};
-use crate::ear::{Ear, Finding, Status};
+use crate::ear::{Ear, Finding, Status, VerifierId};
 use crate::evidence::Evidence;
 use crate::quote::{VerifiedEvidence, verify_evidence};
 use crate::reference::References;
@@ -168,6 +168,8 @@ struct Node {
     /// When the present session key was first seen, seconds since 1970.
     session_since_s: u64,
     verdict: Option<Verdict>,
+    /// The session key for which another verifier has judged it ([`Appraiser::credit`]).
+    credited: Option<KeyId>,
     pending: Option<Vec<u8>>,
     due: Option<u64>,
     pause_ms: u64,
@@ -181,6 +183,10 @@ pub struct Appraiser {
     /// Random, new at every start: what makes nonces unpredictable.
     seed: [u8; 32],
     asked: u64,
+    /// Whose name results carry, beside the program's.
+    name: Option<NodeId>,
+    /// No result holds longer than until then, seconds since 1970.
+    ends_s: u64,
     nodes: BTreeMap<NodeId, Node>,
 }
 
@@ -210,7 +216,32 @@ impl Appraiser {
             launch_pcr,
             seed,
             asked: 0,
+            name: None,
+            ends_s: u64::MAX,
             nodes: stored.into_iter().map(|(id, v)| (id, node(v))).collect(),
+        }
+    }
+
+    /// Results say that this node judged.
+    #[must_use]
+    pub fn named(self, name: NodeId) -> Self {
+        let name = Some(name);
+        Self { name, ..self }
+    }
+
+    /// No result holds longer than until then, seconds since 1970: the right to judge ends there.
+    pub fn ends_at(&mut self, ends_s: u64) {
+        self.ends_s = ends_s;
+    }
+
+    /// Another verifier has judged the node under this session key: it is asked at `due_ms` (monotonic) and not before,
+    /// unless it begins anew.
+    pub fn credit(&mut self, id: &NodeId, session: KeyId, due_ms: u64) {
+        if let Some(node) = self.nodes.get_mut(id).filter(|n| n.session == Some(session)) {
+            node.credited = Some(session);
+            node.pending = None;
+            node.due = Some(due_ms);
+            node.pause_ms = FIRST_PAUSE_MS;
         }
     }
 
@@ -223,7 +254,7 @@ impl Appraiser {
         if node.session.replace(session) != Some(session) {
             node.session_since_s = now.wall_ms / 1000;
         }
-        let is_judged = node.verdict.as_ref().is_some_and(|v| v.session == session);
+        let is_judged = node.verdict.as_ref().is_some_and(|v| v.session == session) || node.credited == Some(session);
         let judged_s = node.verdict.as_ref().map_or(0, |v| v.at_s);
         match node.due {
             _ if known.tier != Tier::Tpm => node.due = None,
@@ -294,6 +325,8 @@ impl Appraiser {
         now: Now,
     ) -> Result<Judged, String> {
         let (rhythm, launch_pcr) = (self.rhythm, self.launch_pcr);
+        let exp = (now_s + rhythm.valid_s).min(self.ends_s);
+        let verifier = self.verifier();
         let id = subject.node;
         let node = self.nodes.get_mut(id).ok_or("nobody challenged it")?;
         let nonce = node.pending.as_ref().ok_or("nobody challenged it")?;
@@ -324,7 +357,7 @@ impl Appraiser {
         }
         node.pause_ms = FIRST_PAUSE_MS;
         node.due = Some(now.mono_ms + if appraisal.incomplete { 0 } else { rhythm.period_ms });
-        let mut verdict = verdict_of(&appraisal, &verified, key, now_s, rhythm);
+        let mut verdict = verdict_of(&appraisal, &verified, key, now_s, exp);
         if let (true, Some(before)) = (appraisal.incomplete, &node.verdict) {
             // A part of a long log says nothing new about the node: what was said of it stands until all of it is here.
             let log = verdict.log.take();
@@ -334,15 +367,23 @@ impl Appraiser {
         let ear = (!appraisal.incomplete).then(|| {
             appraisal.ear(crate::appraise::Issue {
                 key: subject.known.key.clone(),
-                verifier: crate::ear::VerifierId {
-                    developer: "Cloudnova".into(),
-                    build: concat!("cnova ", env!("CARGO_PKG_VERSION")).into(),
-                },
+                verifier,
                 iat: now_s,
-                exp: now_s + rhythm.valid_s,
+                exp,
             })
         });
         Ok(Judged { verdict, ear })
+    }
+
+    fn verifier(&self) -> VerifierId {
+        let build = concat!("cnova ", env!("CARGO_PKG_VERSION"));
+        VerifierId {
+            developer: "Cloudnova".into(),
+            build: match &self.name {
+                Some(name) => format!("{build} at {name}"),
+                None => build.into(),
+            },
+        }
     }
 
     /// How far a node is trusted now.
@@ -410,13 +451,7 @@ impl Node {
     }
 }
 
-fn verdict_of(
-    appraisal: &Appraisal,
-    verified: &VerifiedEvidence,
-    session: KeyId,
-    now_s: u64,
-    rhythm: Rhythm,
-) -> Verdict {
+fn verdict_of(appraisal: &Appraisal, verified: &VerifiedEvidence, session: KeyId, now_s: u64, exp_s: u64) -> Verdict {
     let pcrs = match verified {
         VerifiedEvidence::Tpm(quote) => quote.pcrs().clone(),
         VerifiedEvidence::Soft(_) => BTreeMap::new(),
@@ -426,7 +461,7 @@ fn verdict_of(
         findings: appraisal.findings.iter().map(|f: &Finding| f.detail.clone()).collect(),
         policy: appraisal.policy.clone(),
         at_s: now_s,
-        exp_s: now_s + rhythm.valid_s,
+        exp_s,
         session,
         boot_measured: appraisal.boot_measured,
         pcrs,

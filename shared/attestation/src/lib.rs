@@ -11,6 +11,7 @@ pub mod evidence;
 mod labels;
 pub mod limits;
 mod objects;
+pub mod result;
 
 #[cfg(feature = "verifier")]
 pub mod appraise;
@@ -30,6 +31,8 @@ mod launch_log;
 pub mod quote;
 #[cfg(feature = "verifier")]
 pub mod reference;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "verifier")]
 pub mod tpm;
 

@@ -33,7 +33,7 @@ pub const EK_CERTIFICATES: usize = 8;
 /// Largest certificate of an endorsement key or of its maker.
 pub const EK_CERTIFICATE_BYTES: usize = 8 * 1024;
 /// Largest signed document of reference values.
-pub const REFERENCES_BYTES: usize = 512 * 1024;
+pub use cnova_shared::limits::REFERENCES_BYTES;
 /// Most sets in one document of reference values.
 pub const REFERENCE_SETS: usize = 256;
 /// Most allowed values of one register in one set.

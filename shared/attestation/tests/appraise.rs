@@ -17,7 +17,7 @@ use cnova_shared::ids::SitePath;
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::wire::{decode, encode};
 use serde_bytes::ByteBuf;
-use support::{NOW_S, SoftTpm, digest, node};
+use support::{NOW_S, Shown, SoftTpm, digest, node};
 
 const NONCE: [u8; 32] = [3; 32];
 

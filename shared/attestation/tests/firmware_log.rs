@@ -18,7 +18,7 @@ use cnova_attestation::reference::{PcrReference, ReferenceSet, References, Selec
 use cnova_shared::certificate::Tier;
 use cnova_shared::ids::{Digest, SitePath};
 use proptest::prelude::{ProptestConfig, any, prop_assert, proptest};
-use support::{SoftTpm, digest, node};
+use support::{Shown, SoftTpm, digest, node};
 
 const SHA1: u16 = 0x0004;
 const SHA256: u16 = 0x000b;

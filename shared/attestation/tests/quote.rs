@@ -11,7 +11,9 @@ use cnova_attestation::tpm::TpmError;
 use cnova_shared::ids::Digest;
 use cnova_shared::keys::Signer;
 use serde_bytes::ByteBuf;
-use support::{KINDS, PCRS, SoftTpm, attest, digest, evidence, node, quote_attest, session, session_key, vector};
+use support::{
+    KINDS, PCRS, Shown, SoftTpm, attest, digest, evidence, node, quote_attest, session, session_key, vector,
+};
 
 fn ak(kind: &str) -> Vec<u8> {
     vector(&format!("{kind}/ak.pub"))

@@ -69,18 +69,25 @@ impl TryFrom<IdentityFile> for IdentityConfig {
     }
 }
 
-/// `[attestation]` of a gateway with a TPM.
+/// `[attestation]` of a gateway with a TPM: how it attests itself, and how it appraises its children while the hub is away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AttestationConfig {
     /// The registers of the boot that are quoted; 0 to 7 and 11 unless it is said.
     pub pcrs: Vec<u8>,
+    /// For so long the hub must have been out of reach before the gateway appraises in its place, where it has a delegation;
+    /// seconds, five minutes unless it is said.
+    pub hub_away_seconds: u64,
+    /// The register of its children's launch logs, as in the hub's configuration; 14 unless it is said.
+    pub launch_pcr: u8,
 }
 
 impl Default for AttestationConfig {
     fn default() -> Self {
         Self {
             pcrs: cnova_attestation::DEFAULT_BOOT_PCRS.to_vec(),
+            hub_away_seconds: 300,
+            launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
         }
     }
 }

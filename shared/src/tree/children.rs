@@ -42,6 +42,7 @@ impl Tree {
             has: Some(has),
             renew: hello.renew,
             site: hello.site.clone(),
+            role: hello.role,
             trust_version: hello.trust_version,
             documents: hello.documents.clone(),
         };

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::bundle::Role;
-use crate::trust::batches;
+use crate::trust::{Holder, batches};
 
 /// A child that does not hold everything.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,25 @@ pub(super) struct Behind {
     pause_ms: u64,
 }
 
+impl Descendant {
+    pub(super) fn holder<'a>(&'a self, node: &'a NodeId) -> Holder<'a> {
+        Holder {
+            node,
+            site: &self.site,
+            role: self.role,
+            trust_version: self.trust_version,
+            documents: &self.documents,
+        }
+    }
+}
+
 impl Tree {
+    /// What a descendant said of the documents that it holds.
+    #[must_use]
+    pub fn holder<'a>(&'a self, node: &'a NodeId) -> Option<Holder<'a>> {
+        self.descendants.get(node).map(|d| d.holder(node))
+    }
+
     /// What this node trusts has changed: some twins may no longer be sent, some nodes no longer be heard, and children
     /// need what is new.
     pub fn trust_changed(&mut self, trust: &TrustState) {
@@ -54,7 +72,7 @@ impl Tree {
     /// Whether a direct child needs something; if so, at once.
     pub(super) fn look_behind(&mut self, child: &NodeId, trust: &TrustState) {
         let Some(d) = self.descendants.get(child) else { return };
-        let is_behind = !trust.lacking(d.trust_version, &d.documents, child, &d.site).is_empty();
+        let is_behind = !trust.lacking(&d.holder(child)).is_empty();
         if is_behind && !self.revoked.contains(child) {
             let now = Behind {
                 at: 0,
@@ -75,7 +93,7 @@ impl Tree {
             }
             behind.at = now.mono_ms + behind.pause_ms;
             behind.pause_ms = (behind.pause_ms * 2).min(limits::TRUST_RESEND_MAX_MS);
-            for items in batches(trust.lacking(d.trust_version, &d.documents, child, &d.site)) {
+            for items in batches(trust.lacking(&d.holder(child))) {
                 let (child, v) = (child.clone(), v1::VERSION);
                 let trust = v1::Trust { v, items };
                 self.events.push_back(TreeEvent::Trust { child, trust });

@@ -1,10 +1,16 @@
-//! Documents of which the whole tree has one of each kind: kept, said in hellos and handed on in one way. A new kind is an
-//! entry in [`Single`] and in the three lists below.
+//! Documents of which the whole tree has one of each kind, and whose contents this crate knows: kept, said in hellos and
+//! handed on in one way. A new kind is an entry in [`Single`], in [`is_one`] and in the three lists below. Those that it
+//! does not know are next door ([`super::kept`]).
 
 use super::*;
 
 /// What a hello calls the document of approved boots.
 pub const BOOT_POLICY_SAID: &str = "b";
+
+/// Whether this crate reads what documents of this kind say.
+pub(super) fn is_one(kind: TrustItemKind) -> bool {
+    kind == TrustItemKind::BootPolicy
+}
 
 /// Where a kind of document is kept.
 trait Single: Document + PartialEq + 'static {
@@ -45,14 +51,15 @@ impl TrustState {
         }
     }
 
-    /// What the store holds; a kind of a later version stays there and is not looked at.
-    pub(super) fn restore_single(&mut self, kind: TrustItemKind, bytes: &[u8], faults: &mut Vec<String>) {
-        let restored = match kind {
-            TrustItemKind::BootPolicy => self.restore_one::<BootPolicy>(bytes),
-            _ => Ok(()),
-        };
-        if let Err(e) = restored {
-            faults.push(format!("the stored document {} is left out: {e}", kind.as_str()));
+    pub(super) fn restore_single(&mut self, stored: BTreeMap<TrustItemKind, Vec<u8>>, faults: &mut Vec<String>) {
+        for (kind, bytes) in stored {
+            let restored = match kind {
+                TrustItemKind::BootPolicy => self.restore_one::<BootPolicy>(&bytes),
+                _ => Ok(()),
+            };
+            if let Err(e) = restored {
+                faults.push(format!("the stored document {} is left out: {e}", kind.as_str()));
+            }
         }
     }
 

@@ -260,6 +260,13 @@ pub enum Body {
         #[serde(default)]
         reason: String,
     },
+    /// A gateway appraised one of its children in the hub's place.
+    Appraised {
+        /// The child.
+        node: NodeId,
+        /// The attestation result, as the gateway signed it.
+        ear: ByteBuf,
+    },
     /// A condition of the node itself.
     Alarm(Alarm),
     /// The condition that this key stood for is over.
@@ -382,6 +389,9 @@ pub struct Ack {
     /// The `boot` of the hello that this answers, if it answers one.
     #[serde(default)]
     pub hello: Option<String>,
+    /// For so long the hub has been out of the sender's reach, seconds; 0 while it is within, and of the hub itself.
+    #[serde(rename = "away", default, skip_serializing_if = "is_default")]
+    pub away_s: u64,
 }
 
 /// Up: send me a piece of an artifact.

@@ -97,9 +97,25 @@ pub fn ca_der() -> Vec<u8> {
 
 /// A certified node whose key is made from `n`.
 pub fn identity(name: &str, n: u8) -> Identity {
+    certified(name, n, &format!("plant-7/{name}"), None)
+}
+
+/// A node at `site`; with a TPM when its attestation key (`TPMT_PUBLIC`) is named.
+pub fn certified(name: &str, n: u8, site: &str, ak: Option<&[u8]>) -> Identity {
     let mut p = params(name);
-    let urn = format!("{}plant-7/{name}", cnova_shared::certificate::SITE_URN);
-    p.subject_alt_names.push(SanType::URI(urn.try_into().unwrap()));
+    let mut urns = vec![format!("{}{site}", cnova_shared::certificate::SITE_URN)];
+    if let Some(ak) = ak {
+        let digest = Digest::of(ak).to_string();
+        urns.push(cnova_shared::certificate::TPM_URN.into());
+        urns.push(format!(
+            "{}{}",
+            cnova_shared::certificate::AK_URN,
+            digest.trim_start_matches("sha256:")
+        ));
+    }
+    for urn in urns {
+        p.subject_alt_names.push(SanType::URI(urn.try_into().unwrap()));
+    }
     p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     let der = p
         .signed_by(&key_pair(n), &Issuer::new(ca_params(), key_pair(1)))

@@ -1,8 +1,9 @@
 //! What the node proves, what it is told of that, and what it thinks of its own disk.
 
-use cnova_attestation::ear::{self, Ear, EarError, Status};
+use cnova_attestation::ear::{self, EarError, Status};
+use cnova_attestation::result::{self, By, Expected, Opened, When};
 use cnova_shared::bundle::Role;
-use cnova_shared::envelope::{Untrusted, Verified};
+use cnova_shared::envelope::Untrusted;
 use cnova_shared::ids::HUB_AUDIENCE;
 
 use super::*;
@@ -141,51 +142,79 @@ impl Agent {
         }
     }
 
-    /// A result about this node, or about its parent.
+    /// A result about this node, or about its parent; by the hub, or by a gateway under the hub's delegation.
     pub(super) fn on_ear(&mut self, bytes: &[u8], now: Now) {
-        let ear = match self.open_ear(bytes, Some(self.now_s(now))) {
-            Ok(ear) => ear,
+        let now_s = self.now_s(now);
+        let of_parent = Untrusted::read(bytes).is_ok_and(|u| u.claims.aud == self.config.parent);
+        let opened = match self.open_ear(bytes, of_parent, When::Now(now_s)) {
+            Ok(opened) => opened,
             Err(why) => return self.stage(Stage::Note(format!("an attestation result was not taken: {why}"))),
         };
-        let iat = ear.claims().iat;
-        let (bytes, ear) = (ear.bytes().to_vec(), ear.into_value());
-        let is_newer = |held: &Option<Ear>| held.as_ref().is_none_or(|h| h.iat <= ear.iat);
-        if ear.subject == self.config.node {
-            if is_newer(&self.standing.ear) {
-                self.raise_floor(iat);
-                self.stage(Stage::Note(format!("the verifier says of this node: {}", ear.status)));
-                self.standing.ear = Some(ear);
-                self.ops.push(Op::PutEar(bytes));
-            }
-        } else if ear.subject == self.config.parent && is_newer(&self.standing.parent) {
-            self.stage(Stage::Note(format!("the hub says of the parent: {}", ear.status)));
-            self.standing.parent = Some(ear);
-            self.ops.push(Op::PutParentEar(bytes));
+        let (status, by, iat) = (opened.ear().status, opened.by().clone(), opened.ear().iat);
+        if let (By::Gateway(gateway), Some(doubt)) = (&by, self.doubt_about_verifier(now_s).filter(|_| !of_parent)) {
+            let text = format!("a result of {gateway} was not taken: {doubt}");
+            return self.stage(Stage::Note(text));
+        }
+        let bytes = opened.bytes().to_vec();
+        let results = if of_parent {
+            &mut self.standing.parent
+        } else {
+            &mut self.standing.own
+        };
+        if !results.take(opened) {
+            return;
+        }
+        let about = if of_parent { "the parent" } else { "this node" };
+        self.stage(Stage::Note(format!("{by} says of {about}: {status}")));
+        self.ops.push(match (&by, of_parent) {
+            (By::Gateway(_), _) => Op::PutDelegatedEar { of_parent, bytes },
+            (By::Hub, true) => Op::PutParentEar(bytes),
+            (By::Hub, false) => Op::PutEar(bytes),
+        });
+        // A gateway's clock may be decades off.
+        if by == By::Hub && !of_parent {
+            self.raise_floor(iat);
         }
     }
 
-    /// `now_s` is nothing for a result that was taken before: its key may have run out since.
-    fn open_ear(&self, bytes: &[u8], now_s: Option<u64>) -> Result<Verified<Ear>, String> {
-        let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
-        let trust = self.trust.bundle();
-        let key = match now_s {
-            Some(now_s) => trust.key(untrusted.kid, Role::Attestation, now_s),
-            None => trust.key_at_any_time(untrusted.kid, Role::Attestation),
+    fn open_ear(&self, bytes: &[u8], of_parent: bool, when: When) -> Result<Opened, String> {
+        // Its own gateway judges this node; its parent is judged by whoever is above that.
+        let (subject, gateway) = match of_parent {
+            true => (&self.config.parent, None),
+            false => (&self.config.node, Some(&self.config.parent)),
         };
-        let key = key.ok_or_else(|| format!("key {} may not sign attestation results here", untrusted.kid))?;
-        let verified = untrusted.verify(Kind::Ear, key).map_err(|e| e.to_string())?;
-        verified.decode::<Ear>().map_err(|e| e.to_string())
+        let site = &self.config.site;
+        let expected = Expected { subject, site, gateway };
+        result::open(bytes, &expected, &self.trust, when).map_err(|e| e.to_string())
     }
 
-    pub(super) fn reopen_results(&mut self, own: Option<Vec<u8>>, parent: Option<Vec<u8>>) {
-        let open = |bytes: Option<Vec<u8>>| {
-            bytes
-                .and_then(|b| self.open_ear(&b, None).ok())
-                .map(Verified::into_value)
-        };
-        let (own, parent) = (open(own), open(parent));
-        self.standing.ear = own.filter(|e| e.subject == self.config.node);
-        self.standing.parent = parent.filter(|e| e.subject == self.config.parent);
+    /// Why the parent may not judge this node, whatever its delegation says: it was judged itself.
+    fn doubt_about_verifier(&self, now_s: u64) -> Option<String> {
+        let parent = self.standing.parent.in_force(now_s)?;
+        let is_bad = parent.ear().status == Status::Contraindicated;
+        is_bad.then(|| format!("it was found not to be what it should be by {}", parent.by()))
+    }
+
+    pub(super) fn reopen_results(&mut self, own: [Option<Vec<u8>>; 2], parent: [Option<Vec<u8>>; 2]) {
+        for bytes in own.iter().flatten() {
+            if let Ok(opened) = self.open_ear(bytes, false, When::Before) {
+                self.standing.own.take(opened);
+            }
+        }
+        for bytes in parent.iter().flatten() {
+            if let Ok(opened) = self.open_ear(bytes, true, When::Before) {
+                self.standing.parent.take(opened);
+            }
+        }
+    }
+
+    /// What is trusted has changed: results by a key that has left the bundle, or by a gateway that may not judge any more,
+    /// count no longer. What runs by them runs on.
+    pub(super) fn drop_void_results(&mut self) {
+        let (mut own, mut parent) = (self.standing.own.clone(), self.standing.parent.clone());
+        own.retain(|r| self.open_ear(r.bytes(), false, When::Before).is_ok());
+        parent.retain(|r| self.open_ear(r.bytes(), true, When::Before).is_ok());
+        (self.standing.own, self.standing.parent) = (own, parent);
     }
 
     /// Where only an attested parent is listened to: why it is not one now. What shows that it is one always comes through,
@@ -200,12 +229,12 @@ impl Agent {
         }
         // Who has not introduced itself yet is about to, with its acknowledgement; the hub never does.
         let key = self.parent.certified_key()?;
-        let Some(ear) = &self.standing.parent else {
+        let now_s = self.now_s(now);
+        let Some(result) = self.standing.parent.in_force(now_s) else {
             return Some("no attestation result about it has come".into());
         };
         // Its session key signs; its certified key, to which the result is bound, vouched for that one.
-        let now_s = self.now_s(now);
-        match ear::check_ear(ear, &self.config.parent, key, now_s) {
+        match ear::check_ear(result.ear(), &self.config.parent, key, now_s) {
             Ok(Status::Affirming) => None,
             Ok(other) => Some(format!("it is {other}")),
             // Unreachable is not untrusted: its last result may have ended because the hub is away.

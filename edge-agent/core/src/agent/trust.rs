@@ -54,30 +54,22 @@ impl Agent {
             return;
         };
         let was_revoked = self.parent.revoked(&self.trust).is_some();
-        let (mut ops, mut refused, mut is_older) = (Vec::new(), Vec::new(), false);
-        for item in &message.items {
-            match self.trust.take(item, self.now_s(now)) {
-                Ok(op) => ops.extend(op),
-                Err(e) => {
-                    is_older |= e.is_rollback();
-                    refused.push(e.to_string());
-                }
-            }
+        let role = v1::NodeRole::Agent;
+        let taken = self.trust.take_all(&message.items, role, self.now_s(now));
+        if !taken.refused.is_empty() {
+            self.raise(REFUSED_ALARM, &taken.refused.join("; "), now);
         }
-        if !refused.is_empty() {
-            self.raise(REFUSED_ALARM, &refused.join("; "), now);
+        if taken.is_known() {
+            self.parent.greet_again(now.mono_ms);
         }
-        if ops.is_empty() {
-            // Whoever repeats it, or says what is older, does not know what is here.
-            if is_older || refused.is_empty() {
-                self.parent.greet_again(now.mono_ms);
-            }
+        if taken.ops.is_empty() {
             return;
         }
-        if refused.is_empty() {
+        if taken.refused.is_empty() {
             self.end(REFUSED_ALARM, now);
         }
-        self.ops.extend(ops.into_iter().map(Op::Trust));
+        self.ops.extend(taken.ops.into_iter().map(Op::Trust));
+        self.drop_void_results();
         self.floor_s = self.floor_s.max(self.trust.bundle().contents().issued_at);
         self.effects.push_back(Action::TrustChanged(self.trust.view()));
         let text = format!("trust bundle version {} is in force", self.trust.version());

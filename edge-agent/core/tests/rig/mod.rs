@@ -97,6 +97,7 @@ impl Rig {
             incarnation: 0,
             seq: 0,
             hello: Some("boot-1".into()),
+            away_s: 0,
         };
         assert_eq!(rig.message(Kind::Ack, &ack), ["welcomed"]);
         rig
@@ -237,6 +238,7 @@ pub fn brief_op(op: &Op) -> String {
         Op::Counter(value) => format!("counter {value}"),
         Op::PutEar(_) => "ear".into(),
         Op::PutParentEar(_) => "parent ear".into(),
+        Op::PutDelegatedEar { of_parent, .. } => format!("delegated ear{}", if *of_parent { " of parent" } else { "" }),
         Op::Floor { epoch, generation } => format!("floor {epoch}.{generation}"),
         Op::Trust(op) => match op {
             TrustOp::PutBundle { version, .. } => format!("bundle {version}"),

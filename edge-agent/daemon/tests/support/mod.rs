@@ -242,6 +242,7 @@ impl Rig {
                 let hello = verified.decode::<Hello>().unwrap().into_value();
                 if self.answers_hellos {
                     let ack = Ack {
+                        away_s: 0,
                         v: 1,
                         stream: Stream::Report,
                         incarnation: hello.incarnation,
@@ -258,6 +259,7 @@ impl Rig {
             Kind::Report => {
                 let report = verified.decode::<Report>().unwrap().into_value();
                 let ack = Ack {
+                    away_s: 0,
                     v: 1,
                     stream: Stream::Report,
                     incarnation: report.incarnation,

@@ -1,7 +1,6 @@
 //! Attestation on the way through, and the gateway's own: its children want to know whom they listen to.
 
-use cnova_attestation::ear::Ear;
-use cnova_shared::bundle::Role;
+use cnova_attestation::result::{self, By, Expected, Opened, ResultError, When};
 
 use super::*;
 
@@ -39,41 +38,45 @@ impl Gateway {
     pub(super) fn on_ear(&mut self, bytes: &[u8], now: Now) -> Result<(), String> {
         let aud = Untrusted::read(bytes).map_err(|e| e.to_string())?.claims.aud;
         if aud != self.config.node {
+            self.on_result_of_child(&aud, bytes, now);
             return self.hand_down(Kind::Ear, bytes);
         }
-        let ear = self.open_ear(bytes, Some(self.now_s(now)))?;
-        if ear.subject != self.config.node {
-            return Err(format!("it is about {}", ear.subject));
+        let opened = self.open_own(bytes, When::Now(self.now_s(now)));
+        let opened = opened.map_err(|e| e.to_string())?;
+        let (by, status) = (opened.by().clone(), opened.ear().status);
+        if !self.own.take(opened) {
+            return Err("a newer one is held".into());
         }
-        self.note(format!("the hub says of this gateway: {}", ear.status));
-        self.ops.push(Op::PutEar(bytes.to_vec()));
-        self.ear = Some(bytes.to_vec());
+        self.note(format!("{by} says of this gateway: {status}"));
+        let bytes = bytes.to_vec();
+        self.ops.push(match by {
+            By::Hub => Op::PutEar(bytes),
+            By::Gateway(_) => Op::PutDelegatedEar(bytes),
+        });
         let is_here = |child: &&NodeId| self.tree.is_connected(child);
         let children: Vec<NodeId> = self.tree.descendants().filter(is_here).cloned().collect();
         for child in &children {
-            self.show_ear(child);
+            self.show_ear(child, now);
         }
         Ok(())
     }
 
     /// Shows a child whom it listens to.
-    pub(super) fn show_ear(&mut self, child: &NodeId) {
-        if let Some(bytes) = self.ear.clone() {
+    pub(super) fn show_ear(&mut self, child: &NodeId, now: Now) {
+        let shown = self.own.in_force(self.now_s(now)).map(|o| o.bytes().to_vec());
+        if let Some(bytes) = shown {
             let (child, kind) = (child.clone(), Kind::Ear);
             self.effects.push_back(Action::Forward { child, kind, bytes });
         }
     }
 
-    /// `now_s` is nothing for a result that was taken before: its key may have run out since.
-    pub(super) fn open_ear(&self, bytes: &[u8], now_s: Option<u64>) -> Result<Ear, String> {
-        let untrusted = Untrusted::read(bytes).map_err(|e| e.to_string())?;
-        let trust = self.trust.bundle();
-        let key = match now_s {
-            Some(now_s) => trust.key(untrusted.kid, Role::Attestation, now_s),
-            None => trust.key_at_any_time(untrusted.kid, Role::Attestation),
+    /// A result about this gateway: by the hub, or by the gateway above it under its delegation.
+    pub(super) fn open_own(&self, bytes: &[u8], when: When) -> Result<Opened, ResultError> {
+        let expected = Expected {
+            subject: &self.config.node,
+            site: &self.config.site,
+            gateway: Some(&self.config.parent),
         };
-        let key = key.ok_or_else(|| format!("key {} may not sign attestation results here", untrusted.kid))?;
-        let verified = untrusted.verify(Kind::Ear, key).map_err(|e| e.to_string())?;
-        Ok(verified.decode::<Ear>().map_err(|e| e.to_string())?.into_value())
+        result::open(bytes, &expected, &self.trust, when)
     }
 }

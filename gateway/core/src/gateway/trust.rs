@@ -16,7 +16,7 @@ const PARENT_ALARM: &str = "alarm/parent-revoked";
 
 /// Whether an alarm follows from what is trusted now, and not from what happened in an earlier start.
 pub(super) fn is_watched(key: &str) -> bool {
-    matches!(key, OLD_ALARM | PARENT_ALARM)
+    matches!(key, OLD_ALARM | PARENT_ALARM) || key.starts_with(super::verifier::CHILD_ALARM)
 }
 
 impl Gateway {
@@ -32,7 +32,8 @@ impl Gateway {
         let held = self.trust.delegation(&self.config.node)?;
         let is_named = self.trust.names(held.kid(), Role::Attestation);
         let d = held.value();
-        (is_named && d.not_after > self.now_s(now) && d.rights.contains(&right)).then_some(held)
+        let is_mine = d.key == self.config.key && self.trust.revoked(&d.gateway, Some(d.key.id())).is_none();
+        (is_named && is_mine && d.not_after > self.now_s(now) && d.rights.contains(&right)).then_some(held)
     }
 
     /// What the daemon must know before anything else, and what the store held that does not verify.
@@ -47,30 +48,23 @@ impl Gateway {
     pub(super) fn on_trust(&mut self, bytes: &[u8], now: Now) -> Result<(), String> {
         let message = self.open::<v1::Trust>(Kind::Trust, bytes, now)?;
         let was_revoked = self.parent.revoked(&self.trust).is_some();
-        let (mut ops, mut refused, mut is_older) = (Vec::new(), Vec::new(), false);
-        for item in &message.items {
-            match self.trust.take(item, self.now_s(now)) {
-                Ok(op) => ops.extend(op),
-                Err(e) => {
-                    is_older |= e.is_rollback();
-                    refused.push(e.to_string());
-                }
-            }
+        let role = v1::NodeRole::Gateway;
+        let taken = self.trust.take_all(&message.items, role, self.now_s(now));
+        if !taken.refused.is_empty() {
+            self.raise(REFUSED_ALARM, &taken.refused.join("; "), now);
         }
-        if !refused.is_empty() {
-            self.raise(REFUSED_ALARM, &refused.join("; "), now);
+        if taken.is_known() {
+            self.parent.greet_again(now.mono_ms);
         }
-        if ops.is_empty() {
-            // Whoever repeats it, or says what is older, does not know what is here.
-            if is_older || refused.is_empty() {
-                self.parent.greet_again(now.mono_ms);
-            }
+        if taken.ops.is_empty() {
             return Ok(());
         }
-        if refused.is_empty() {
+        if taken.refused.is_empty() {
             self.end(REFUSED_ALARM, now);
         }
-        self.ops.extend(ops.into_iter().map(Op::Trust));
+        self.ops.extend(taken.ops.into_iter().map(Op::Trust));
+        self.look_at_references(now);
+        self.drop_void_results(now);
         self.trust_taken(was_revoked, now);
         Ok(())
     }
@@ -110,9 +104,10 @@ impl Gateway {
         }
     }
 
-    fn raise(&mut self, key: &'static str, detail: &str, now: Now) {
+    /// `key` is `alarm/`, a stable word and, for alarms of which there are several, `/` and what it is about.
+    pub(super) fn raise(&mut self, key: &str, detail: &str, now: Now) {
         let alarm = v1::Alarm {
-            code: key.trim_start_matches("alarm/").to_owned(),
+            code: key.split('/').nth(1).unwrap_or_default().to_owned(),
             detail: limits::clip_to(detail, 1000),
         };
         let stands = self
@@ -125,7 +120,7 @@ impl Gateway {
         }
     }
 
-    fn end(&mut self, key: &'static str, now: Now) {
+    pub(super) fn end(&mut self, key: &str, now: Now) {
         let stands = self
             .reporter
             .entry(key)

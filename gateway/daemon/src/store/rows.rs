@@ -15,9 +15,14 @@ use rusqlite::{Connection, Error, Row, params};
 const SPOOL: &str = "spool";
 const STREAM: &str = "stream";
 const TIME_FLOOR: &str = "time-floor";
-const BUNDLE: &str = "bundle";
-const REVOCATIONS: &str = "revocations";
-const DELEGATION: &str = "delegation";
+const RESULT: &str = "result";
+/// What a result is about: this gateway itself, by the hub or by the gateway above; a child, whose name follows, by the hub
+/// or by this gateway; the verdict behind the last one.
+const OWN: &str = "self";
+const OWN_DELEGATED: &str = "self/gateway";
+const BY_HUB: &str = "child/hub/";
+const BY_SELF: &str = "child/self/";
+const VERDICT: &str = "verdict/";
 
 /// A value that this program does not write, or cannot read.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +59,16 @@ pub(crate) fn apply(db: &Connection, op: &Op) -> Result<(), Error> {
         Op::Spool(op) => apply_spool(db, op)?,
         Op::Stream(op) => apply_stream(db, op)?,
         Op::Trust(op) => apply_trust(db, op)?,
-        Op::PutEar(bytes) => run(
-            db,
-            "INSERT OR REPLACE INTO result (about, bytes) VALUES ('self', ?1)",
-            params![bytes],
-        )?,
+        Op::PutEar(bytes) => put_result(db, OWN, bytes)?,
+        Op::PutDelegatedEar(bytes) => put_result(db, OWN_DELEGATED, bytes)?,
+        Op::PutResult { child, is_own, bytes } => {
+            let by = if *is_own { BY_SELF } else { BY_HUB };
+            put_result(db, &format!("{by}{child}"), bytes)?;
+        }
+        Op::PutVerdict { child, verdict } => {
+            let bytes = wire::encode(verdict).map_err(|e| bad(RESULT, e))?;
+            put_result(db, &format!("{VERDICT}{child}"), &bytes)?;
+        }
         Op::TimeFloor(t) => run(
             db,
             "INSERT INTO number (name, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
@@ -157,12 +167,7 @@ fn apply_stream(db: &Connection, op: &StreamOp) -> Result<(), Error> {
 }
 
 fn apply_trust(db: &Connection, op: &TrustOp) -> Result<(), Error> {
-    let (kind, name, version, bytes) = match op {
-        TrustOp::PutBundle { version, bytes } => (BUNDLE, "", *version, bytes),
-        TrustOp::PutRevocations(bytes) => (REVOCATIONS, "", 0, bytes),
-        TrustOp::PutDelegation { gateway, bytes } => (DELEGATION, gateway.as_str(), 0, bytes),
-        TrustOp::PutDocument { kind, bytes } => (kind.as_str(), "", 0, bytes),
-    };
+    let (kind, name, version, bytes) = op.row();
     run(
         db,
         "INSERT OR REPLACE INTO trust (kind, name, version, bytes) VALUES (?1, ?2, ?3, ?4)",
@@ -172,14 +177,35 @@ fn apply_trust(db: &Connection, op: &TrustOp) -> Result<(), Error> {
 
 fn load_trust(db: &Connection, trust: &mut StoredTrust) -> Result<(), Error> {
     each(db, "SELECT kind, name, version, bytes FROM trust", |row| {
-        let bytes = row.get(3)?;
-        match row.get::<_, String>(0)?.as_str() {
-            BUNDLE => drop(trust.bundles.insert(unsigned(row, 2)?, bytes)),
-            REVOCATIONS => trust.revocations = Some(bytes),
-            DELEGATION => drop(trust.delegations.insert(node(row, 1, "trust")?, bytes)),
+        let (kind, name): (String, String) = (row.get(0)?, row.get(1)?);
+        let put = trust.put_row(&kind, &name, unsigned(row, 2)?, row.get(3)?);
+        put.map_err(|e| bad("trust", e))
+    })
+}
+
+fn put_result(db: &Connection, about: &str, bytes: &[u8]) -> Result<(), Error> {
+    let sql = "INSERT OR REPLACE INTO result (about, bytes) VALUES (?1, ?2)";
+    run(db, sql, params![about, bytes])
+}
+
+fn load_results(db: &Connection, stored: &mut Stored) -> Result<(), Error> {
+    each(db, "SELECT about, bytes FROM result", |row| {
+        let (about, bytes): (String, Vec<u8>) = (row.get(0)?, row.get(1)?);
+        let name = |name: &str| NodeId::new(name).map_err(|e| bad(RESULT, e));
+        match about.as_str() {
+            OWN => stored.ear = Some(bytes),
+            OWN_DELEGATED => stored.delegated_ear = Some(bytes),
             other => {
-                let kind = v1::TrustItemKind::named(other).ok_or_else(|| bad("trust", format!("kind {other:?}")))?;
-                trust.documents.insert(kind, bytes);
+                if let Some(child) = other.strip_prefix(VERDICT) {
+                    let verdict = wire::decode(&bytes).map_err(|e| bad(RESULT, e))?;
+                    stored.verdicts.insert(name(child)?, verdict);
+                } else if let Some(child) = other.strip_prefix(BY_HUB) {
+                    stored.results.insert((name(child)?, false), bytes);
+                } else if let Some(child) = other.strip_prefix(BY_SELF) {
+                    stored.results.insert((name(child)?, true), bytes);
+                } else {
+                    return Err(bad(RESULT, format!("about {about:?}")));
+                }
             }
         }
         Ok(())
@@ -218,10 +244,7 @@ pub(crate) fn load(db: &Connection) -> Result<Stored, Error> {
     let mut stored = Stored::default();
     load_tree(db, &mut stored.tree)?;
     load_trust(db, &mut stored.trust)?;
-    each(db, "SELECT bytes FROM result WHERE about = 'self'", |row| {
-        stored.ear = Some(row.get(0)?);
-        Ok(())
-    })?;
+    load_results(db, &mut stored)?;
     each(db, "SELECT seq, node, kind, keys, bytes FROM spool", |row| {
         let keys: String = row.get(3)?;
         let keys: BTreeSet<String> = serde_json::from_str(&keys).map_err(|e| bad(SPOOL, e))?;

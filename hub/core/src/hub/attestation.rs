@@ -1,11 +1,15 @@
 //! How far each node is trusted: challenges, appraisals, results, reference values.
 
 use cnova_attestation::appraiser::{About, Known, Standing, Verdict};
+use cnova_attestation::ear::Ear;
 use cnova_attestation::reference::{self, PcrReference, ReferenceSet, Selector};
-use cnova_shared::envelope::VerifiedBytes;
+use cnova_attestation::result::{self, By, Expected, Opened, When};
+use cnova_shared::bundle::Role;
+use cnova_shared::envelope::{Untrusted, VerifiedBytes};
+use cnova_shared::wire::v1::TrustItemKind;
 
 use super::*;
-use crate::api::AttestChange;
+use crate::api::{AttestChange, Draft};
 use crate::placement::NodeTrust;
 
 /// Whether a standing has become stale by time alone is looked at this often, milliseconds.
@@ -276,12 +280,98 @@ impl Hub {
 
     fn replace_references(&mut self, mut references: reference::References, now: Now) -> Result<(), String> {
         references.v = reference::VERSION;
-        references.version += 1;
+        // Versions go up also when the store was lost: gateways keep the newest that they have seen.
+        references.version = references.version.saturating_add(1).max(now.wall_ms / 1000);
         reference::check(&references).map_err(|e| e.to_string())?;
         self.ops.push(Op::PutReferences(references.clone()));
         self.references = references;
         self.appraiser.references_changed(now);
         self.approve_boots(now);
+        // On the way before anything that is rolled out from now on.
+        self.sign_references(now);
         Ok(())
+    }
+
+    /// The reference values as a document, for gateways that appraise while this hub is away; nothing to do when the one in
+    /// force says the same and is by the hub's key.
+    pub(super) fn sign_references(&mut self, now: Now) {
+        let held = self.trust.kept(TrustItemKind::References);
+        let is_good = held.is_some_and(|h| h.version() == self.references.version && Some(h.kid()) == self.signer);
+        if self.references.version == 0 || is_good {
+            return;
+        }
+        match self.may_sign_documents(now) {
+            Ok(()) => {
+                let draft = Box::new(Draft::References(self.references.clone()));
+                self.effects.push_back(Action::SignDocument(draft));
+            }
+            Err(why) => self.note(format!("gateways get no reference values: {why}")),
+        }
+    }
+
+    /// Results by another key are signed anew: nodes drop them when that key leaves the bundle.
+    pub(super) fn sign_results_anew(&mut self, key: KeyId) {
+        let anew = |bytes: &Vec<u8>| {
+            let untrusted = Untrusted::read(bytes).ok().filter(|u| u.kid != key)?;
+            let signed_by = self.trust.key_ever(untrusted.kid, Role::Attestation)?.clone();
+            let opened = untrusted.verify(Kind::Ear, &signed_by).ok()?;
+            Some(opened.decode::<Ear>().ok()?.into_value())
+        };
+        let ears: Vec<Ear> = self.ears.values().filter_map(anew).collect();
+        let sign = |ear| Action::SignEar(Box::new(ear));
+        self.effects.extend(ears.into_iter().map(sign));
+    }
+
+    /// A gateway has appraised one of its children while this hub was away: it is shown, and the hub judges for itself now.
+    pub(super) fn on_appraised(&mut self, gateway: &NodeId, node: &NodeId, ear: &[u8], now: Now) {
+        match self.open_of_gateway(gateway, node, ear) {
+            Ok(result) => {
+                let ear = result.ear();
+                self.note(format!("{gateway} appraised {node} at {} s: {}", ear.iat, ear.status));
+                self.appraiser.demand(node, now);
+            }
+            Err(why) => self.note(format!(
+                "what {gateway} reports as its appraisal of {node} is not believed: {why}"
+            )),
+        }
+    }
+
+    fn open_of_gateway(&self, gateway: &NodeId, node: &NodeId, ear: &[u8]) -> Result<Opened, String> {
+        let site = self.tree.certificate(node).and_then(|c| c.site.as_ref());
+        let expected = Expected {
+            subject: node,
+            site: site.ok_or("it is not known here, or its certificate names no site")?,
+            gateway: Some(gateway),
+        };
+        // Its delegation may have ended since.
+        let opened = result::open(ear, &expected, &self.trust, When::Before).map_err(|e| e.to_string())?;
+        match opened.by() {
+            By::Gateway(_) => Ok(opened),
+            By::Hub => Err("the hub signed it".into()),
+        }
+    }
+
+    /// The newest result about a node that a gateway made in this hub's place and reported, and when that was told,
+    /// milliseconds since 1970.
+    pub(crate) fn delegated_result(&self, node: &NodeId) -> Option<(Opened, u64)> {
+        let key = format!("appraised/{node}");
+        let told = self.inventory.nodes().iter().filter_map(|(gateway, record)| {
+            let entry = record.entries.get(&key)?;
+            let Body::Appraised { ear, .. } = &entry.entry.body else {
+                return None;
+            };
+            Some((self.open_of_gateway(gateway, node, ear).ok()?, entry.received_ms))
+        });
+        told.max_by_key(|(opened, _)| opened.ear().iat)
+    }
+
+    /// Gateways that may appraise, or are on the way to one, and have not said yet that they hold the reference values in
+    /// force.
+    pub(crate) fn without_references(&self) -> Vec<NodeId> {
+        let is_behind = |node: &&NodeId| {
+            let holder = self.tree.holder(node);
+            holder.is_some_and(|h| !self.trust.holds(TrustItemKind::References, &h))
+        };
+        self.tree.descendants().filter(is_behind).cloned().collect()
     }
 }

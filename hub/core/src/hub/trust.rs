@@ -108,6 +108,8 @@ impl Hub {
         if let Some(nodes) = list.map(|l| l.value().nodes.clone()) {
             self.sign_revocations(nodes, now);
         }
+        self.sign_results_anew(key);
+        self.sign_references(now);
         self.delegations_at = Some(now.mono_ms);
         self.approve_boots(now);
     }
@@ -204,6 +206,7 @@ impl Hub {
             Draft::Revocations(list) => (TrustItemKind::Revocations, list.version),
             Draft::Delegation(d) => (TrustItemKind::Delegation, d.version),
             Draft::BootPolicy(p) => (TrustItemKind::BootPolicy, p.version),
+            Draft::References(r) => (TrustItemKind::References, r.version),
         };
         let waiting = if kind == TrustItemKind::Revocations {
             self.revoking.pop_front()

@@ -52,7 +52,7 @@ pub(super) async fn release(
 
 /// The reference values.
 pub(super) async fn references(State(app): State<App>) -> Result<Json<ReferencesInfo>, ApiError> {
-    let look = |hub: &Hub| ReferencesInfo::from(hub.references());
+    let look = Hub::references_info;
     Ok(Json(app.hub.query(look).await?))
 }
 

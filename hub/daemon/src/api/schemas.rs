@@ -230,8 +230,15 @@ fn attestation() -> Value {
                 "seq": number(), "workload": string(), "artifact": string(), "spec": string(), "runtime": string(),
                 "proven": {"type": "boolean"},
             }), &[])},
+            "by_gateway": object(json!({
+                "gateway": string(), "status": string(), "judged_s": number(), "expires_s": number(),
+                "told_ms": number(), "policy": string(), "findings": {"type": "array", "items": string()},
+            }), &[]),
+        }), &["by_gateway"]),
+        "References": object(json!({
+            "version": number(), "references": list("Reference"),
+            "awaited": {"type": "array", "items": string()},
         }), &[]),
-        "References": object(json!({"version": number(), "references": list("Reference")}), &[]),
         "Reference": object(json!({
             "name": string(),
             "all": {"type": "boolean"},

@@ -60,12 +60,15 @@ impl EventLoop {
     pub(super) fn sign_document(&mut self, draft: Box<Draft>) {
         let now = self.parts.clock.now();
         let signer = &self.parts.signer;
+        let now_s = now.wall_ms / 1000;
         let signed = match &*draft {
-            Draft::Revocations(list) => signer.document(list, now.wall_ms / 1000),
-            Draft::Delegation(delegation) => signer.document(delegation, now.wall_ms / 1000),
-            Draft::BootPolicy(policy) => signer.boot_policy(policy, self.hub.trust().bundle(), now.wall_ms / 1000),
+            Draft::Revocations(list) => signer.document(list, now_s).map_err(|e| e.to_string()),
+            Draft::Delegation(delegation) => signer.document(delegation, now_s).map_err(|e| e.to_string()),
+            Draft::BootPolicy(policy) => signer
+                .boot_policy(policy, self.hub.trust().bundle(), now_s)
+                .map_err(|e| e.to_string()),
+            Draft::References(references) => signer.references(references, now_s).map_err(|e| e.to_string()),
         };
-        let signed = signed.map_err(|e| e.to_string());
         self.hub.handle(Event::DocumentSigned(draft, signed), now);
     }
 

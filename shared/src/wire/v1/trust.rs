@@ -61,19 +61,6 @@ pub enum TrustRequirement {
 }
 
 impl TrustItemKind {
-    /// The kind with this name, where this version knows it.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        let all = [
-            TrustItemKind::Bundle,
-            TrustItemKind::Revocations,
-            TrustItemKind::Delegation,
-            TrustItemKind::References,
-            TrustItemKind::BootPolicy,
-        ];
-        all.into_iter().find(|k| k.as_str() == name)
-    }
-
     /// The name in the signature's `external_aad`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -85,6 +72,14 @@ impl TrustItemKind {
             TrustItemKind::BootPolicy => "boot-policy",
             TrustItemKind::Unknown => "unknown",
         }
+    }
+
+    /// The kind of this name; nothing for one of a later version.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        use TrustItemKind::{BootPolicy, Bundle, Delegation, References, Revocations};
+        let all = [Bundle, Revocations, Delegation, References, BootPolicy];
+        all.into_iter().find(|k| k.as_str() == name)
     }
 }
 
