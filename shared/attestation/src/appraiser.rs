@@ -168,6 +168,9 @@ struct Node {
     /// When the present session key was first seen, seconds since 1970.
     session_since_s: u64,
     verdict: Option<Verdict>,
+    /// The session under which the log of the verdict was shown. A node that began anew shows all of it: it may have booted,
+    /// and a log of two boots may begin alike.
+    log_of: Option<KeyId>,
     /// The session key for which another verifier has judged it ([`Appraiser::credit`]).
     credited: Option<KeyId>,
     pending: Option<Vec<u8>>,
@@ -300,7 +303,8 @@ impl Appraiser {
             node.pending = Some(nonce[..NONCE_BYTES].to_vec());
             node.due = Some(now.mono_ms + node.pause_ms);
             node.pause_ms = (node.pause_ms * 2).min(RESEND_MAX_MS * 10);
-            let log = node.verdict.as_ref().and_then(|v| v.log.as_ref()).map(LogState::prefix);
+            let log = node.verdict.as_ref().and_then(|v| v.log.as_ref());
+            let log = log.filter(|_| node.log_of == node.session).map(LogState::prefix);
             let challenge = Challenge {
                 v: v1::VERSION,
                 nonce: nonce[..NONCE_BYTES].to_vec(),
@@ -355,6 +359,7 @@ impl Appraiser {
             // What was proven before stays proven.
             appraisal.log = retained.cloned();
         }
+        node.log_of = Some(key);
         node.pause_ms = FIRST_PAUSE_MS;
         node.due = Some(now.mono_ms + if appraisal.incomplete { 0 } else { rhythm.period_ms });
         let mut verdict = verdict_of(&appraisal, &verified, key, now_s, exp);
