@@ -457,7 +457,8 @@ fn a_rotation_keeps_builders_and_builders_can_be_asked_for_and_removed() {
         .filter(|b| b.builder == AOT_BUILDER)
         .collect();
     assert_eq!((hub.len(), hub[1].level), (2, 3));
-    assert!(hub[0].not_after < hub[1].not_after && hub[1].key == rotated.contents().keys[1].key);
+    let newest = rotated.contents().keys.iter().rfind(|k| k.roles.contains(&Role::Twin));
+    assert!(hub[0].not_after < hub[1].not_after && hub[1].key == newest.unwrap().key);
 
     run(
         &place,
