@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cnova_oci::testing::{ImageBuilder, LayerBuilder, write_tar};
 use cnova_provenance::{AOT_BUILDER, VerifiedProvenance, verify};
-use cnova_shared::bundle::TrustBundle;
+use cnova_shared::bundle::{Role, TrustBundle};
 use cnova_shared::ids::Digest;
 use serde_json::{Value, json};
 use support::{FakeHub, Place, Reply, Request, Run};

@@ -5,6 +5,7 @@ mod artifacts;
 mod attestation;
 mod attestation_operations;
 mod enrolment;
+mod enrolment_operations;
 pub mod error;
 mod fleet;
 mod guard;

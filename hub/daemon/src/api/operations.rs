@@ -127,7 +127,7 @@ pub struct Operation {
     pub errors: &'static [(u16, &'static str)],
 }
 
-const ADMIN: Access = Access::Role(Role::Admin);
+pub(super) const ADMIN: Access = Access::Role(Role::Admin);
 pub(super) const VIEWER: Access = Access::Role(Role::Viewer);
 pub(super) const OPERATOR: Access = Access::Role(Role::Operator);
 
@@ -181,11 +181,12 @@ pub fn operations() -> impl Iterator<Item = &'static Operation> {
     OPERATIONS
         .iter()
         .chain(super::attestation_operations::OPERATIONS)
+        .chain(super::enrolment_operations::OPERATIONS)
         .chain(super::secret_operations::OPERATIONS)
         .chain(super::trust_operations::OPERATIONS)
 }
 
-/// All but those about trust.
+/// All but those about trust and secrets.
 const OPERATIONS: &[Operation] = &[
     Operation {
         id: Id::UploadArtifact,
@@ -464,93 +465,6 @@ const OPERATIONS: &[Operation] = &[
         parameters: &[ENTRIES],
         answers: &[(200, "The entries.", &[json("Audit")])],
         errors: &[(400, "Not a number.")],
-        ..BASE
-    },
-    Operation {
-        id: Id::Enrolment,
-        name: "getEnrolment",
-        path: "/v1/enrolment",
-        summary: "Enrolment tokens, known TPMs and enrolled nodes.",
-        access: ADMIN,
-        answers: &[(200, "They.", &[json("Enrolment")])],
-        ..BASE
-    },
-    Operation {
-        id: Id::AddEnrolmentToken,
-        name: "addEnrolmentToken",
-        method: "post",
-        path: "/v1/enrolment/tokens",
-        summary: "Make an enrolment token. Its text is in this answer and nowhere else.",
-        access: ADMIN,
-        request: Some(json("EnrolmentTokenRequest")),
-        answers: &[(201, "It.", &[json("EnrolmentToken")])],
-        errors: &[
-            (400, "`json` or `field`: the request is not understood."),
-            (413, "The request is too large."),
-            (422, "`refused`: too many tokens."),
-            (507, "The hub cannot write its store."),
-        ],
-        ..BASE
-    },
-    Operation {
-        id: Id::RevokeEnrolmentToken,
-        name: "revokeEnrolmentToken",
-        method: "delete",
-        path: "/v1/enrolment/tokens/{token}",
-        summary: "Take an enrolment token back. Those that it admitted stay.",
-        access: ADMIN,
-        parameters: &[path("token", "The token's id.")],
-        answers: &[(200, "Done.", &[json("Done")])],
-        errors: &[(404, "There is none."), (507, "The hub cannot write its store.")],
-        ..BASE
-    },
-    Operation {
-        id: Id::AddEk,
-        name: "addEndorsementKey",
-        method: "post",
-        path: "/v1/enrolment/eks",
-        summary: "Make a TPM known, so that its node needs no token.",
-        access: ADMIN,
-        request: Some(json("EndorsementKeyRequest")),
-        answers: &[(200, "Done.", &[json("Done")])],
-        errors: &[
-            (400, "`json` or `field`: the request is not understood."),
-            (413, "The request is too large."),
-            (422, "`refused`: the name has another TPM, or there are too many."),
-            (507, "The hub cannot write its store."),
-        ],
-        ..BASE
-    },
-    Operation {
-        id: Id::RemoveEk,
-        name: "removeEndorsementKey",
-        method: "delete",
-        path: "/v1/enrolment/eks/{fingerprint}",
-        summary: "Make a TPM unknown again. The node that it became stays.",
-        access: ADMIN,
-        parameters: &[path("fingerprint", "`sha256:` and 64 lower-case hexadecimal digits.")],
-        answers: &[(200, "Done.", &[json("Done")])],
-        errors: &[
-            (400, "Not a fingerprint."),
-            (404, "There is none."),
-            (507, "The hub cannot write its store."),
-        ],
-        ..BASE
-    },
-    Operation {
-        id: Id::ForgetNode,
-        name: "forgetEnrolledNode",
-        method: "delete",
-        path: "/v1/enrolment/nodes/{node}",
-        summary: "Free a node's name for another TPM or key. Its certificate holds until it ends.",
-        access: ADMIN,
-        parameters: &[NODE],
-        answers: &[(200, "Done.", &[json("Done")])],
-        errors: &[
-            (400, "Not a node id."),
-            (404, "There is none."),
-            (507, "The hub cannot write its store."),
-        ],
         ..BASE
     },
     Operation {

@@ -1,9 +1,7 @@
 //! The operations about secrets.
 
-use super::operations::{Access, BASE, Content, Id, Operation, Parameter, json, path};
-use crate::tokens::Role;
+use super::operations::{ADMIN, BASE, Content, Id, Operation, Parameter, json, path};
 
-const ADMIN: Access = Access::Role(Role::Admin);
 const NAME: Parameter = path("name", "The secret's name.");
 
 const ERRORS: &[(u16, &str)] = &[

@@ -8,7 +8,9 @@ mod handle;
 mod newcomers;
 mod outage;
 mod pending;
+mod signing;
 mod trust;
+mod work;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::mem;
@@ -16,13 +18,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cnova_attestation::ear::Ear;
 use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
-use cnova_hub_core::secrets::SealOrder;
 use cnova_hub_core::{Action, CompileKey, Event, Hub, InspectKey, Inspection, Op};
 use cnova_shared::ids::NodeId;
 use cnova_shared::topics::Kind;
-use cnova_shared::wire::v1;
 use cnova_store::CallError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -33,7 +32,6 @@ use crate::chunks::{Chunks, Piece};
 use crate::clock::Clock;
 use crate::compile::{Compiled, Compiler};
 use crate::downstream::Downstream;
-use crate::inspect::inspect;
 use crate::library::Library;
 use crate::outgoing::send;
 use crate::signer::Signer;
@@ -326,19 +324,6 @@ impl EventLoop {
         self.gather();
     }
 
-    /// The core hears of the provenance first: whatever is decided of the result may depend on it.
-    fn on_compiled(&mut self, key: CompileKey, result: Result<Compiled, String>) {
-        let result = result.map(|compiled| {
-            self.handle(Event::ProvenanceAdded {
-                subject: compiled.artifact.digest,
-                artifact: compiled.provenance,
-                envelope: compiled.envelope,
-            });
-            compiled.artifact
-        });
-        self.handle(Event::Compiled { key, result });
-    }
-
     fn on_endpoint(&mut self, event: EndpointEvent) -> Result<(), Fault> {
         match event {
             EndpointEvent::Connected { node } => {
@@ -480,36 +465,6 @@ impl EventLoop {
         }
     }
 
-    fn sign(&mut self, twin: &v1::Twin) {
-        let now = self.parts.clock.now();
-        match self.parts.signer.twin(twin, now.wall_ms / 1000) {
-            Ok(bytes) => {
-                self.parts.traffic.twins_signed.one();
-                self.hub.handle(Event::TwinSigned(bytes), now);
-            }
-            Err(error) => tracing::error!(node = %twin.node, %error, "its twin was not signed: the last one stays"),
-        }
-    }
-
-    fn sign_ear(&mut self, ear: &Ear) {
-        let now = self.parts.clock.now();
-        match self.parts.signer.ear(ear) {
-            Ok(bytes) => {
-                let node = ear.subject.clone();
-                self.hub.handle(Event::EarSigned { node, bytes }, now);
-            }
-            Err(error) => tracing::error!(node = %ear.subject, %error, "its attestation result was not signed"),
-        }
-    }
-
-    /// Like a signature: what nobody has seen is no effect, so that it is in the same transaction as the twin.
-    fn seal_secret(&mut self, order: &SealOrder) {
-        let result = self.parts.vault.seal(order);
-        let key = order.key.clone();
-        let now = self.parts.clock.now();
-        self.hub.handle(Event::SecretSealed { key, result }, now);
-    }
-
     /// Commits, then does, then lets those look who wanted to.
     async fn settle(&mut self) -> Result<(), Fault> {
         self.gather();
@@ -595,28 +550,6 @@ impl EventLoop {
             (Ok(_), None) => {}
             (Err(error), _) => tracing::error!(%child, kind = kind.as_str(), %error, "not signed"),
         }
-    }
-
-    fn compile(&self, key: CompileKey) {
-        tracing::info!(source = %key.source, target = key.target, engine = key.engine, "compiling");
-        let (compiler, done) = (self.parts.compiler.clone(), self.completions.0.clone());
-        tokio::spawn(async move {
-            let result = compiler.compile(key.clone()).await.map_err(|e| e.to_string());
-            // The loop may have ended.
-            let _ = done.send(Completion::Compiled(key, result)).await;
-        });
-    }
-
-    fn inspect(&self, key: InspectKey) {
-        let (library, done) = (self.parts.library.clone(), self.completions.0.clone());
-        let slots = self.inspections.clone();
-        tokio::spawn(async move {
-            let Ok(_slot) = slots.acquire().await else { return };
-            let looked = tokio::task::spawn_blocking(move || inspect(&library, &key)).await;
-            let result = looked.unwrap_or_else(|e| Err(format!("it could not be looked into: {e}")));
-            // The loop may have ended.
-            let _ = done.send(Completion::Inspected(key, result)).await;
-        });
     }
 }
 
