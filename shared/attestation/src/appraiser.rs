@@ -301,8 +301,10 @@ impl Appraiser {
             *asked += 1;
             let nonce = Digest::of(&[seed.as_slice(), &asked.to_be_bytes(), id.as_str().as_bytes()].concat()).0;
             node.pending = Some(nonce[..NONCE_BYTES].to_vec());
-            node.due = Some(now.mono_ms + node.pause_ms);
-            node.pause_ms = (node.pause_ms * 2).min(RESEND_MAX_MS * 10);
+            // A node that was only ever waited for has no pause yet.
+            let pause_ms = node.pause_ms.max(FIRST_PAUSE_MS);
+            node.due = Some(now.mono_ms + pause_ms);
+            node.pause_ms = (pause_ms * 2).min(RESEND_MAX_MS * 10);
             let log = node.verdict.as_ref().and_then(|v| v.log.as_ref());
             let log = log.filter(|_| node.log_of == node.session).map(LogState::prefix);
             let challenge = Challenge {
