@@ -9,6 +9,7 @@ use std::fs;
 use cnova_root_of_trust::testing::{Maker, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
 use enrolment_support::{AGENT, GATEWAY, HUB, Plant, Root};
+use rustix::process::Signal;
 use serde_json::Value;
 
 fn tpm(maker: &Maker) -> Option<Swtpm> {
@@ -122,6 +123,13 @@ fn while_the_hub_is_away_the_gateway_finds_out_what_its_agent_booted() {
     plant.start(AGENT);
     plant.wait("the gateway lets it back", |p| has_said(p, "affirming"));
     plant.wait("what asks for attestation runs again", runs);
+
+    plant.signal(GATEWAY, Signal::USR1);
+    plant.wait("the gateway says how its child stands", |p| {
+        let log = plain(&p.log(GATEWAY));
+        let mut said = log.lines().filter(|l| l.contains("a child's standing"));
+        said.any(|l| l.contains("plc-1") && l.contains("affirming") && l.contains("line-gw"))
+    });
 
     plant.start(HUB);
     plant.wait("the hub shows who judged meanwhile", |p| {

@@ -236,6 +236,9 @@ impl EventLoop {
         // Without a core, what is said is lost as on a bad line: whoever said it says it again.
         if let Some(core) = &mut self.core {
             for event in events {
+                if matches!(event, Event::Demand) {
+                    say_standings(core, self.clock.now());
+                }
                 core.handle(event, self.clock.now());
                 self.batch.take(core);
             }
@@ -459,5 +462,14 @@ async fn wait_until(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
         None => pending().await,
+    }
+}
+
+/// For whoever sent the signal: how far each child is trusted before it is asked anew.
+fn say_standings(core: &Gateway, now: Now) {
+    for standing in core.children(now) {
+        let (child, by) = (standing.child, standing.by);
+        let (judged_s, expires_s) = (standing.judged_s, standing.expires_s);
+        tracing::info!(%child, status = %standing.status, by, judged_s, expires_s, "a child's standing");
     }
 }

@@ -331,6 +331,12 @@ impl Plant {
         self.environment.insert(name.to_owned(), more.into_iter().collect());
     }
 
+    /// Any other signal.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) {
+        let pid = i32::try_from(self.running[name].id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.unwrap(), signal).unwrap();
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self, name: &str) {
         let mut child = self.running.remove(name).unwrap();
