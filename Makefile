@@ -58,13 +58,13 @@ image: ## A bootable disk: make image BOARD=qemu-x86_64 TRUST_BUNDLE=FILE CONFIG
 test-board: setup-test ## An image on a virtual board, from flashing to working alone (minutes; needs Debian's packages)
 	@scripts/setup image
 	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin cargo nextest run -p cnova-hil-tests --run-ignored all --no-capture -E 'binary(board) & test(an_image)'
+	PATH=$$PATH:/usr/sbin:/sbin cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(board) & test(an_image)'
 
 CUTS ?= 50
 test-power-cuts: setup-test ## The same board, its power cut CUTS times at any moment (an hour)
 	@scripts/setup image
 	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin CNOVA_CUTS=$(CUTS) cargo nextest run -p cnova-hil-tests --run-ignored all --no-capture \
+	PATH=$$PATH:/usr/sbin:/sbin CNOVA_CUTS=$(CUTS) cargo nextest run --workspace --run-ignored all --no-capture \
 		-E 'binary(board) & test(power_cuts)'
 
 check: ## Format, lints, dependencies

@@ -19,9 +19,7 @@ fn tpm(maker: &Maker) -> Option<Swtpm> {
 /// A hub that compiles and lets the gateway appraise, a gateway that takes two seconds' silence for an absence.
 fn plant(maker: &Maker) -> Plant {
     let plant = Plant::new(&format!("[delegation]\ngateways = [\"{GATEWAY}\"]\n"), &[maker]);
-    let path = plant.at("hub-1.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace("aot_worker = \"/bin/true\"\n", "")).unwrap();
+    plant.let_it_compile();
     plant
 }
 
