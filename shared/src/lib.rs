@@ -18,6 +18,7 @@ pub mod renewal;
 pub mod report;
 pub mod secret;
 pub mod selector;
+pub mod system_bundle;
 pub mod time;
 pub mod topics;
 pub mod transfer;

@@ -149,3 +149,15 @@ pub const BOOTS_APPROVED: usize = 512;
 pub const BOOT_SIGNATURES: usize = 8;
 /// Longest name of an approved boot.
 pub const BOOT_NAME_BYTES: usize = 63;
+/// Largest header of a system bundle.
+pub const SYSTEM_HEADER_BYTES: usize = 32 * 1024;
+/// Longest name of a board, and longest version of a system.
+pub const SYSTEM_WORD_LEN: usize = 63;
+/// Most values of registers in one system bundle.
+pub const SYSTEM_MEASURED: usize = 64;
+/// Most workloads that one system's health asks for by name.
+pub const SYSTEM_WORKLOADS: usize = 64;
+/// Most tries of a new slot.
+pub const SYSTEM_TRIES: u8 = 10;
+/// Longest time that a new system may take to become healthy, seconds.
+pub const SYSTEM_HEALTHY_WITHIN_S: u64 = 3600;

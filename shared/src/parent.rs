@@ -124,6 +124,12 @@ impl Parent {
         trust.revoked(&self.id, key).map(revoked_text)
     }
 
+    /// Whether it is connected and knows this node.
+    #[must_use]
+    pub const fn is_welcome(&self) -> bool {
+        self.welcomed
+    }
+
     /// Whether a hello is due; it is repeated with backoff until [`Parent::welcomed`].
     pub fn poll_hello(&mut self, mono_ms: u64) -> bool {
         let due = self.connected && self.hello_at.is_some_and(|t| t <= mono_ms);

@@ -234,7 +234,30 @@ pub fn check(twin: &v1::Twin, aud: &NodeId) -> Result<(), TwinError> {
         }
         check_uses(w)?;
     }
+    if let Some(system) = &twin.system {
+        check_system(system)?;
+    }
     check_sealed(&twin.secrets)
+}
+
+fn check_system(system: &v1::System) -> Result<(), TwinError> {
+    let bad = |s: String| Err(TwinError::Invalid(format!("system {}: {s}", system.name)));
+    let (size, within_s) = (system.bundle.size, system.health.within_s);
+    if size == 0 || size > limits::ARTIFACT_BYTES {
+        return bad(format!("a bundle of {size} bytes"));
+    }
+    if system.tries == 0 || system.tries > limits::SYSTEM_TRIES {
+        return bad(format!("{} tries, 1 to {}", system.tries, limits::SYSTEM_TRIES));
+    }
+    if within_s == 0 || within_s > limits::SYSTEM_HEALTHY_WITHIN_S {
+        let most = limits::SYSTEM_HEALTHY_WITHIN_S;
+        return bad(format!("healthy within {within_s} s, 1 to {most}"));
+    }
+    let (workloads, words) = (system.health.workloads.len(), system.version.len());
+    if workloads > limits::SYSTEM_WORKLOADS || words > limits::SYSTEM_WORD_LEN {
+        return bad(format!("{workloads} workloads, a version of {words} bytes"));
+    }
+    Ok(())
 }
 
 /// Absolute, and nothing in it leads elsewhere.

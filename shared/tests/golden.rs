@@ -284,6 +284,7 @@ fn twin() -> v1::Twin {
         generation: 9,
         workloads: vec![w],
         secrets: Vec::new(),
+        system: None,
     }
 }
 

@@ -5,6 +5,7 @@ mod messages;
 mod own_boot;
 mod plan;
 mod proof;
+mod system;
 mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -66,6 +67,7 @@ pub struct Agent {
     pub(crate) power: (PowerLevel, String),
     pub(crate) standing: Standing,
     own_boot: own_boot::Asked,
+    systems: system::Systems,
     floor: Version,
     /// The ledger's count, and whether the TPM was asked to follow.
     counter: u64,
@@ -118,6 +120,7 @@ impl Agent {
                 ..Standing::default()
             },
             own_boot: own_boot::Asked::default(),
+            systems: system::Systems::of(stored.system),
             floor: Version {
                 epoch: stored.floor.0,
                 generation: stored.floor.1,
@@ -136,6 +139,7 @@ impl Agent {
         );
         agent.judge_disk(now);
         agent.judge_boot(now);
+        agent.judge_system();
         let found = agent.take_live(found, now);
         agent.desire(now);
         for (id, ok, detail) in found {
@@ -309,6 +313,7 @@ impl Agent {
                 // The hello carries the certificate.
                 self.parent.changed(now.mono_ms);
             }
+            Event::System(event) => self.on_system(event, now),
             Event::Tick => {}
         }
         self.settle(now);
@@ -335,6 +340,7 @@ impl Agent {
             .chain(committed)
             .chain(self.proofs.timeout())
             .chain(self.own_boot.timeout())
+            .chain(self.systems.timeout())
             .chain(self.scheduler.timeout().filter(|_| self.twin.is_some()))
             .min()
     }
@@ -388,6 +394,7 @@ impl Agent {
         for (key, report) in said {
             self.say_workload(&key, report, now);
         }
+        self.drive_system(now);
         self.say_committed(now);
         self.speak(now);
         self.ops.extend(self.stream_ops.drain(..).map(Op::Stream));

@@ -7,6 +7,7 @@ use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath, WorkloadId};
 use cnova_shared::keys::PublicKey;
 use cnova_shared::secret::BoxPublicKey;
+use cnova_shared::system_bundle::Header;
 use cnova_shared::topics::Kind;
 use cnova_shared::trust::TrustView;
 use cnova_shared::twin::Version;
@@ -15,6 +16,7 @@ use cnova_shared::wire::v1;
 use crate::ledger::Op;
 use crate::schedule::Pressure;
 use crate::standing::{OwnBoot, Root};
+use crate::system::Running;
 
 /// What an agent is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -47,6 +49,8 @@ pub struct Config {
     pub box_key: Result<BoxPublicKey, String>,
     /// When it is to ask for its next certificate, seconds since 1970; never, where it was certified by hand.
     pub renew_s: Option<u64>,
+    /// The system that runs and the slot it runs from, or why this machine's system cannot be changed.
+    pub slots: Result<Running, String>,
 }
 
 /// Something happened.
@@ -126,8 +130,89 @@ pub enum Event {
         /// Whether it holds.
         result: Result<(), Unproved>,
     },
+    /// What became of a [`SystemAction`].
+    System(SystemEvent),
     /// Time went by.
     Tick,
+}
+
+/// What became of a [`SystemAction`]. It is about the bundle that it names, or void.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SystemEvent {
+    /// The other slot takes the bundle; so many of its first bytes are in it already and on disk.
+    Opened {
+        /// Which.
+        bundle: Digest,
+        /// Bytes.
+        have: u64,
+    },
+    /// It could not be opened, or written to.
+    NotWritten {
+        /// Which.
+        bundle: Digest,
+        /// Why.
+        why: String,
+    },
+    /// It was read back: whether its parts are what the header says.
+    Verified {
+        /// Which.
+        bundle: Digest,
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// The loader was not told to try it, or the machine does not start anew.
+    NotStarted {
+        /// Which.
+        bundle: Digest,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What is done with the slots. Each may be done again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SystemAction {
+    /// Take the other slot for this bundle: unless it is the one that is being written there already, what was in it is never
+    /// started again. Answered with [`SystemEvent::Opened`] or [`SystemEvent::NotWritten`].
+    Open {
+        /// Which.
+        bundle: Digest,
+        /// What is in it.
+        header: Box<Header>,
+    },
+    /// Write bytes of it; answered only when that failed.
+    Write {
+        /// Which.
+        bundle: Digest,
+        /// Where in the bundle they stand.
+        offset: u64,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// Force it to the disk, and read it back; answered with [`SystemEvent::Verified`].
+    Verify {
+        /// Which.
+        bundle: Digest,
+        /// What is to be in it.
+        header: Box<Header>,
+    },
+    /// Have the loader try the other slot so often, and start the machine anew; answered only when that failed.
+    Start {
+        /// Which.
+        bundle: Digest,
+        /// What is to be in it.
+        header: Box<Header>,
+        /// How often.
+        tries: u8,
+        /// Whether it is no newer than what runs, so that the loader would not choose it by itself.
+        is_older: bool,
+    },
+    /// The slot that runs is good: it is not counted any more.
+    Confirm,
+    /// The other slot is not started any more, and what is left of a bundle there is no use.
+    Discard,
+    /// Start the machine anew: what runs is not good.
+    Restart,
 }
 
 /// Why a version's provenance does not hold.
@@ -311,6 +396,8 @@ pub enum Action {
     Install(Box<v1::EnrolIssued>),
     /// TLS goes by this from now on; a connection that stands stays.
     TrustChanged(TrustView),
+    /// Do something with the slots.
+    System(SystemAction),
     /// Forget every artifact that is not in the list.
     KeepArtifacts(Vec<Digest>),
     /// For the log.

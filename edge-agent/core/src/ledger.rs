@@ -7,6 +7,8 @@ use cnova_shared::twin::Version;
 use cnova_shared::wire::v1::{SealedSecret, Workload};
 use serde::{Deserialize, Serialize};
 
+use crate::system::SystemRow;
+
 /// An instance as the ledger knows it; written before the runtime is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRow {
@@ -142,6 +144,10 @@ pub enum Op {
     Stream(StreamOp),
     /// Newer trust bundles, revocations, delegations.
     Trust(TrustOp),
+    /// The operating system that is being changed, or was.
+    PutSystem(Box<SystemRow>),
+    /// Nothing is known of one any more.
+    DropSystem,
 }
 
 /// The whole ledger, as read at boot.
@@ -172,6 +178,9 @@ pub struct Stored {
     /// Newer trust bundles, revocations, delegations.
     #[serde(default)]
     pub trust: StoredTrust,
+    /// The operating system that is being changed, or was.
+    #[serde(default)]
+    pub system: Option<Box<SystemRow>>,
 }
 
 impl Stored {
@@ -194,6 +203,8 @@ impl Stored {
                 Op::Floor { epoch, generation } => self.floor = (epoch, generation),
                 Op::Stream(op) => self.stream.apply(&op),
                 Op::Trust(op) => self.trust.apply(&op),
+                Op::PutSystem(row) => self.system = Some(row),
+                Op::DropSystem => self.system = None,
             }
         }
     }

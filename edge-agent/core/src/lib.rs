@@ -12,10 +12,12 @@ pub mod ledger;
 pub mod schedule;
 pub mod standing;
 mod status;
+pub mod system;
 pub mod workload;
 
 pub use agent::{Agent, PROVENANCE_AGAIN_MS};
 pub use api::{
-    Action, Config, Event, Launch, Message, Observed, ObservedState, ProvenanceCheck, RuntimeEvent, Stage, Unproved,
+    Action, Config, Event, Launch, Message, Observed, ObservedState, ProvenanceCheck, RuntimeEvent, Stage, SystemAction,
+    SystemEvent, Unproved,
 };
 pub use status::{AcceleratorStatus, Status, WorkloadStatus};

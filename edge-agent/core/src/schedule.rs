@@ -20,7 +20,7 @@ pub use admit::matches_claim;
 pub use pressure::{Pressure, Shedder};
 pub use reason::Reason;
 pub(crate) use reason::word as power_word;
-pub use times::{Gate, LATE_MIN_S, RECHECK_MS};
+pub use times::{Gate, LATE_MIN_S, Opening, RECHECK_MS, opening};
 
 use times::Times;
 

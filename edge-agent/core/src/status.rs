@@ -1,6 +1,6 @@
 //! How a node stands, for a person in front of it who has no network.
 
-use cnova_shared::wire::v1::{PowerLevel, WorkloadState};
+use cnova_shared::wire::v1::{PowerLevel, SystemReport, WorkloadState};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::power_word;
@@ -39,6 +39,12 @@ pub struct Status {
     /// What its own sealed key says of this boot: `approved`, `refused`, `unknown`, or `unsealed` where it says nothing.
     #[serde(default)]
     pub own_boot: String,
+    /// Its operating system.
+    #[serde(default)]
+    pub system: SystemReport,
+    /// Whether the system that runs has proved itself; nothing while that is open.
+    #[serde(default)]
+    pub system_good: Option<bool>,
     /// Accelerators, each with who holds it.
     pub accelerators: Vec<AcceleratorStatus>,
     /// Conditions that a person should know.
@@ -131,6 +137,8 @@ impl Agent {
             power: power_word(self.power.0).to_owned(),
             power_why: self.power.1.clone(),
             own_boot: own_boot_word(&self.standing.root.own_boot).to_owned(),
+            system: self.system(),
+            system_good: self.system_verdict(),
             accelerators: accelerators.collect(),
             alarms,
             workloads: self.machines.values().filter_map(|m| self.workload_status(m)).collect(),

@@ -112,6 +112,7 @@ fn any_verdict() -> impl Strategy<Value = Box<Verdict>> {
                 session: KeyId(session),
                 boot_measured,
                 pcrs: [(7, Digest(pcr))].into(),
+                loads: vec![Digest(pcr)],
                 log: None,
             })
         },

@@ -20,7 +20,9 @@ use crate::Pcr;
 use crate::appraise::{Appraisal, LogState, Subject, appraise};
 use crate::ear::{Ear, Finding, Status, VerifierId};
 use crate::evidence::Evidence;
-use crate::quote::{VerifiedEvidence, verify_evidence};
+use crate::firmware_log::FirmwareLog;
+use crate::limits;
+use crate::quote::{VerifiedEvidence, VerifiedQuote, verify_evidence};
 use crate::reference::References;
 
 /// How often, and for how long.
@@ -63,6 +65,9 @@ pub struct Verdict {
     pub boot_measured: bool,
     /// The registers, as quoted.
     pub pcrs: BTreeMap<u8, Pcr>,
+    /// What the firmware measured into register 4, where its log says so truly: the programs that it started, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loads: Vec<Digest>,
     /// The launch log as far as it was replayed.
     pub log: Option<LogState>,
 }
@@ -463,6 +468,10 @@ fn verdict_of(appraisal: &Appraisal, verified: &VerifiedEvidence, session: KeyId
         VerifiedEvidence::Tpm(quote) => quote.pcrs().clone(),
         VerifiedEvidence::Soft(_) => BTreeMap::new(),
     };
+    let loads = match verified {
+        VerifiedEvidence::Tpm(quote) => loads_of(quote),
+        VerifiedEvidence::Soft(_) => Vec::new(),
+    };
     Verdict {
         status: appraisal.status.into(),
         findings: appraisal.findings.iter().map(|f: &Finding| f.detail.clone()).collect(),
@@ -472,6 +481,18 @@ fn verdict_of(appraisal: &Appraisal, verified: &VerifiedEvidence, session: KeyId
         session,
         boot_measured: appraisal.boot_measured,
         pcrs,
+        loads,
         log: appraisal.log.clone(),
     }
+}
+
+/// The register into which firmware measures the programs that it starts (PC Client Platform Firmware Profile, section 3.3.4.5).
+pub const LOADS_PCR: u8 = 4;
+
+fn loads_of(quote: &VerifiedQuote) -> Vec<Digest> {
+    let log = quote.firmware_log().and_then(|l| FirmwareLog::read(l).ok());
+    let is_true = |l: &FirmwareLog| quote.pcrs().get(&LOADS_PCR) == Some(&l.replay(LOADS_PCR));
+    let events = log.filter(is_true).map(|l| l.events_of(LOADS_PCR)).unwrap_or_default();
+    // A list that would be cut could only mislead.
+    if events.len() > limits::EVENTS_PER_PCR { Vec::new() } else { events }
 }

@@ -152,6 +152,12 @@ impl FirmwareLog {
         self.of(pcr).map(|e| e.digest).collect()
     }
 
+    /// The same in the order in which they were measured.
+    #[must_use]
+    pub fn events_of(&self, pcr: u8) -> Vec<Digest> {
+        self.of(pcr).map(|e| e.digest).collect()
+    }
+
     fn of(&self, pcr: u8) -> impl Iterator<Item = &FirmwareEvent> {
         self.events.iter().filter(move |e| e.pcr == u32::from(pcr))
     }

@@ -46,6 +46,7 @@ fn judged(seconds_ago: u64) -> Appraiser {
         session: session_key().id(),
         boot_measured: false,
         pcrs: BTreeMap::new(),
+        loads: Vec::new(),
         log: None,
     };
     Appraiser::new(RHYTHM, 14, [1; 32], BTreeMap::from([(node("plc-1"), verdict)]))

@@ -10,6 +10,7 @@ use crate::ids::{Digest, NodeId, SitePath, WorkloadId};
 mod attestation;
 mod conditions;
 mod enrol;
+mod system;
 mod trust;
 mod workload;
 
@@ -22,6 +23,7 @@ pub use conditions::{
 pub use enrol::{
     Enrol, EnrolAnswer, EnrolBegin, EnrolChallenge, EnrolFinish, EnrolIssued, EnrolRefused, EnrolStep, Enrolled,
 };
+pub use system::{System, SystemHealth, SystemReport, SystemState};
 pub use trust::{Challenge, LogPrefix, Trust, TrustItem, TrustItemKind, TrustRequirement};
 pub use workload::{
     Artifact, Grants, InputFile, Restart, RestartPolicy, SealedSecret, SecretTarget, SecretUse, Twin, Volume, Workload,
@@ -267,6 +269,8 @@ pub enum Body {
         /// The attestation result, as the gateway signed it.
         ear: ByteBuf,
     },
+    /// The node's operating system.
+    System(SystemReport),
     /// A condition of the node itself.
     Alarm(Alarm),
     /// The condition that this key stood for is over.

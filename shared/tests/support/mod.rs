@@ -205,6 +205,7 @@ pub fn twin(name: &str, generation: u64, workloads: Vec<v1::Workload>) -> v1::Tw
         generation,
         workloads,
         secrets: Vec::new(),
+        system: None,
     }
 }
 

@@ -123,6 +123,9 @@ impl Agent {
             }
             ChunkEffect::Append { offset, complete } => {
                 let digest = c.digest;
+                if self.systems.fetched() == Some(digest) {
+                    return self.on_system_chunk(offset, c.data, complete);
+                }
                 self.effects.push_back(Action::AppendChunk {
                     digest,
                     offset,

@@ -32,7 +32,7 @@ impl Asked {
 }
 
 impl Agent {
-    fn own_boots(&self) -> OwnBoots {
+    pub(super) fn own_boots(&self) -> OwnBoots {
         let c = &self.config;
         own_boots(&self.trust, &c.node, &c.site, &c.labels)
     }

@@ -64,7 +64,8 @@ impl Agent {
             .flat_map(v1::Workload::artifacts)
             .map(|a| (a.digest, a.size))
             .collect();
-        self.fetches.retain(|d| needed.contains_key(d));
+        let system = self.systems.fetched();
+        self.fetches.retain(|d| needed.contains_key(d) || system == Some(*d));
         for (digest, size) in &needed {
             if !self.artifacts.contains(digest) {
                 let have = self

@@ -163,6 +163,32 @@ impl Times {
     }
 }
 
+/// Whether a window is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// It is.
+    Open,
+    /// It is not; when it opens next, in its zone.
+    Closed(Option<String>),
+    /// It cannot be read.
+    Broken(String),
+}
+
+/// Whether a window that is nobody's workload's is open at `now_s`, seconds since 1970. One without a length is open for
+/// [`LATE_MIN_S`], or for as long as it may come late.
+#[must_use]
+pub fn opening(window: &Schedule, now_s: u64) -> Opening {
+    let plan = match Plan::read(window) {
+        Ok(plan) => plan,
+        Err(why) => return Opening::Broken(why),
+    };
+    let length = window.window_seconds.unwrap_or(window.late_seconds.max(LATE_MIN_S));
+    match plan.next_after(now_s.saturating_sub(length)) {
+        Some(since) if since <= now_s => Opening::Open,
+        next => Opening::Closed(next.map(|s| plan.show(s))),
+    }
+}
+
 /// A time as a person of the schedule's zone writes it.
 pub(super) fn in_zone(workload: &Workload, at_s: Option<u64>) -> Option<String> {
     let plan = Plan::read(workload.schedule.as_ref()?).ok()?;

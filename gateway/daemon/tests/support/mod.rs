@@ -156,6 +156,7 @@ impl Plant {
             generation,
             workloads: Vec::new(),
             secrets: Vec::new(),
+            system: None,
         };
         let claims = Claims {
             iss: node("hub"),

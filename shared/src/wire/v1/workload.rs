@@ -7,6 +7,7 @@ use serde_bytes::ByteBuf;
 
 use super::attestation::AttestationPolicy;
 use super::conditions::{AcceleratorClaim, Dependency, Health, OnBadUpdate, PowerLevel, Schedule, is_default};
+use super::system::System;
 use super::trust::TrustRequirement;
 use crate::ids::{Digest, Name, NodeId, WorkloadId};
 use crate::keys::KeyId;
@@ -29,6 +30,9 @@ pub struct Twin {
     /// The secrets that these workloads use, each encrypted to the node, in order of name and version.
     #[serde(rename = "sec", default, skip_serializing_if = "is_default")]
     pub secrets: Vec<SealedSecret>,
+    /// The operating system that shall run there; whichever runs, where nothing is said.
+    #[serde(rename = "sys", default, skip_serializing_if = "is_default")]
+    pub system: Option<Box<System>>,
 }
 
 /// A secret, encrypted to one node's box key ([`crate::secret`]).
