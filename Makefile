@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check bench bench-runtimes bench-trust release-container image test-board test-power-cuts sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check bench bench-runtimes bench-trust release-container image test-board test-power-cuts test-os-update sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -66,6 +66,11 @@ test-power-cuts: setup-test ## The same board, its power cut CUTS times at any m
 	cargo build --workspace --bins
 	PATH=$$PATH:/usr/sbin:/sbin CNOVA_CUTS=$(CUTS) cargo nextest run --workspace --run-ignored all --no-capture \
 		-E 'binary(board) & test(power_cuts)'
+
+test-os-update: setup-test ## A system of a virtual board changed by its twin: confirmed, left again, power cuts (CUTS=N more)
+	@scripts/setup image
+	cargo build --workspace --bins
+	PATH=$$PATH:/usr/sbin:/sbin cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(os_update)'
 
 check: ## Format, lints, dependencies
 	cargo fmt --all --check

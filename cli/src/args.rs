@@ -269,6 +269,9 @@ pub(crate) enum Get {
     /// All applications
     #[command(visible_aliases = ["application", "apps"], after_long_help = "Example:\n  cnova get applications -o yaml")]
     Applications,
+    /// All operating systems for nodes, and how far each node is
+    #[command(visible_alias = "system", after_long_help = "Example:\n  cnova get systems")]
+    Systems,
     /// The twin (desired state) that a node should have
     #[command(after_long_help = "Example:\n  cnova get twin plc-14 --raw plc-14.twin.cose")]
     Twin {
@@ -424,6 +427,9 @@ pub(crate) struct DeleteArgs {
     /// The application
     #[arg(value_name = "APP")]
     pub(crate) application: Name,
+    /// It is a system (kind: System): nodes keep what they run, and begin nothing new
+    #[arg(long)]
+    pub(crate) system: bool,
     /// Do not ask
     #[arg(long, short)]
     pub(crate) yes: bool,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use cnova_shared::system_bundle;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -23,6 +24,8 @@ read_and_print_error!(ProofError {
     Read { path: PathBuf, source: io::Error },
     #[error("{} is not a file of reference values: {reason}; it is JSON such as {{\"pcrs\": {{\"7\": [\"sha256:...\"]}}}}", path.display())]
     NotReferences { path: PathBuf, reason: String },
+    #[error("{}: {reason}", path.display())]
+    NotBundle { path: PathBuf, reason: String },
     #[error("{0:?} is not a label: write --label key=value")]
     Label(String),
     #[error("whom is it for? Say --node, --site, --label or --all")]
@@ -222,13 +225,36 @@ fn new_set(args: &ReferenceAdd) -> Result<Value, ProofError> {
         set["site"] = json!(args.site);
         set["labels"] = json!(labels);
     }
-    Ok(match &args.from_node {
+    let image = args.from_bundle.as_deref().map(read_bundle).transpose()?;
+    let mut body = match &args.from_node {
         // Without a word about whom it is for it is for that node.
         Some(node) if !is_selected => json!({ "from_node": node }),
         Some(node) => json!({ "from_node": node, "set": set }),
         None if !is_selected && !names_somebody(&set) => return Err(ProofError::ForNobody),
         None => json!({ "set": set }),
-    })
+    };
+    if let Some(image) = image {
+        body["image"] = image;
+    }
+    Ok(body)
+}
+
+/// What a bundle says that only it decides of the registers.
+fn read_bundle(path: &Path) -> Result<Value, ProofError> {
+    let fail = |source| ProofError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut begin = Vec::new();
+    let file = fs::File::open(path).map_err(fail)?;
+    let size = file.metadata().map_err(fail)?.len();
+    let most = (system_bundle::PREFIX_BYTES + cnova_shared::limits::SYSTEM_HEADER_BYTES) as u64;
+    file.take(most).read_to_end(&mut begin).map_err(fail)?;
+    let header = system_bundle::Header::read(&begin, size).map_err(|e| ProofError::NotBundle {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })?;
+    Ok(json!({ "measured": header.measured, "loads": header.loads }))
 }
 
 fn names_somebody(set: &Value) -> bool {

@@ -28,27 +28,38 @@ pub(crate) fn run(args: &DeleteArgs, hub: &Hub, screen: &mut Screen<'_>) -> Resu
                 application: name.clone(),
             });
         }
-        let app: ApplicationInfo = hub.get(&routes::application(name))?;
-        if !is_confirmed(&app)? {
+        let is_confirmed = match args.system {
+            true => ask(&format!("Delete system {name}? [y/N] "))?,
+            false => is_confirmed(&hub.get(&routes::application(name))?)?,
+        };
+        if !is_confirmed {
             return Err(DeleteError::SaidNo {
                 application: name.clone(),
             });
         }
     }
-    hub.delete(&routes::application(name))?;
-    let text = format!("{name} deleted; its nodes stop it when they hear of it");
+    let text = if args.system {
+        hub.delete(&routes::system(name))?;
+        format!("system {name} deleted; nodes keep what they run")
+    } else {
+        hub.delete(&routes::application(name))?;
+        format!("{name} deleted; its nodes stop it when they hear of it")
+    };
     screen.document(&json!({ "deleted": name }), |s| s.line(&text))?;
     Ok(())
 }
 
 fn is_confirmed(app: &ApplicationInfo) -> io::Result<bool> {
     let placed: usize = app.workloads.values().map(|w| w.nodes.len()).sum();
-    let mut err = io::stderr();
-    write!(
-        err,
+    ask(&format!(
         "Delete {} (generation {}, running in {placed} places)? [y/N] ",
         app.name, app.generation
-    )?;
+    ))
+}
+
+fn ask(question: &str) -> io::Result<bool> {
+    let mut err = io::stderr();
+    err.write_all(question.as_bytes())?;
     err.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use cnova_shared::ids::{Name, NodeId};
-use cnova_shared::wire::v1::Body;
+use cnova_shared::wire::v1::{Body, SystemState};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::age::{age, timestamp};
 use crate::args::Get;
 use crate::client::Hub;
 use crate::failure::read_and_print_error;
-use crate::model::{ApplicationInfo, Audit, HistoryEntry, NodeInfo, TwinDocument, WorkloadInfo};
+use crate::model::{ApplicationInfo, Audit, HistoryEntry, NodeInfo, SystemInfo, TwinDocument, WorkloadInfo};
 use crate::output::{Screen, Table};
 use crate::routes;
 
@@ -41,6 +41,12 @@ pub(crate) fn run(what: &Get, hub: &Hub, screen: &mut Screen<'_>) -> Result<(), 
                 screen,
                 |all: Vec<ApplicationInfo>, s| s.table(&applications_table(&all)),
             )
+        }
+        Get::Systems => {
+            let systems = list(hub, routes::SYSTEMS, "systems")?;
+            show(routes::SYSTEMS, systems, screen, |all: Vec<SystemInfo>, s| {
+                s.table(&systems_table(&all))
+            })
         }
         Get::Twin { node, raw: Some(file) } => save_twin(hub, node, file, screen),
         Get::Twin { node, raw: None } => {
@@ -124,6 +130,42 @@ fn nodes_table(nodes: &[NodeInfo], now_ms: u64) -> Table {
         ]);
     }
     t
+}
+
+fn systems_table(systems: &[SystemInfo]) -> Table {
+    let mut t = Table::new(["SYSTEM", "VERSION", "NODE", "STATE", "RUNS", "SLOT", "WHY"]);
+    for s in systems {
+        if s.nodes.is_empty() {
+            let none = "no node is at the place and has the labels that it is for";
+            let cells = [s.name.as_str(), &s.version, "-", "-", "-", "-", none];
+            t.row(cells.map(str::to_owned));
+        }
+        for (node, n) in &s.nodes {
+            let state = match n.state {
+                SystemState::Writing => format!("{} {} %", system_word(n.state), n.percent),
+                state => system_word(state).to_owned(),
+            };
+            let cells = [&s.name, &s.version, node, &state, &n.version, &n.slot, &n.reason];
+            t.row(cells.map(|c| if c.is_empty() { "-".to_owned() } else { c.clone() }));
+        }
+    }
+    t
+}
+
+const fn system_word(state: SystemState) -> &'static str {
+    match state {
+        SystemState::Idle => "idle",
+        SystemState::Waiting => "waiting",
+        SystemState::Writing => "writing",
+        SystemState::Verifying => "verifying",
+        SystemState::Staged => "staged",
+        SystemState::Rebooting => "rebooting",
+        SystemState::Trial => "trial",
+        SystemState::Confirmed => "confirmed",
+        SystemState::RolledBack => "ROLLED BACK",
+        SystemState::Failed => "FAILED",
+        SystemState::Unknown => "unknown",
+    }
 }
 
 fn names<'a>(all: impl Iterator<Item = &'a str>) -> String {
@@ -316,6 +358,14 @@ pub(crate) fn said(body: &Body) -> String {
             up: false,
             reason,
         } => format!("{child} disconnected: {reason}"),
+        Body::System(s) => {
+            let state = system_word(s.state);
+            let why = if s.reason.is_empty() { String::new() } else { format!(": {}", s.reason) };
+            match s.wanted.as_str() {
+                "" => format!("system {} in slot {}", s.version, s.slot),
+                wanted => format!("system {} in slot {}; version {wanted} is {state}{why}", s.version, s.slot),
+            }
+        }
         Body::Alarm(a) => format!("alarm {}: {}", a.code, a.detail),
         Body::Over => "the condition is over".to_owned(),
         Body::Unknown => "something that this program does not know".to_owned(),

@@ -50,6 +50,26 @@ impl Default for NodeInfo {
     }
 }
 
+/// An operating system, and how far its nodes are.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct SystemInfo {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) nodes: BTreeMap<String, NodeSystem>,
+}
+
+/// One node of it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeSystem {
+    pub(crate) state: v1::SystemState,
+    pub(crate) reason: String,
+    pub(crate) percent: u8,
+    pub(crate) version: String,
+    pub(crate) slot: String,
+}
+
 /// A twin that a node refused.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Refused {

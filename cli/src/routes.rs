@@ -46,6 +46,12 @@ pub(crate) fn set_secret(name: &Name, allow: &[String]) -> String {
     }
 }
 
+pub(crate) const SYSTEMS: &str = "/v1/systems";
+
+pub(crate) fn system(name: &Name) -> String {
+    format!("{SYSTEMS}/{name}")
+}
+
 pub(crate) const TRUST_BUNDLE: &str = "/v1/trust/bundle";
 
 pub(crate) fn revoke(node: &NodeId) -> String {

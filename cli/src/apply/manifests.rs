@@ -41,6 +41,11 @@ impl ManifestFile {
         self.path.display().to_string()
     }
 
+    /// Whether it is of kind System, which has a place of its own at the hub.
+    pub(super) fn is_system(&self) -> bool {
+        parse(&self.text).is_some_and(|v| v.get("kind").and_then(Value::as_str) == Some("System"))
+    }
+
     /// The files that it names. A text that cannot be read names none: the hub says what is wrong with it, and where.
     pub(super) fn references(&self) -> Vec<FileReference> {
         parse(&self.text).map(|v| references(&v)).unwrap_or_default()
@@ -171,10 +176,18 @@ fn parse(text: &str) -> Option<Value> {
         .or_else(|| serde_saphyr::from_str(text).ok())
 }
 
-/// Every `artifact.file` at the two places where the format has one.
+/// Every file at the places where the formats have one: `artifact.file`, and a system's `bundle.file`.
 fn references(manifest: &Value) -> Vec<FileReference> {
     let list = |v: Option<&Value>| v.and_then(Value::as_array).cloned().unwrap_or_default();
     let mut found: Vec<FileReference> = Vec::new();
+    if let Some(name) = manifest.pointer("/bundle/file").and_then(Value::as_str) {
+        found.push(FileReference {
+            name: name.to_owned(),
+            pointer: "/bundle/file".to_owned(),
+            is_image: false,
+        });
+        return found;
+    }
     let mut add = |holder: &Value, pointer: String, is_image: bool| {
         if let Some(name) = holder.pointer("/artifact/file").and_then(Value::as_str)
             && !found.iter().any(|f| f.name == name)
@@ -219,6 +232,15 @@ mod tests {
                 ("x.txt", "/workloads/0/files/0/artifact/file")
             ]
         );
+    }
+
+    #[test]
+    fn a_system_names_its_bundle() {
+        let system = manifest("kind: System\nbundle: {file: out/system-2.cnova}\n");
+        assert!(system.is_system() && !manifest("kind: Application\n").is_system());
+        let found = system.references();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].name.as_str(), found[0].pointer.as_str()), ("out/system-2.cnova", "/bundle/file"));
     }
 
     #[test]

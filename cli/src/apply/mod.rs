@@ -145,7 +145,7 @@ fn apply_one(
                 timeline: Vec::new(),
                 missing: Vec::new(),
             };
-            if let Some(seconds) = args.wait {
+            if let Some(seconds) = args.wait.filter(|_| !request.manifest.is_system()) {
                 let followed = wait::follow(hub, &done.applied, seconds, screen)?;
                 (done.timeline, done.missing) = (followed.timeline, followed.missing);
             }
@@ -200,7 +200,8 @@ fn post(hub: &Hub, request: &Request, dry_run: bool) -> Result<(Value, Applied),
     if dry_run {
         body["dry_run"] = Value::Bool(true);
     }
-    let answer: Value = hub.post(routes::APPLICATIONS, &body).map_err(|e| refusal(e, request))?;
+    let place = if request.manifest.is_system() { routes::SYSTEMS } else { routes::APPLICATIONS };
+    let answer: Value = hub.post(place, &body).map_err(|e| refusal(e, request))?;
     match (serde_json::from_value::<Outcome>(answer.clone()), dry_run) {
         (Ok(Outcome::Applied(applied)), false) | (Ok(Outcome::DryRun(applied)), true) => Ok((answer, applied)),
         (Ok(Outcome::Applied(applied)), true) => Err(ApplyError::NotDry { name: applied.name }.into()),

@@ -60,7 +60,8 @@ old one away when no node has it any more.
 
 Examples:
   cnova reference add plc-image-1.4 --from-node plc-14 --site plant-7
-  cnova reference add plc-image-1.5 --from-image build/plc-image-1.5.pcrs.json --label board=plc-x86")]
+  cnova reference add plc-image-1.5 --from-image build/plc-image-1.5.pcrs.json --label board=plc-x86
+  cnova reference add plc-os-1.6 --from-node plc-14 --from-bundle system-1.6.cnova --label board=plc-x86")]
     Add(ReferenceAdd),
     /// List the reference values
     #[command(after_long_help = "Example:\n  cnova reference list")]
@@ -91,6 +92,9 @@ pub(crate) struct ReferenceAdd {
     /// Values that an image's build wrote: JSON with "pcrs": {"7": ["sha256:..."]}
     #[arg(long, value_name = "FILE")]
     pub(crate) from_image: Option<PathBuf>,
+    /// With --from-node: what that node would show if it booted this system bundle (firmware-images/build --bundle)
+    #[arg(long, value_name = "FILE", requires = "from_node")]
+    pub(crate) from_bundle: Option<PathBuf>,
     /// For every node of the tree
     #[arg(long, conflicts_with_all = ["node", "site", "label"])]
     pub(crate) all: bool,

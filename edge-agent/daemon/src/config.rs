@@ -9,6 +9,7 @@ use cnova_shared::ids::{NodeId, SitePath};
 use serde::{Deserialize, Deserializer};
 
 use crate::folders::Folders;
+use crate::system::SystemConfig;
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -54,6 +55,9 @@ pub struct AgentConfig {
     /// What the TPM is asked for.
     #[serde(default)]
     pub attestation: AttestationConfig,
+    /// How the operating system is changed.
+    #[serde(default)]
+    pub system: SystemConfig,
     /// Logging.
     #[serde(default)]
     pub log: LogConfig,

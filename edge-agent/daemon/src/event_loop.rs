@@ -4,6 +4,7 @@ mod certificates;
 mod look;
 mod outage;
 mod proof;
+mod system;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::observe;
 use crate::run::{StartError, wall_ms};
 use crate::status::Question;
 use crate::supervisor::{Said, Supervisor};
+use crate::system::Slots;
 
 /// After a failed commit the core is made anew: after this pause, which doubles.
 const OUTAGE_FIRST: Duration = Duration::from_secs(1);
@@ -62,6 +64,8 @@ pub(crate) struct Parts {
     pub(crate) chest: Arc<Chest>,
     /// What opens the ledger key.
     pub(crate) keeper: Option<Arc<KeyKeeper>>,
+    /// The slots of the machine's system, where it has two.
+    pub(crate) slots: Option<Arc<Slots>>,
 }
 
 /// What it waits for.
@@ -407,6 +411,11 @@ impl EventLoop {
                     }
                 }
                 Action::KeepArtifacts(wanted) => self.keep(wanted).await,
+                Action::System(action) => {
+                    if let Some(event) = self.change_system(action).await {
+                        core.handle(Event::System(event), self.now());
+                    }
+                }
                 Action::Stage(stage) => log_stage(&stage),
             }
         }

@@ -55,6 +55,8 @@ const DELEGATED_EAR: &str = "self/gateway";
 const DELEGATED_PARENT_EAR: &str = "parent/gateway";
 const PROBE: &str = "probe";
 const BOX_KEY: &str = "box-key";
+/// In the table of results: it must be readable by the system before as well, so its form is not another migration.
+const SYSTEM: &str = "system";
 
 /// Why the ledger was not opened.
 #[derive(Debug, Error)]
@@ -214,6 +216,13 @@ fn apply(t: &Transaction<'_>, op: &Op) -> Result<(), rusqlite::Error> {
         }
         Op::Stream(op) => apply_stream(t, op)?,
         Op::Trust(op) => apply_trust(t, op)?,
+        Op::PutSystem(row) => {
+            let cbor = wire::encode(row).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+            put_result(t, SYSTEM, &cbor)?;
+        }
+        Op::DropSystem => {
+            t.prepare_cached("DELETE FROM result WHERE about = ?1")?.execute([SYSTEM])?;
+        }
     }
     Ok(())
 }
@@ -369,6 +378,8 @@ fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
         instances,
         stream: StoredStream { entries, acked },
         trust: load_trust(c)?,
+        // What another version of the agent wrote, and this one cannot read, is begun anew.
+        system: result(c, SYSTEM)?.and_then(|cbor| wire::decode(&cbor).ok()),
     })
 }
 

@@ -32,6 +32,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Whether the system that runs has proved itself: ends with 0 when it has, 1 when it has not in its time, 3 while that
+    /// is open, and 2 when no agent answers. What decides over a slot at boot asks this.
+    SystemGood {
+        /// The configuration of the agent that runs here.
+        #[arg(long, default_value = "/etc/cnova/agent.toml")]
+        config: PathBuf,
+    },
     /// Check the configuration, the identity, the trust bundle, the runtimes and the state folder.
     Check {
         /// Its configuration.
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
             }
         },
         Verb::Status { config, json } => print_status(&config, json),
+        Verb::SystemGood { config } => system_good(&config),
         Verb::Check { config } => {
             let (text, ok) = check::check(&config);
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -84,6 +92,21 @@ fn print_status(config: &Path, json: bool) -> ExitCode {
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "cnova-agent: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn system_good(config: &Path) -> ExitCode {
+    let asked = AgentConfig::load(config).map_err(|e| e.to_string());
+    match asked.and_then(|config| status::ask(&config).map_err(|e| e.to_string())) {
+        Ok(status) => match status.system_good {
+            Some(true) => ExitCode::SUCCESS,
+            Some(false) => ExitCode::from(1),
+            None => ExitCode::from(3),
+        },
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "cnova-agent: {error}");
+            ExitCode::from(2)
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::sensors::Sensors;
 use crate::status;
 use crate::supervisor::{Supervisor, Times};
+use crate::system::Slots;
 use crate::trusted::{self, Trusted};
 
 /// Threads for calls that block on the disk or on a runtime that hangs; they come when needed and go after a second.
@@ -184,6 +185,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let chest = Arc::new(Chest::default());
     let artifacts = Arc::new(Artifacts::open(&config.artifacts_dir(), config.artifact_bytes())?);
     let clock = Arc::new(FloorClock::of(&identity));
+    let slots = find_slots(config);
     let core_config = cnova_agent_core::Config {
         node: place.node.clone(),
         site: place.site,
@@ -199,6 +201,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
         box_key: Err("it has not been opened yet".to_owned()),
+        slots: slots.as_ref().map(|s| s.running()).map_err(Clone::clone),
     };
     let signals = Signals::new().map_err(no_signals)?;
     let (said_sender, said) = mpsc::channel(RUNTIME_EVENTS);
@@ -239,8 +242,22 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         ledger_key: trusted.ledger_key,
         chest,
         keeper: trusted.keeper,
+        slots: slots.ok(),
     };
     EventLoop::new(parts, hub_audience()?).run(inputs).await
+}
+
+/// The slots of this machine's system, or why there are none.
+fn find_slots(config: &AgentConfig) -> Result<Arc<Slots>, String> {
+    let found = Slots::find(&config.sensors.root, &config.system, &config.state_dir);
+    match &found {
+        Ok(slots) => {
+            let running = slots.running();
+            tracing::info!(version = running.version, slot = running.slot, "the system of this machine has two slots");
+        }
+        Err(why) => tracing::debug!(%why, "the system of this machine cannot be changed"),
+    }
+    found.map(Arc::new).map_err(|why| why.to_string())
 }
 
 /// Begins to dial the parent; it must be certified by one of these authorities.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cnova_agent_core::Status;
-use cnova_shared::wire::v1::WorkloadState;
+use cnova_shared::wire::v1::{SystemReport, SystemState, WorkloadState};
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
@@ -146,6 +146,7 @@ pub fn text(s: &Status) -> String {
         _ => "nothing is sealed for it",
     };
     let _ = writeln!(out, "boot      {boot}");
+    system(&mut out, &s.system);
     for a in &s.accelerators {
         let held = match a.leased_to.as_str() {
             "" => "free".to_owned(),
@@ -162,6 +163,33 @@ pub fn text(s: &Status) -> String {
         workloads(&mut out, s);
     }
     out
+}
+
+fn system(out: &mut String, s: &SystemReport) {
+    if !s.version.is_empty() {
+        let _ = writeln!(out, "system    {} in slot {} ({})", s.version, s.slot, s.compatible);
+    }
+    if !s.wanted.is_empty() {
+        let state = system_word(s.state);
+        let why = if s.reason.is_empty() { String::new() } else { format!(": {}", s.reason) };
+        let _ = writeln!(out, "asked for {} (attempt {}), {state}{why}", s.wanted, s.attempt);
+    }
+}
+
+const fn system_word(state: SystemState) -> &'static str {
+    match state {
+        SystemState::Idle => "idle",
+        SystemState::Waiting => "waiting",
+        SystemState::Writing => "being written",
+        SystemState::Verifying => "being read back",
+        SystemState::Staged => "staged",
+        SystemState::Rebooting => "about to start",
+        SystemState::Trial => "on trial",
+        SystemState::Confirmed => "good",
+        SystemState::RolledBack => "ROLLED BACK",
+        SystemState::Failed => "FAILED",
+        SystemState::Unknown => "unknown",
+    }
 }
 
 fn workloads(out: &mut String, s: &Status) {

@@ -39,6 +39,7 @@ pub(super) fn forge(own: &[u8], other: &[u8], old: &[u8]) -> Result<Vec<Forgery>
         generation: 1,
         workloads: vec![],
         secrets: vec![],
+        system: None,
     };
     let stranger = SoftKey::ed25519_from_seed(&[42; 32]);
     let claims = Claims {

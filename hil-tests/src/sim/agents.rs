@@ -121,6 +121,7 @@ impl SimAgent {
             // Nobody's certificate ends in the simulated hours.
             key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),
             box_key: Err("there are no secrets here".into()),
+            slots: Err("a simulated machine has no slots".into()),
             renew_s: None,
         };
         let found = self.observe();

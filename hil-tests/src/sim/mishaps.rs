@@ -126,6 +126,7 @@ impl World {
                     generation: 1,
                     workloads: vec![],
                     secrets: vec![],
+                    system: None,
                 };
                 let claims = Claims {
                     iss: id(HUB),

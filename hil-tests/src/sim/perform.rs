@@ -126,6 +126,8 @@ impl World {
                 let a = self.agents.get_mut(node).expect("it acts");
                 a.artifacts.retain(|d| keep.contains(d));
             }
+            // Its machines have no slots.
+            agent::Action::System(_) => {}
             agent::Action::Attest { verifier, challenge } => self.attest(node, &verifier, &challenge),
             // Never due: see the core's configuration.
             agent::Action::Answer { .. }

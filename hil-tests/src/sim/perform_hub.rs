@@ -91,6 +91,8 @@ impl World {
                 let life = self.hub.life;
                 self.net.at(at, Arrival::Hub { life, event });
             }
+            // Nobody applies a system here.
+            hub::Action::InspectBundle(_) => {}
             hub::Action::Challenge { child, node, challenge } => {
                 let bytes = self.hub_seals(Kind::Challenge, &node, &challenge);
                 self.send_down(&id(HUB), &child, Kind::Challenge, bytes);

@@ -229,6 +229,13 @@ impl Plant {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs `cnova`, which must not succeed; what it complains of.
+    pub(crate) fn cnova_refused(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(!output.status.success(), "cnova {arguments:?} was taken");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.bin.join("cnova"));
         command

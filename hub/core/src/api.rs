@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cndl::{ManifestErrors, RuntimeKind, SitePattern};
 use crate::enrol::{Certify, EnrolChange, EnrolRules, RANDOM_BYTES};
-use crate::policy::AdmittedManifest;
+use crate::policy::{AdmittedManifest, AdmittedSystem};
 use crate::secrets::{SealKey, SealOrder, Sealed, SecretChange};
 use crate::stored::Op;
+use crate::systems::{BundleFacts, Measured};
 
 /// What a hub is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -107,6 +108,8 @@ pub enum AttestChange {
         node: NodeId,
         /// Whom it is for.
         nodes: Selector,
+        /// What of it an image decides that it is to boot; nothing, where it is to boot what it did.
+        image: Measured,
     },
     /// A set is taken away.
     DropSet(String),
@@ -171,6 +174,27 @@ pub enum Event {
         request: RequestId,
         /// Which.
         name: Name,
+    },
+    /// Somebody applies a manifest of a system that policy let through.
+    ApplySystem {
+        /// Whom to answer.
+        request: RequestId,
+        /// The manifest.
+        manifest: Box<AdmittedSystem>,
+    },
+    /// Somebody takes a system away: nodes keep what they run.
+    DeleteSystem {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which.
+        name: Name,
+    },
+    /// A bundle was looked into.
+    BundleInspected {
+        /// Which.
+        bundle: Digest,
+        /// What is in it, or what is wrong with it.
+        result: Result<Box<BundleFacts>, String>,
     },
     /// Somebody asks a node something.
     Ask {
@@ -409,6 +433,8 @@ pub enum Action {
     Compile(CompileKey),
     /// Look into an artifact; answered with [`Event::Inspected`].
     Inspect(InspectKey),
+    /// Look into a bundle; answered with [`Event::BundleInspected`].
+    InspectBundle(Digest),
     /// Remove the files of artifacts that the store no longer names.
     RemoveArtifacts(BTreeSet<Digest>),
     /// Encrypt a secret to a node; answered with [`Event::SecretSealed`].

@@ -15,6 +15,7 @@ mod schema;
 mod settings;
 mod settings_checks;
 mod site_pattern;
+mod system;
 mod tree;
 mod wire;
 mod wire_attestation;
@@ -32,6 +33,7 @@ pub use model::{
 pub use quantity::{MAX_CPU_MILLIS, MAX_DURATION_MS};
 pub use schema::json_schema;
 pub use site_pattern::{InvalidSitePattern, SitePattern};
+pub use system::{SYSTEM_SCHEMA_ID, SystemDef, SystemManifest, is_system, parse_system, system_json_schema};
 
 /// A larger text is refused before it is parsed.
 pub const MAX_MANIFEST_BYTES: usize = 1 << 20;

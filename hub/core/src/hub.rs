@@ -8,6 +8,7 @@ mod certificates;
 mod children;
 mod provenance;
 mod secrets;
+mod systems;
 mod trust;
 mod twins;
 
@@ -39,6 +40,7 @@ use crate::policy::{AdmissionContext, AdmittedManifest};
 use crate::rollout::{self, ArtifactView, Composed, PlacedApp};
 use crate::secrets::{SealKey, StoredSecret};
 use crate::stored::{Op, Stored, StoredApp, StoredProvenance};
+use crate::systems::BundleFacts;
 use crate::timeline::{StageRecord, Timeline};
 
 /// An application in force.
@@ -65,6 +67,7 @@ struct Candidate {
 struct Made {
     workloads: Vec<v1::Workload>,
     secrets: Vec<v1::SealedSecret>,
+    system: Option<Box<v1::System>>,
 }
 
 /// One hub.
@@ -99,6 +102,11 @@ pub struct Hub {
     inspecting: BTreeSet<InspectKey>,
     candidates: Vec<Candidate>,
     composed: BTreeMap<NodeId, Made>,
+    systems: BTreeMap<Name, systems::SystemInForce>,
+    /// What is in bundles, or what is wrong with them; those that are looked into, and who waits for that.
+    bundles: BTreeMap<Digest, Result<BundleFacts, String>>,
+    looking_into: BTreeSet<Digest>,
+    waiting_systems: Vec<(RequestId, Digest, crate::policy::AdmittedSystem)>,
     secrets: BTreeMap<Name, StoredSecret>,
     /// The last version of secrets that are no more, so that a later one of the name goes on counting.
     removed_secrets: BTreeMap<Name, u64>,
@@ -130,8 +138,13 @@ impl Hub {
         let twins = stored.tree.twins.values().filter_map(|b| trust.reopen_twin(b).ok());
         let composed = twins
             .map(|t| {
-                let (workloads, secrets) = (t.twin().workloads.clone(), t.twin().secrets.clone());
-                (t.twin().node.clone(), Made { workloads, secrets })
+                let twin = t.twin();
+                let made = Made {
+                    workloads: twin.workloads.clone(),
+                    secrets: twin.secrets.clone(),
+                    system: twin.system.clone(),
+                };
+                (twin.node.clone(), made)
             })
             .collect();
         let hellos: Vec<Vec<u8>> = stored.tree.descendants.values().map(|(_, h)| h.clone()).collect();
@@ -159,6 +172,10 @@ impl Hub {
             inspecting: BTreeSet::new(),
             candidates: Vec::new(),
             composed,
+            systems: BTreeMap::new(),
+            bundles: BTreeMap::new(),
+            looking_into: BTreeSet::new(),
+            waiting_systems: Vec::new(),
             secrets: stored.secrets,
             removed_secrets: stored.removed_secrets,
             sealed: BTreeMap::new(),
@@ -198,6 +215,9 @@ impl Hub {
         }
         for (name, app) in stored.apps {
             hub.restore_app(name, app);
+        }
+        for (name, system) in stored.systems {
+            hub.restore_system(&name, system);
         }
         hub.reconcile(now);
         hub.settle(now);
@@ -263,6 +283,9 @@ impl Hub {
         match event {
             Event::Apply { request, manifest } => self.on_apply(request, *manifest, now),
             Event::Delete { request, name } => self.on_delete(request, &name, now),
+            Event::ApplySystem { request, manifest } => self.on_apply_system(request, *manifest, now),
+            Event::DeleteSystem { request, name } => self.on_delete_system(request, &name, now),
+            Event::BundleInspected { bundle, result } => self.on_bundle_inspected(bundle, result.map(|f| *f), now),
             Event::Ask { request, node, op } => self.on_ask(request, node, op),
             Event::Attest { request, change } => self.on_attest_change(request, change, now),
             Event::EarSigned { node, bytes } => self.on_ear_signed(node, bytes),

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod rollout;
 pub mod secrets;
 pub mod stored;
+pub mod systems;
 pub mod timeline;
 pub mod views;
 pub mod views_trust;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use crate::cndl::{Application, ArtifactRef, Manifest, WorkloadDef};
+use crate::cndl::{Application, ArtifactRef, Manifest, SystemDef, SystemManifest, WorkloadDef};
 use crate::hub::{ProvenanceFact, ProvenanceFacts};
 
 /// Largest policy text.
@@ -136,6 +136,39 @@ impl AdmittedManifest {
     #[must_use]
     pub const fn application(&self) -> &Application {
         self.manifest.application()
+    }
+
+    /// For whom it was admitted, and when.
+    #[must_use]
+    pub const fn context(&self) -> &AdmissionContext {
+        &self.context
+    }
+}
+
+/// A manifest of a system that policy let through. Only [`PolicySet::admit_system`] makes one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdmittedSystem {
+    manifest: SystemManifest,
+    context: AdmissionContext,
+}
+
+impl AdmittedSystem {
+    /// One that was admitted before and comes back from the hub's own store.
+    #[must_use]
+    pub const fn restored(manifest: SystemManifest, context: AdmissionContext) -> Self {
+        Self { manifest, context }
+    }
+
+    /// The manifest.
+    #[must_use]
+    pub const fn manifest(&self) -> &SystemManifest {
+        &self.manifest
+    }
+
+    /// What it says.
+    #[must_use]
+    pub const fn system(&self) -> &SystemDef {
+        self.manifest.system()
     }
 
     /// For whom it was admitted, and when.
@@ -279,10 +312,48 @@ impl PolicySet {
             "user": context.user,
             "now": context.now_unix_s,
         });
-        let input = input.to_string();
+        match self.reasons(&input.to_string()) {
+            Some(denied) => Err(denied),
+            None => Ok(AdmittedManifest {
+                manifest,
+                context: context.clone(),
+            }),
+        }
+    }
+
+    /// Asks every policy about a system. Policies tell it by `input.manifest.kind`; what is known of where its bundle is from
+    /// is `input.provenance.bundle`.
+    ///
+    /// # Errors
+    /// Every reason of every policy.
+    pub fn admit_system(
+        &self,
+        manifest: SystemManifest,
+        context: &AdmissionContext,
+        facts: &ProvenanceFacts,
+    ) -> Result<AdmittedSystem, PolicyDenied> {
+        let digest = manifest.system().bundle.digest().and_then(|d| d.parse().ok());
+        let bundle = digest.and_then(|d| facts.get(&d)).map_or(&[][..], Vec::as_slice);
+        let input = serde_json::json!({
+            "manifest": manifest.to_value(),
+            "provenance": {"bundle": bundle},
+            "user": context.user,
+            "now": context.now_unix_s,
+        });
+        match self.reasons(&input.to_string()) {
+            Some(denied) => Err(denied),
+            None => Ok(AdmittedSystem {
+                manifest,
+                context: context.clone(),
+            }),
+        }
+    }
+
+    /// Why not, if so.
+    fn reasons(&self, input: &str) -> Option<PolicyDenied> {
         let mut reasons = BTreeSet::new();
         for policy in &self.policies {
-            match policy.deny(&input) {
+            match policy.deny(input) {
                 Ok(messages) => reasons.extend(messages.into_iter().map(|m| (policy.name().to_owned(), m))),
                 Err(why) => {
                     reasons.insert((
@@ -292,14 +363,7 @@ impl PolicySet {
                 }
             }
         }
-        if reasons.is_empty() {
-            return Ok(AdmittedManifest {
-                manifest,
-                context: context.clone(),
-            });
-        }
-        Err(PolicyDenied {
-            reasons: reasons.into_iter().take(MAX_DENY_REASONS).collect(),
-        })
+        let reasons: Vec<_> = reasons.into_iter().take(MAX_DENY_REASONS).collect();
+        (!reasons.is_empty()).then_some(PolicyDenied { reasons })
     }
 }

@@ -321,7 +321,7 @@ fn needs(id: &WorkloadId, def: &WorkloadDef) -> Result<Vec<v1::Dependency>, Unre
 }
 
 /// Whole seconds; what is finer is rounded up, so that a window is never shorter than was asked for.
-fn schedule(def: &ScheduleDef) -> v1::Schedule {
+pub(crate) fn schedule(def: &ScheduleDef) -> v1::Schedule {
     v1::Schedule {
         cron: def.cron.clone(),
         zone: def.zone.clone(),

@@ -14,6 +14,7 @@ use crate::api::CompileKey;
 use crate::enrol::{EnrolOp, StoredEnrolment};
 use crate::placement::CurrentPlacement;
 use crate::secrets::StoredSecret;
+use crate::systems::StoredSystem;
 
 /// An application as the store holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,6 +139,15 @@ pub enum Op {
         /// Its last version.
         version: u64,
     },
+    /// An operating system for nodes.
+    PutSystem {
+        /// Its name.
+        name: Name,
+        /// It.
+        system: Box<StoredSystem>,
+    },
+    /// One that is no more.
+    DropSystem(Name),
     /// Tokens, known TPMs, enrolled nodes.
     Enrol(EnrolOp),
     /// The newest word of a node on a subject; also goes into the history.
@@ -196,6 +206,8 @@ pub struct Stored {
     pub secrets: BTreeMap<Name, StoredSecret>,
     /// Last versions of secrets that were removed.
     pub removed_secrets: BTreeMap<Name, u64>,
+    /// Operating systems for nodes.
+    pub systems: BTreeMap<Name, StoredSystem>,
     /// Reported state.
     pub entries: BTreeMap<NodeId, BTreeMap<String, StoredEntry>>,
     /// Lives of report streams that are over.
@@ -255,6 +267,12 @@ impl Stored {
                 Op::DropSecret { name, version } => {
                     self.secrets.remove(&name);
                     self.removed_secrets.insert(name, version);
+                }
+                Op::PutSystem { name, system } => {
+                    self.systems.insert(name, *system);
+                }
+                Op::DropSystem(name) => {
+                    self.systems.remove(&name);
                 }
                 Op::Enrol(op) => self.enrolment.apply(&op),
                 Op::PutEntry { node, stored } => {

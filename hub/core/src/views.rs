@@ -50,6 +50,9 @@ pub struct NodeInfo {
     /// Why it is not trusted any more, if so.
     #[serde(default)]
     pub revoked: Option<String>,
+    /// Its operating system, where it has two slots for one or was asked for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<v1::SystemReport>,
     /// Twins that it refused, newest last.
     pub refusals: Vec<Refusal>,
 }
@@ -198,6 +201,7 @@ impl Hub {
             labels: hello.labels.clone(),
             capabilities: hello.capabilities.clone(),
             alarms,
+            system: self.system_report(node).cloned(),
             refusals,
         })
     }

@@ -1,8 +1,11 @@
 //! Looking into an uploaded artifact: whether its runtime could do anything with it, and which parts belong to it.
 
 use cnova_hub_core::cndl::RuntimeKind;
+use cnova_hub_core::systems::BundleFacts;
 use cnova_hub_core::{InspectKey, Inspection};
 use cnova_shared::ids::Digest;
+use cnova_shared::limits;
+use cnova_shared::system_bundle::{Header, PREFIX_BYTES};
 use cnova_shared::wire::v1;
 
 use crate::library::Library;
@@ -32,6 +35,54 @@ pub fn inspect(library: &Library, key: &InspectKey) -> Inspection {
         // The compiler looks into Wasm.
         RuntimeKind::Wasm => Ok(Vec::new()),
     }
+}
+
+/// Bytes of a bundle that are read at once.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Looks into a system bundle: its header, and whether its parts are what that says. Blocks on the disk.
+///
+/// # Errors
+/// What is wrong with it, for a person.
+pub fn inspect_bundle(library: &Library, bundle: &Digest) -> Result<BundleFacts, String> {
+    let read = |offset, most| {
+        let read = library.artifacts().read(bundle, offset, most);
+        read.map_err(|e| format!("it cannot be read: {e}"))
+    };
+    if !library.artifacts().has(bundle) {
+        return Err("its file is not on the hub's disk: upload it again".to_owned());
+    }
+    let (begin, size) = read(0, (PREFIX_BYTES + limits::SYSTEM_HEADER_BYTES) as u64)?;
+    let header = Header::read(&begin, size).map_err(|e| e.to_string())?;
+    let length = Header::length(&begin).map_err(|e| e.to_string())?;
+    for part in &header.parts {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        let mut at = part.offset;
+        while at < part.end() {
+            let (piece, _) = read(at, PIECE_BYTES.min(part.end() - at))?;
+            if piece.is_empty() {
+                return Err(format!("it ends at {at}, in the middle of its part {:?}", part.kind));
+            }
+            context.update(&piece);
+            at += piece.len() as u64;
+        }
+        let found = context.finish();
+        if found.as_ref() != part.digest.0 {
+            let mut digest = [0; 32];
+            digest.copy_from_slice(found.as_ref());
+            return Err(format!(
+                "its part {:?} has the digest {}, and its header says {}: the file was damaged after it was built",
+                part.kind,
+                Digest(digest),
+                part.digest
+            ));
+        }
+    }
+    Ok(BundleFacts {
+        header_digest: Digest::of(begin.get(..length).unwrap_or_default()),
+        header,
+        size,
+    })
 }
 
 /// That the bytes begin as an eBPF object does.

@@ -8,7 +8,7 @@ pub mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_agent_core::ledger::{Op, Phase, Stored};
-use cnova_agent_core::{Action, Agent, Config, Event, Message, Observed, RuntimeEvent, Stage};
+use cnova_agent_core::{Action, Agent, Config, Event, Message, Observed, RuntimeEvent, Stage, SystemAction};
 use cnova_shared::envelope::seal;
 use cnova_shared::ids::{Digest, SitePath};
 use cnova_shared::report::StreamOp;
@@ -60,6 +60,7 @@ pub fn config() -> Config {
         key: cnova_shared::keys::Signer::public_key(&cnova_shared::keys::SoftKey::ed25519_from_seed(&[9; 32])).clone(),
         renew_s: None,
         box_key: Err("this rig has none".into()),
+        slots: Err("this rig has no slots".into()),
     }
 }
 
@@ -193,6 +194,13 @@ impl Rig {
                     }
                 }
                 Action::Send(Message::ChunkRequest(_)) => assert!(self.stored.twin.is_some()),
+                Action::System(SystemAction::Start { .. }) => {
+                    let row = self.stored.system.as_deref().unwrap();
+                    assert_eq!(row.phase, cnova_agent_core::system::Phase::Rebooting, "started before it was on disk");
+                }
+                Action::System(SystemAction::Open { .. } | SystemAction::Write { .. }) => {
+                    assert!(self.stored.system.as_deref().unwrap().header.is_some(), "written before it was on disk");
+                }
                 _ => {}
             }
             // What the agent was flashed with is said at every start.
@@ -246,6 +254,8 @@ pub fn brief_op(op: &Op) -> String {
             TrustOp::PutDelegation { gateway, .. } => format!("delegation {gateway}"),
             TrustOp::PutDocument { kind, .. } => kind.as_str().into(),
         },
+        Op::PutSystem(row) => format!("system {:?}", row.phase),
+        Op::DropSystem => "no system".into(),
         Op::Stream(StreamOp::Put(e)) => format!("say {}", e.key),
         Op::Stream(StreamOp::Delete(key)) => format!("unsay {key}"),
         Op::Stream(StreamOp::Acked(p)) => format!("acked {}", p.seq),
@@ -277,6 +287,15 @@ pub fn brief(action: &Action) -> String {
         Action::OpenLedgerKey(boots) => format!("open the ledger key under {} boots", boots.approved.len()),
         Action::Attest { verifier, .. } => format!("attest to {verifier}"),
         Action::TrustChanged(view) => format!("trust {}", view.version),
+        Action::System(action) => match action {
+            SystemAction::Open { .. } => "slot open".into(),
+            SystemAction::Write { offset, data, .. } => format!("slot write {offset}+{}", data.len()),
+            SystemAction::Verify { .. } => "slot verify".into(),
+            SystemAction::Start { tries, is_older, .. } => format!("slot start {tries} older {is_older}"),
+            SystemAction::Confirm => "slot confirm".into(),
+            SystemAction::Discard => "slot discard".into(),
+            SystemAction::Restart => "restart".into(),
+        },
         Action::KeepArtifacts(keep) => format!("keep [{}]", keep.iter().map(name_of).collect::<Vec<_>>().join(", ")),
         Action::Stage(Stage::Accepted(v)) => format!("accepted {v}"),
         Action::Stage(Stage::Refused(why)) => format!("refused {}", why.split(':').next().unwrap()),

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cnova_shared::ids::WorkloadId;
+use cnova_shared::limits;
 use serde_json::Value;
 
 use super::Origin;
@@ -36,6 +38,45 @@ pub(super) fn check(tree: &Node, value: &Value, schema_errors: &[ManifestError],
     }
     let names: Vec<String> = (0..workloads).map(|i| format!("/workloads/{i}/name")).collect();
     checker.unique(&names, "workload name");
+    checker.errors
+}
+
+/// The same for a manifest of a system.
+pub(super) fn check_system(tree: &Node, value: &Value, schema_errors: &[ManifestError]) -> Vec<ManifestError> {
+    let refused = schema_errors.iter().map(|e| e.pointer.as_str()).collect();
+    let mut checker = Checker {
+        tree,
+        root: value,
+        refused,
+        errors: Vec::new(),
+    };
+    for field in ["attempt", "slots/tries", "rollout/atOnce", "rollout/maxFailures", "bundle/size"] {
+        checker.whole_number(&format!("/{field}"));
+    }
+    checker.site("/placement/site");
+    checker.file_path("/bundle/file");
+    if checker.get("/window").is_some() {
+        checker.schedule("/window");
+        if value.pointer("/window/for").is_none() {
+            let hint = Some("such as for: 2h".to_owned());
+            checker.push("/window", "the field \"for\" is missing: how long it is open".to_owned(), hint);
+        }
+    }
+    checker.quantity("/health/within", positive_duration);
+    let within = checker.get("/health/within").and_then(|v| positive_duration(v).ok());
+    let most = limits::SYSTEM_HEALTHY_WITHIN_S * 1000;
+    if let Some(ms) = within.filter(|ms| *ms > most) {
+        checker.push("/health/within", format!("{ms} ms is too long: at most an hour"), None);
+    }
+    for index in 0..checker.items("/health/workloads") {
+        let at = format!("/health/workloads/{index}");
+        if let Some(text) = checker.text(&at)
+            && text.parse::<WorkloadId>().is_err()
+        {
+            let hint = Some("write application/workload".to_owned());
+            checker.push(&at, format!("{} is not a workload", quoted(text)), hint);
+        }
+    }
     checker.errors
 }
 

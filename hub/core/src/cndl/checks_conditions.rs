@@ -50,7 +50,7 @@ impl<'a> Checker<'a> {
         self.unique_from(&paths, "path", paths.len() - count);
     }
 
-    fn schedule(&mut self, at: &str) {
+    pub(super) fn schedule(&mut self, at: &str) {
         self.quantity(&format!("{at}/for"), positive_duration);
         self.quantity(&format!("{at}/late"), super::quantity::duration);
         let zone_at = format!("{at}/zone");

@@ -16,8 +16,14 @@ static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     schema.to_value()
 });
 
-// The schema comes from our own types, so that a failure is a bug; a test pins that it compiles.
-static VALIDATOR: LazyLock<Option<Validator>> = LazyLock::new(|| jsonschema::validator_for(&SCHEMA).ok());
+static PUBLISHED: LazyLock<Published> = LazyLock::new(|| Published::of(SCHEMA.clone()));
+
+/// A schema that manifests are checked against.
+pub(super) struct Published {
+    pub(super) value: Value,
+    // The schema comes from our own types, so that a failure is a bug; a test pins that it compiles.
+    validator: Option<Validator>,
+}
 
 /// The JSON Schema of manifests, draft 2020-12.
 #[must_use]
@@ -25,22 +31,34 @@ pub fn json_schema() -> Value {
     SCHEMA.clone()
 }
 
-/// Everything that the schema finds wrong.
+/// Everything that the schema of applications finds wrong.
 pub(super) fn check(tree: &Node, value: &Value) -> Vec<ManifestError> {
-    let Some(validator) = VALIDATOR.as_ref() else {
-        return vec![error(
-            Position::START,
-            "",
-            "the built-in schema does not compile; this is a bug",
-            None,
-        )];
-    };
-    // One more than is shown, so that the reader learns that there are more.
-    validator
-        .iter_errors(value)
-        .flat_map(|e| explain(tree, &e))
-        .take(MAX_REPORTED_ERRORS + 1)
-        .collect()
+    PUBLISHED.check(tree, value)
+}
+
+impl Published {
+    pub(super) fn of(value: Value) -> Self {
+        let validator = jsonschema::validator_for(&value).ok();
+        Self { value, validator }
+    }
+
+    /// Everything that the schema finds wrong.
+    pub(super) fn check(&self, tree: &Node, value: &Value) -> Vec<ManifestError> {
+        let Some(validator) = self.validator.as_ref() else {
+            return vec![error(
+                Position::START,
+                "",
+                "the built-in schema does not compile; this is a bug",
+                None,
+            )];
+        };
+        // One more than is shown, so that the reader learns that there are more.
+        validator
+            .iter_errors(value)
+            .flat_map(|e| explain(&self.value, tree, &e))
+            .take(MAX_REPORTED_ERRORS + 1)
+            .collect()
+    }
 }
 
 fn error(position: Position, pointer: &str, message: impl Into<String>, hint: Option<String>) -> ManifestError {
@@ -53,16 +71,16 @@ fn error(position: Position, pointer: &str, message: impl Into<String>, hint: Op
     }
 }
 
-fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
+fn explain(root: &Value, tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
     let pointer = problem.instance_path().as_str();
-    let schema = parent_schema(problem.schema_path().as_str());
+    let schema = parent_schema(root, problem.schema_path().as_str());
     let here = tree.position_of(pointer);
     let found = problem.instance().as_ref();
     match problem.kind() {
         Kind::AdditionalProperties { unexpected } => {
             let names = unexpected.iter().take(MAX_REPORTED_ERRORS + 1);
             names
-                .map(|name| unknown_field(tree, schema, pointer, name, found))
+                .map(|name| unknown_field(root, tree, schema, pointer, name, found))
                 .collect()
         }
         Kind::Required { property } => {
@@ -72,7 +90,7 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
         Kind::PropertyNames { error: inner } => {
             let name = inner.instance().as_str().unwrap_or_default().to_owned();
             let path = join(pointer, &name);
-            let expected = expected_at(parent_schema(inner.schema_path().as_str())).unwrap_or("another name");
+            let expected = expected_at(parent_schema(root, inner.schema_path().as_str())).unwrap_or("another name");
             let message = format!("expected {expected}, found {}", quoted(&name));
             vec![error(tree.key_position_of(&path), &path, message, None)]
         }
@@ -98,7 +116,7 @@ fn explain(tree: &Node, problem: &ValidationError<'_>) -> Vec<ManifestError> {
             vec![error(here, pointer, format!("expected {expected}"), None)]
         }
         Kind::AnyOf { context } if found.is_object() => match branch_for_maps(context, pointer) {
-            Some(branch) => branch.iter().flat_map(|e| explain(tree, e)).collect(),
+            Some(branch) => branch.iter().flat_map(|e| explain(root, tree, e)).collect(),
             None => {
                 let expected = expected_at(schema).unwrap_or("something else");
                 vec![error(
@@ -133,8 +151,8 @@ fn branch_for_maps<'e>(
 }
 
 /// The schema that holds the keyword at the end of the path.
-fn parent_schema(path: &str) -> Option<&'static Value> {
-    SCHEMA.pointer(path.rsplit_once('/').map_or("", |(parent, _)| parent))
+fn parent_schema<'s>(root: &'s Value, path: &str) -> Option<&'s Value> {
+    root.pointer(path.rsplit_once('/').map_or("", |(parent, _)| parent))
 }
 
 fn expected_at(schema: Option<&Value>) -> Option<&str> {
@@ -155,7 +173,14 @@ fn expected_by(kind: &Kind, schema: Option<&Value>) -> Option<String> {
     })
 }
 
-fn unknown_field(tree: &Node, schema: Option<&Value>, pointer: &str, name: &str, found: &Value) -> ManifestError {
+fn unknown_field(
+    root: &Value,
+    tree: &Node,
+    schema: Option<&Value>,
+    pointer: &str,
+    name: &str,
+    found: &Value,
+) -> ManifestError {
     let properties = schema.and_then(|s| s.get("properties")).and_then(Value::as_object);
     let known: Vec<&str> = properties
         .into_iter()
@@ -164,7 +189,7 @@ fn unknown_field(tree: &Node, schema: Option<&Value>, pointer: &str, name: &str,
     // What is already there is not what was meant.
     let free = known.iter().copied().filter(|k| found.get(*k).is_none());
     let hint = nearest(name, free)
-        .or_else(|| nearest_below(name, properties))
+        .or_else(|| nearest_below(root, name, properties))
         .unwrap_or_else(|| format!("known fields: {}", known.join(", ")));
     let path = join(pointer, name);
     error(
@@ -176,10 +201,10 @@ fn unknown_field(tree: &Node, schema: Option<&Value>, pointer: &str, name: &str,
 }
 
 /// `resources.memory` for a `memory` that was written one level too high.
-fn nearest_below(name: &str, properties: Option<&Map<String, Value>>) -> Option<String> {
+fn nearest_below(root: &Value, name: &str, properties: Option<&Map<String, Value>>) -> Option<String> {
     let below = properties.into_iter().flatten().filter_map(|(field, schema)| {
         let target = schema.get("$ref")?.as_str()?.strip_prefix('#')?;
-        Some((field, SCHEMA.pointer(target)?.get("properties")?.as_object()?))
+        Some((field, root.pointer(target)?.get("properties")?.as_object()?))
     });
     let fields = below.flat_map(|(field, inner)| inner.keys().map(move |key| (key.as_str(), format!("{field}.{key}"))));
     nearest_by(name, fields)
@@ -261,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_schema_compiles() {
-        assert!(VALIDATOR.is_some(), "{:?}", jsonschema::validator_for(&SCHEMA).err());
+        assert!(PUBLISHED.validator.is_some(), "{:?}", jsonschema::validator_for(&SCHEMA).err());
         assert!(jsonschema::meta::is_valid(&SCHEMA));
     }
 }

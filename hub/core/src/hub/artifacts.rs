@@ -74,6 +74,7 @@ impl Hub {
             .flat_map(|m| m.digests())
             .filter_map(|d| d.parse().ok())
             .collect();
+        used.extend(self.used_bundles());
         for w in self.composed.values().flat_map(|made| &made.workloads) {
             used.extend([w.source, w.artifact.digest]);
             used.extend(w.parts.iter().map(|p| p.digest));
@@ -142,6 +143,9 @@ impl Hub {
                     add(Some(digest), format!("the twin of {node}"));
                 }
             }
+        }
+        for system in self.systems() {
+            add(Some(system.bundle), format!("system {}", system.name));
         }
         let info = |(digest, size): (&Digest, &u64)| ArtifactInfo {
             digest: *digest,

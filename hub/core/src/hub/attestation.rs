@@ -11,6 +11,7 @@ use cnova_shared::wire::v1::TrustItemKind;
 use super::*;
 use crate::api::{AttestChange, Draft};
 use crate::placement::NodeTrust;
+use crate::systems::Measured;
 
 /// Whether a standing has become stale by time alone is looked at this often, milliseconds.
 const LOOK_EVERY_MS: u64 = 30_000;
@@ -204,7 +205,12 @@ impl Hub {
                 false => Err(format!("{node} has not said hello, so it cannot be told anything")),
             },
             AttestChange::PutSet(set) => self.put_set(*set, now),
-            AttestChange::SetFromNode { name, node, nodes } => self.set_from_node(name, &node, nodes, now),
+            AttestChange::SetFromNode {
+                name,
+                node,
+                nodes,
+                image,
+            } => self.set_from_node(name, &node, nodes, &image, now),
             AttestChange::DropSet(name) => self.drop_set(&name, now),
         };
         match result {
@@ -252,23 +258,23 @@ impl Hub {
         ))
     }
 
-    /// What a node booted becomes what nodes shall boot. The launch register is left out: its log is judged by itself.
-    fn set_from_node(&mut self, name: String, node: &NodeId, nodes: Selector, now: Now) -> Result<String, String> {
-        let verdict = self.appraiser.verdict(node).filter(|v| !v.pcrs.is_empty());
-        let verdict =
-            verdict.ok_or_else(|| format!("{node} has not shown its registers: `cnova attest now {node}` asks it"))?;
-        let launch_pcr = self.config.appraisal.launch_pcr;
+    /// What a node booted becomes what nodes shall boot; with an image, what it would boot then. The launch register is left
+    /// out: its log is judged by itself.
+    fn set_from_node(
+        &mut self,
+        name: String,
+        node: &NodeId,
+        nodes: Selector,
+        image: &Measured,
+        now: Now,
+    ) -> Result<String, String> {
+        let boot = self.predicted_boot(node, image)?;
         let reference = |(pcr, value): (&u8, &Digest)| {
             let values = BTreeSet::from([*value]);
             let events = BTreeSet::new();
             (*pcr, PcrReference { values, events })
         };
-        let pcrs = verdict
-            .pcrs
-            .iter()
-            .filter(|(pcr, _)| **pcr != launch_pcr)
-            .map(reference)
-            .collect();
+        let pcrs = boot.iter().map(reference).collect();
         let set = ReferenceSet {
             name,
             nodes,
@@ -289,6 +295,9 @@ impl Hub {
         self.approve_boots(now);
         // On the way before anything that is rolled out from now on.
         self.sign_references(now);
+        if !self.systems.is_empty() {
+            self.reconcile(now);
+        }
         Ok(())
     }
 

@@ -117,6 +117,7 @@ impl Hub {
                 self.timeline
                     .add(name, w.app_generation, record("reported", now.wall_ms, "hub"));
             }
+            Body::System(report) => self.on_system_said(author, report, now),
             Body::Appraised { node, ear } => self.on_appraised(author, node, ear, now),
             Body::Refused { code, detail, .. } => self.note(format!("{author} refused a twin: {code}: {detail}")),
             Body::Alarm(a) => self.note(format!("alarm of {author}: {}: {}", a.code, a.detail)),

@@ -224,7 +224,8 @@ impl Hub {
             (Ok(op), waiting) => {
                 self.ops.extend(op.map(Op::Trust));
                 self.trust_taken();
-                if kind == TrustItemKind::Revocations {
+                // What a system waits for may be published now.
+                if kind == TrustItemKind::Revocations || !self.systems.is_empty() {
                     self.reconcile(now);
                 }
                 if let Some((request, text)) = waiting {

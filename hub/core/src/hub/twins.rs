@@ -175,10 +175,15 @@ impl Hub {
             .max(self.signing.get(&node).copied())
             .unwrap_or_default();
         let secrets = self.secrets_for(&node, &workloads);
-        let made = Made { workloads, secrets };
+        let system = self.system_for(&node);
+        let made = Made {
+            workloads,
+            secrets,
+            system,
+        };
         let same = match self.composed.get(&node) {
             Some(before) => *before == made,
-            None => made.workloads.is_empty(),
+            None => made.workloads.is_empty() && made.system.is_none(),
         };
         // A node that is ahead of this hub (its store was restored from a backup, or lost) is overtaken.
         let behind = has > desired;
@@ -206,6 +211,7 @@ impl Hub {
             generation,
             workloads: made.workloads.clone(),
             secrets: made.secrets.clone(),
+            system: made.system.clone(),
         };
         self.composed.insert(node.clone(), made);
         self.forget_sealed(&node);

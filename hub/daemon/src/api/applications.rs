@@ -34,25 +34,22 @@ const HISTORY_ENTRIES: usize = 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ApplyRequest {
-    manifest: String,
+pub(super) struct ApplyRequest {
+    pub(super) manifest: String,
     #[serde(default = "unnamed")]
-    source: String,
+    pub(super) source: String,
     #[serde(default)]
-    artifacts: BTreeMap<String, String>,
+    pub(super) artifacts: BTreeMap<String, String>,
     #[serde(default)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 fn unnamed() -> String {
     "manifest".to_owned()
 }
 
-pub(super) async fn apply(
-    State(app): State<App>,
-    Extension(caller): Extension<Caller>,
-    request: Request,
-) -> Result<Response, ApiError> {
+/// What is to be applied.
+pub(super) async fn read_request(request: Request) -> Result<ApplyRequest, ApiError> {
     let too_large = || ApiError::too_large("the manifest", cndl::MAX_MANIFEST_BYTES as u64);
     let declared = declared_length(request.headers());
     let body = read_body(request.into_body(), declared, "the request", APPLY_BYTES)
@@ -69,6 +66,15 @@ pub(super) async fn apply(
     if request.manifest.len() > cndl::MAX_MANIFEST_BYTES {
         return Err(too_large());
     }
+    Ok(request)
+}
+
+pub(super) async fn apply(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let request = read_request(request).await?;
     let dry_run = request.dry_run;
     let brought: BTreeSet<String> = request.artifacts.values().cloned().collect();
     let now_unix_s = app.clock.now_s();
@@ -93,7 +99,7 @@ pub(super) async fn apply(
     let judged = tokio::task::spawn_blocking(judging).await.map_err(not_judged)?;
     let admitted = match judged {
         Ok(admitted) => admitted,
-        Err(denied) => return Err(deny(&app, &caller, &name, &denied, dry_run).await),
+        Err(denied) => return Err(deny(&app, &caller, format!("application {name}"), &denied, dry_run).await),
     };
     if dry_run {
         return try_out(&app, admitted, &brought)
@@ -110,7 +116,7 @@ fn read(request: &ApplyRequest) -> Result<Manifest, ManifestErrors> {
     cndl::parse(&request.manifest, &request.source).and_then(|m| m.resolve_files(&request.artifacts))
 }
 
-fn manifest_error(errors: &ManifestErrors) -> ApiError {
+pub(super) fn manifest_error(errors: &ManifestErrors) -> ApiError {
     let more = if errors.truncated { " and more" } else { "" };
     let message = format!(
         "{}: {} mistake(s){more} in the manifest:\n{errors}",
@@ -120,9 +126,9 @@ fn manifest_error(errors: &ManifestErrors) -> ApiError {
     ApiError::unprocessable("manifest", message).with(&errors.errors)
 }
 
-async fn deny(app: &App, caller: &Caller, name: &str, denied: &PolicyDenied, dry_run: bool) -> ApiError {
+pub(super) async fn deny(app: &App, caller: &Caller, object: String, denied: &PolicyDenied, dry_run: bool) -> ApiError {
     if !dry_run {
-        let mut draft = draft(app, caller, "apply", format!("application {name}"));
+        let mut draft = draft(app, caller, "apply", object);
         (draft.outcome, draft.detail) = ("denied", limits::clip(&denied.to_string()));
         // Nothing was changed: that it cannot be written down is no reason for another answer.
         if let Err(error) = app.hub.audit(draft).await {

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use cnova_attestation::reference::{ReferenceSet, Selector};
 use cnova_hub_core::attestation_views::{AttestationInfo, ReferenceInfo, ReferencesInfo};
+use cnova_hub_core::systems::Measured;
 use cnova_hub_core::{AttestChange, Hub, Outcome};
 use cnova_shared::ids::NodeId;
 use serde::Deserialize;
@@ -66,6 +67,9 @@ pub(super) struct NewSet {
     /// The set; with `from_node` only whom it is for counts, and without that it is for that node.
     #[serde(default)]
     set: Option<ReferenceInfo>,
+    /// With `from_node`: what it would show if it booted this image, by what the image alone decides.
+    #[serde(default)]
+    image: Option<Measured>,
 }
 
 /// Adds a set, or replaces the one with its name.
@@ -86,7 +90,12 @@ pub(super) async fn put_set(
             };
             let nodes = set.map_or(only_it, |s| s.nodes);
             let name = name.clone();
-            AttestChange::SetFromNode { name, node, nodes }
+            AttestChange::SetFromNode {
+                name,
+                node,
+                nodes,
+                image: new.image.unwrap_or_default(),
+            }
         }
         (None, Some(set)) => AttestChange::PutSet(Box::new(ReferenceSet {
             name: name.clone(),

@@ -18,6 +18,8 @@ mod schemas;
 mod secret_operations;
 mod secrets;
 pub mod serve;
+mod system_operations;
+mod systems;
 mod trust;
 mod trust_operations;
 
@@ -142,6 +144,9 @@ fn route(id: Id) -> MethodRouter<App> {
         Id::SetSecret => put(secrets::set),
         Id::AllowSecret => post(secrets::allow),
         Id::RemoveSecret => delete(secrets::remove),
+        Id::ListSystems => get(systems::list),
+        Id::ApplySystem => post(systems::apply),
+        Id::DeleteSystem => delete(systems::delete),
         Id::GetTrust => get(trust::get),
         Id::PushBundle => post(trust::push),
         Id::RevokeNode => post(trust::revoke),

@@ -58,6 +58,9 @@ pub enum Id {
     SetSecret,
     AllowSecret,
     RemoveSecret,
+    ListSystems,
+    ApplySystem,
+    DeleteSystem,
     GetTrust,
     PushBundle,
     RevokeNode,
@@ -183,6 +186,7 @@ pub fn operations() -> impl Iterator<Item = &'static Operation> {
         .chain(super::attestation_operations::OPERATIONS)
         .chain(super::enrolment_operations::OPERATIONS)
         .chain(super::secret_operations::OPERATIONS)
+        .chain(super::system_operations::OPERATIONS)
         .chain(super::trust_operations::OPERATIONS)
 }
 

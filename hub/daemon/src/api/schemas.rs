@@ -1,6 +1,6 @@
 //! The JSON that goes in and out, as JSON Schemas for the OpenAPI document.
 
-use cnova_hub_core::cndl::SCHEMA_ID;
+use cnova_hub_core::cndl::{SCHEMA_ID, SYSTEM_SCHEMA_ID};
 use serde_json::{Value, json};
 
 fn object(properties: Value, optional: &[&str]) -> Value {
@@ -49,6 +49,7 @@ pub(super) fn schemas() -> Value {
         records(),
         enrolment(),
         secrets(),
+        systems(),
         trust(),
     ] {
         if let (Some(all), Value::Object(part)) = (all.as_object_mut(), part) {
@@ -56,6 +57,25 @@ pub(super) fn schemas() -> Value {
         }
     }
     all
+}
+
+fn systems() -> Value {
+    let state = json!({"enum": [
+        "idle", "waiting", "writing", "verifying", "staged", "rebooting", "trial", "confirmed", "rolled-back", "failed", "unknown",
+    ]});
+    json!({
+        "Systems": object(json!({"systems": list("System")}), &[]),
+        "System": object(json!({
+            "name": string(), "generation": number(), "user": string(), "version": string(), "compatible": string(),
+            "bundle": string(), "attempt": number(), "manifest": {"$ref": SYSTEM_SCHEMA_ID},
+            "nodes": map_of(json!({"$ref": "#/components/schemas/NodeSystem"})),
+        }), &[]),
+        "NodeSystem": object(json!({
+            "asked": {"type": "boolean", "description": "Whether its twin asks for it."},
+            "reason": text("Why not, or why it does not go on."),
+            "state": state, "percent": number(), "version": text("What runs now."), "slot": text("The slot that runs."),
+        }), &[]),
+    })
 }
 
 fn errors_and_artifacts() -> Value {
@@ -254,7 +274,11 @@ fn attestation() -> Value {
         "NewReference": object(json!({
             "from_node": text("Take over what this node last showed."),
             "set": {"$ref": "#/components/schemas/Reference"},
-        }), &[]),
+            "image": object(json!({
+                "measured": map_of(json!({"type": "array", "items": string()})),
+                "loads": {"type": "array", "items": string()},
+            }), &["loads"]),
+        }), &["image"]),
         "AttestDone": object(json!({"done": string()}), &[]),
     })
 }

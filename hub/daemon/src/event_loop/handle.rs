@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use cnova_hub_core::enrol::EnrolChange;
-use cnova_hub_core::policy::AdmittedManifest;
+use cnova_hub_core::policy::{AdmittedManifest, AdmittedSystem};
 use cnova_hub_core::secrets::SecretChange;
 use cnova_hub_core::{AttestChange, Hub, Outcome};
 use cnova_shared::ids::{Digest, Name, NodeId};
@@ -22,6 +22,10 @@ pub enum Change {
     Apply(Box<AdmittedManifest>),
     /// Delete an application.
     Delete(Name),
+    /// Store a system, and ask nodes for it.
+    ApplySystem(Box<AdmittedSystem>),
+    /// Take a system away.
+    DeleteSystem(Name),
     /// Change who may enrol.
     Enrolment(EnrolChange),
     /// Take a newer trust bundle.

@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
 use cnova_hub_core::{Action, CompileKey, Event, Hub, InspectKey, Inspection, Op};
-use cnova_shared::ids::NodeId;
+use cnova_hub_core::systems::BundleFacts;
+use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::topics::Kind;
 use cnova_store::CallError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -129,6 +130,7 @@ struct Batch {
 enum Completion {
     Compiled(CompileKey, Result<Compiled, String>),
     Inspected(InspectKey, Inspection),
+    Bundle(Digest, Result<Box<BundleFacts>, String>),
 }
 
 /// The children's side, while it is there.
@@ -308,6 +310,9 @@ impl EventLoop {
             Happened::Completed(Some(Completion::Compiled(key, result))) => {
                 self.on_compiled(key, result);
             }
+            Happened::Completed(Some(Completion::Bundle(bundle, result))) => {
+                self.handle(Event::BundleInspected { bundle, result });
+            }
             Happened::Completed(Some(Completion::Inspected(key, result))) => {
                 self.handle(Event::Inspected { key, result });
             }
@@ -393,6 +398,8 @@ impl EventLoop {
                     Change::Readmit { node, new_key } => Event::Readmit { request, node, new_key },
                     Change::Apply(manifest) => Event::Apply { request, manifest },
                     Change::Delete(name) => Event::Delete { request, name },
+                    Change::ApplySystem(manifest) => Event::ApplySystem { request, manifest },
+                    Change::DeleteSystem(name) => Event::DeleteSystem { request, name },
                     Change::Ask { node, op } => Event::Ask { request, node, op },
                     Change::Secret(change) => Event::Secret { request, change },
                     Change::Attest(change) => Event::Attest { request, change },
@@ -492,6 +499,7 @@ impl EventLoop {
             Action::Answer { request, outcome } => self.pending.answer(request, outcome),
             Action::Compile(key) => self.compile(key),
             Action::Inspect(key) => self.inspect(key),
+            Action::InspectBundle(bundle) => self.inspect_bundle(bundle),
             // Here and now: whoever uploads the same bytes next must not be told that they are there.
             Action::RemoveArtifacts(digests) => self.parts.library.remove(&digests),
             Action::Command { child, node, command } => {

@@ -1,10 +1,11 @@
 //! Work beside the loop: compilations, and looks into artifacts.
 
 use cnova_hub_core::{CompileKey, Event, InspectKey};
+use cnova_shared::ids::Digest;
 
 use super::{Completion, EventLoop};
 use crate::compile::Compiled;
-use crate::inspect::inspect;
+use crate::inspect::{inspect, inspect_bundle};
 
 impl EventLoop {
     /// The core hears of the provenance first: whatever is decided of the result may depend on it.
@@ -39,6 +40,18 @@ impl EventLoop {
             let result = looked.unwrap_or_else(|e| Err(format!("it could not be looked into: {e}")));
             // The loop may have ended.
             let _ = done.send(Completion::Inspected(key, result)).await;
+        });
+    }
+
+    pub(super) fn inspect_bundle(&self, bundle: Digest) {
+        let (library, done) = (self.parts.library.clone(), self.completions.0.clone());
+        let slots = self.inspections.clone();
+        tokio::spawn(async move {
+            let Ok(_slot) = slots.acquire().await else { return };
+            let looked = tokio::task::spawn_blocking(move || inspect_bundle(&library, &bundle)).await;
+            let result = looked.unwrap_or_else(|e| Err(format!("it could not be looked into: {e}")));
+            // The loop may have ended.
+            let _ = done.send(Completion::Bundle(bundle, result.map(Box::new))).await;
         });
     }
 }

@@ -8,6 +8,7 @@ pub mod history;
 pub mod rows;
 pub mod schema;
 mod secrets;
+mod systems;
 mod trust;
 
 use std::collections::HashMap;

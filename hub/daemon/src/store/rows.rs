@@ -7,7 +7,7 @@ use cnova_shared::tree::TreeOp;
 use cnova_shared::wire::{self, v1};
 use rusqlite::{Connection, Row, params};
 
-use super::{attestation, enrolment, history, secrets, trust};
+use super::{attestation, enrolment, history, secrets, systems, trust};
 
 const EPOCH: &str = "epoch";
 const TRUST_SINCE: &str = "trust-since";
@@ -92,6 +92,8 @@ pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
         Op::Enrol(op) => enrolment::apply(db, op)?,
         Op::PutSecret { name, secret } => secrets::put(db, name, secret)?,
         Op::DropSecret { name, version } => secrets::drop_one(db, name, *version)?,
+        Op::PutSystem { name, system } => systems::put(db, name, system)?,
+        Op::DropSystem(name) => systems::drop_one(db, name)?,
         Op::PutVerdict { node, verdict } => attestation::put_verdict(db, node, verdict)?,
         Op::PutEar { node, bytes } => attestation::put_ear(db, node, bytes)?,
         Op::PutReferences(references) => attestation::put_references(db, references)?,
@@ -240,6 +242,7 @@ pub fn load(db: &Connection) -> Result<Stored, RowError> {
     stored.enrolment = enrolment::load(db)?;
     attestation::load(db, &mut stored)?;
     secrets::load(db, &mut stored)?;
+    systems::load(db, &mut stored)?;
     trust::load(db, &mut stored.trust)?;
     each(db, "SELECT name, value FROM number", |row| {
         match row.get::<_, String>(0)?.as_str() {

@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x636e_6875;
 /// The schema and how it came to be.
 pub const SCHEMA: Schema = Schema {
     application_id: APPLICATION_ID,
-    migrations: &[V1, V2, V3, V4, V5],
+    migrations: &[V1, V2, V3, V4, V5, V6],
 };
 
 const V1: &str = "
@@ -191,4 +191,16 @@ CREATE TABLE removed_secret (
     name TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Operating systems for nodes. `facts` is what was found in the bundle.
+const V6: &str = "
+CREATE TABLE system (
+    name TEXT NOT NULL PRIMARY KEY,
+    generation INTEGER NOT NULL,
+    manifest TEXT NOT NULL,
+    user TEXT NOT NULL,
+    admitted_s INTEGER NOT NULL,
+    facts BLOB NOT NULL
+) STRICT;
 ";
