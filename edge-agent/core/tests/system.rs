@@ -148,7 +148,13 @@ fn at_work() -> Rig {
     welcome(&mut rig);
     ask(&mut rig, 1, None);
     rig.started(1);
+    healthy(&mut rig, 1);
     rig
+}
+
+fn healthy(rig: &mut Rig, attempt: u32) {
+    let detail = String::new();
+    rig.runtime(attempt, RuntimeEvent::Health { healthy: true, detail });
 }
 
 /// The bundle is whole in the other slot; what was asked for last.
