@@ -360,10 +360,17 @@ pub(crate) fn said(body: &Body) -> String {
         } => format!("{child} disconnected: {reason}"),
         Body::System(s) => {
             let state = system_word(s.state);
-            let why = if s.reason.is_empty() { String::new() } else { format!(": {}", s.reason) };
+            let why = if s.reason.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", s.reason)
+            };
             match s.wanted.as_str() {
                 "" => format!("system {} in slot {}", s.version, s.slot),
-                wanted => format!("system {} in slot {}; version {wanted} is {state}{why}", s.version, s.slot),
+                wanted => format!(
+                    "system {} in slot {}; version {wanted} is {state}{why}",
+                    s.version, s.slot
+                ),
             }
         }
         Body::Alarm(a) => format!("alarm {}: {}", a.code, a.detail),

@@ -51,7 +51,16 @@ fn plant(maker: &Maker, chip: &Swtpm) -> Plant {
     assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
     fs::write(&certificate, read.stdout).unwrap();
     let site = "plant-7/line-2/plc-1";
-    plant.cnova(&["enroll", "ek", "--name", AGENT, "--site", site, "--certificate", &certificate]);
+    plant.cnova(&[
+        "enroll",
+        "ek",
+        "--name",
+        AGENT,
+        "--site",
+        site,
+        "--certificate",
+        &certificate,
+    ]);
     plant
 }
 
@@ -75,7 +84,12 @@ fn build(plant: &Plant, version: &str, more: &[&str]) -> PathBuf {
         .arg(BOARD)
         .arg("--bin")
         .arg(plant.programs())
-        .args(["--trust-bundle", &plant.at("trust/trust-bundle.cose"), "--config", &config])
+        .args([
+            "--trust-bundle",
+            &plant.at("trust/trust-bundle.cose"),
+            "--config",
+            &config,
+        ])
         .args(["--out", &out, "--version", version, "--console"])
         .args(more)
         .output()
@@ -200,7 +214,9 @@ fn a_system_is_written_proves_itself_or_is_left() {
 
     // Flashed and attested. The first boot changes the partition table (the state grows), so the second one is what counts.
     let mut board = bench.booted();
-    wait(&plant, &board, "the board is enrolled and appraised", |p| p.trust_of(AGENT).as_deref() == Some("warning"));
+    wait(&plant, &board, "the board is enrolled and appraised", |p| {
+        p.trust_of(AGENT).as_deref() == Some("warning")
+    });
     board.send("systemctl reboot").unwrap();
     let mut board = bench.after_reset(board);
     wait(&plant, &board, "the second boot is appraised", |p| {
@@ -210,7 +226,9 @@ fn a_system_is_written_proves_itself_or_is_left() {
     plant.cnova(&["attest", "now", AGENT]);
     sleep(Duration::from_secs(10));
     plant.cnova(&["reference", "add", "image-1", "--from-node", AGENT]);
-    wait(&plant, &board, "the board is attested", |p| p.trust_of(AGENT).as_deref() == Some("affirming"));
+    wait(&plant, &board, "the board is attested", |p| {
+        p.trust_of(AGENT).as_deref() == Some("affirming")
+    });
     plant.write("app/w.wasm", WASM);
     let app = plant.write(
         "app/app.yaml",
@@ -227,31 +245,74 @@ fn a_system_is_written_proves_itself_or_is_left() {
     plant.cnova(&["apply", &manifest(&plant, &good, 3, WITHIN)]);
     let held = system(&plant);
     assert_eq!(held["asked"], false, "{held}");
-    assert!(held["reason"].as_str().unwrap().contains("no reference values are published"), "{held}");
+    assert!(
+        held["reason"]
+            .as_str()
+            .unwrap()
+            .contains("no reference values are published"),
+        "{held}"
+    );
     let bundle = good.display().to_string();
-    plant.cnova(&["reference", "add", "image-2", "--from-node", AGENT, "--from-bundle", &bundle]);
-    wait(&plant, &board, "a quarter of it is written", |p| system(p)["percent"].as_u64() >= Some(20));
+    plant.cnova(&[
+        "reference",
+        "add",
+        "image-2",
+        "--from-node",
+        AGENT,
+        "--from-bundle",
+        &bundle,
+    ]);
+    wait(&plant, &board, "a quarter of it is written", |p| {
+        system(p)["percent"].as_u64() >= Some(20)
+    });
 
     // In the middle of it the power is cut: the system before starts, and it goes on.
     board.cut_power();
     let mut board = bench.booted();
     assert_eq!(slot_of(&mut board), "a 1.0.0 approved");
-    assert!(!board.run("ls /efi/EFI/Linux").unwrap().contains("cnova-b"), "nothing of slot b can be started") ;
+    assert!(
+        !board.run("ls /efi/EFI/Linux").unwrap().contains("cnova-b"),
+        "nothing of slot b can be started"
+    );
     let mut board = bench.after_reset(board);
-    wait(&plant, &board, "version 2.0.0 is confirmed", |p| state(p) == "confirmed");
+    wait(&plant, &board, "version 2.0.0 is confirmed", |p| {
+        state(p) == "confirmed"
+    });
     assert_eq!(slot_of(&mut board), "b 2.0.0 approved");
-    wait(&plant, &board, "it is attested", |p| p.trust_of(AGENT).as_deref() == Some("affirming"));
+    wait(&plant, &board, "it is attested", |p| {
+        p.trust_of(AGENT).as_deref() == Some("affirming")
+    });
     wait(&plant, &board, "its workload runs", runs_by_the_hub);
     let until = Instant::now() + PATIENCE;
     while !board.run("ls /efi/EFI/Linux").unwrap().contains("cnova-b.efi") {
-        assert!(Instant::now() < until, "{}", board.run("ls /efi/EFI/Linux; systemctl list-jobs").unwrap());
+        assert!(
+            Instant::now() < until,
+            "{}",
+            board.run("ls /efi/EFI/Linux; systemctl list-jobs").unwrap()
+        );
     }
-    assert!(board.run("cat /etc/os-release").unwrap().contains("IMAGE_VERSION=2.0.0"));
-    assert!(board.run("ls /efi/EFI/Linux").unwrap().contains("cnova-a"), "the one before is kept");
+    assert!(
+        board
+            .run("cat /etc/os-release")
+            .unwrap()
+            .contains("IMAGE_VERSION=2.0.0")
+    );
+    assert!(
+        board.run("ls /efi/EFI/Linux").unwrap().contains("cnova-a"),
+        "the one before is kept"
+    );
 
     // One that starts and is no good: the loader goes back by itself, and the one before says why.
     let bundle = bad.display().to_string();
-    plant.cnova(&["reference", "add", "image-3", "--from-node", AGENT, "--from-bundle", &bundle]);
+    plant.cnova(&[
+        "reference",
+        "add",
+        "image-3",
+        "--from-node",
+        AGENT,
+        "--from-bundle",
+        &bundle,
+    ]);
     plant.cnova(&["apply", &manifest(&plant, &bad, 1, BAD_WITHIN)]);
     let board = bench.after_reset(board);
     let mut board = bench.after_reset(board);
@@ -259,7 +320,10 @@ fn a_system_is_written_proves_itself_or_is_left() {
     let left = system(&plant);
     eprintln!("   {left}");
     let why = left["reason"].as_str().unwrap();
-    assert!(why.contains("app/w") && why.contains("went back to version 2.0.0 in slot b"), "{why}");
+    assert!(
+        why.contains("app/w") && why.contains("went back to version 2.0.0 in slot b"),
+        "{why}"
+    );
     assert_eq!(slot_of(&mut board), "b 2.0.0 approved");
     wait(&plant, &board, "the workload runs", runs_by_the_hub);
     cut_anywhere(&plant, &mut bench, board, &good);
@@ -273,7 +337,10 @@ fn a_damaged_bundle_is_refused(plant: &Plant, good: &Path) {
     let damaged = plant.write("damaged/system-2.0.0.cnova", &bytes);
     let manifest = manifest(plant, Path::new(&damaged), 3, WITHIN);
     let said = plant.cnova_refused(&["apply", &manifest]);
-    assert!(said.contains("its part Root has the digest") && said.contains("bundle: {file"), "{said}");
+    assert!(
+        said.contains("its part Root has the digest") && said.contains("bundle: {file"),
+        "{said}"
+    );
     eprintln!("   a flipped byte: {}", said.lines().next().unwrap_or_default());
 }
 
@@ -289,7 +356,15 @@ fn cut_anywhere(plant: &Plant, bench: &mut Bench, mut board: Board, good: &Path)
     let mut random = fastrand::Rng::with_seed(seed);
     let newest = build(plant, "4.0.0", &["--bundle"]);
     let bundle = newest.display().to_string();
-    plant.cnova(&["reference", "add", "image-4", "--from-node", AGENT, "--from-bundle", &bundle]);
+    plant.cnova(&[
+        "reference",
+        "add",
+        "image-4",
+        "--from-node",
+        AGENT,
+        "--from-bundle",
+        &bundle,
+    ]);
     plant.cnova(&["apply", &manifest(plant, &newest, 10, WITHIN)]);
     let _ = good;
     for _ in 0..cuts {
@@ -314,5 +389,7 @@ fn cut_anywhere(plant: &Plant, bench: &mut Bench, mut board: Board, good: &Path)
     }
     assert_eq!(slot_of(&mut board), "a 4.0.0 approved");
     wait(plant, &board, "the workload runs", runs_by_the_hub);
-    wait(plant, &board, "it is attested", |p| p.trust_of(AGENT).as_deref() == Some("affirming"));
+    wait(plant, &board, "it is attested", |p| {
+        p.trust_of(AGENT).as_deref() == Some("affirming")
+    });
 }

@@ -95,7 +95,9 @@ pub struct Header {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BundleError {
     /// It begins otherwise.
-    #[error("it is not a system bundle: it does not begin with CNOVASY1; `firmware-images/build BOARD --bundle` makes one")]
+    #[error(
+        "it is not a system bundle: it does not begin with CNOVASY1; `firmware-images/build BOARD --bundle` makes one"
+    )]
     NotOne,
     /// The header is larger than the limit, or cut off.
     #[error("its header has {said} bytes of {here} that are there; at most {max} are read", max = limits::SYSTEM_HEADER_BYTES)]
@@ -175,7 +177,9 @@ impl Header {
             let is_good = |c: char| c.is_ascii_alphanumeric() || "._-+~".contains(c);
             if text.is_empty() || text.len() > limits::SYSTEM_WORD_LEN || !text.chars().all(is_good) {
                 let most = limits::SYSTEM_WORD_LEN;
-                return Err(format!("{what} is 1 to {most} letters, digits and . _ - + ~, not {text:?}"));
+                return Err(format!(
+                    "{what} is 1 to {most} letters, digits and . _ - + ~, not {text:?}"
+                ));
             }
             Ok(())
         };
@@ -183,7 +187,9 @@ impl Header {
         word("the version", &self.version)?;
         let kinds: Vec<PartKind> = self.parts.iter().map(|p| p.kind).collect();
         if kinds.len() != 2 || !kinds.contains(&PartKind::Root) || !kinds.contains(&PartKind::Boot) {
-            return Err(format!("it has the parts {kinds:?}; one root and one boot part are written"));
+            return Err(format!(
+                "it has the parts {kinds:?}; one root and one boot part are written"
+            ));
         }
         let mut free = length;
         for part in &self.parts {
@@ -345,8 +351,14 @@ mod tests {
         let good = header().to_bytes().unwrap();
         assert_eq!(Header::read(b"\x7fELF", 4), Err(BundleError::NotOne));
         assert_eq!(Header::read(b"", 0), Err(BundleError::NotOne));
-        assert!(matches!(Header::read(&good[..10], 12365), Err(BundleError::Length { said: 0, here: 10 })));
-        assert!(matches!(Header::read(&good[..40], 12365), Err(BundleError::Length { here: 40, .. })));
+        assert!(matches!(
+            Header::read(&good[..10], 12365),
+            Err(BundleError::Length { said: 0, here: 10 })
+        ));
+        assert!(matches!(
+            Header::read(&good[..40], 12365),
+            Err(BundleError::Length { here: 40, .. })
+        ));
         let mut large = good.clone();
         large[8] = 0xff;
         assert!(matches!(Header::read(&large, 12365), Err(BundleError::Length { .. })));
@@ -360,7 +372,18 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_as_people_read_them() {
-        let in_order = ["0.9", "1.0~rc1", "1.0~rc2", "1.0", "1.0.1", "1.2", "1.10", "2", "2026.11.21", "2026.11.21-2"];
+        let in_order = [
+            "0.9",
+            "1.0~rc1",
+            "1.0~rc2",
+            "1.0",
+            "1.0.1",
+            "1.2",
+            "1.10",
+            "2",
+            "2026.11.21",
+            "2026.11.21-2",
+        ];
         for (i, a) in in_order.iter().enumerate() {
             for (j, b) in in_order.iter().enumerate() {
                 assert_eq!(compare_versions(a, b), i.cmp(&j), "{a} and {b}");

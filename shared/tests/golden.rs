@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use cnova_shared::bundle::{self, Role, TrustBundle};
 use cnova_shared::certificate;
 use cnova_shared::envelope::{Untrusted, seal};
-use cnova_shared::ids::{Digest, NodeId, SitePath};
+use cnova_shared::ids::{Digest, Name, NodeId, SitePath};
 use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::topics::Kind;
 use cnova_shared::twin::{TwinError, VerifiedTwin, check};
@@ -288,6 +288,56 @@ fn twin() -> v1::Twin {
     }
 }
 
+/// A twin that asks for an operating system.
+fn system_twin() -> v1::Twin {
+    let window = v1::Schedule {
+        cron: "0 2 * * SUN".into(),
+        zone: "UTC".into(),
+        window_seconds: Some(7200),
+        late_seconds: 0,
+    };
+    let system = v1::System {
+        name: Name::new("plc-os").unwrap(),
+        generation: 4,
+        bundle: v1::Artifact {
+            digest: digest("bundle"),
+            size: 70_000_000,
+        },
+        header: digest("header"),
+        version: "2.0.0".into(),
+        attempt: 2,
+        tries: 3,
+        downgrade: true,
+        window: Some(window),
+        health: v1::SystemHealth {
+            within_s: 600,
+            workloads: vec![workload_id("vibration-watch/detector")],
+            parent: true,
+        },
+    };
+    v1::Twin {
+        system: Some(Box::new(system)),
+        ..twin()
+    }
+}
+
+#[test]
+fn what_is_said_of_a_system_keeps_its_bytes() {
+    let said = Body::System(v1::SystemReport {
+        state: v1::SystemState::RolledBack,
+        reason: "workload app/w is failed".into(),
+        bundle: Some(digest("bundle")),
+        attempt: 2,
+        wanted: "2.0.0".into(),
+        version: "1.0.0".into(),
+        slot: "a".into(),
+        compatible: "plc-x86".into(),
+        percent: 40,
+    });
+    let file = assert_golden("body-system.cbor", &encode(&said).unwrap());
+    assert_eq!(decode::<Body>(&file).unwrap(), said);
+}
+
 /// Runs the same check for every message of version 1.
 macro_rules! for_every_message {
     ($check:ident) => {
@@ -300,6 +350,7 @@ macro_rules! for_every_message {
         $check("command", Kind::Command, &command());
         $check("reply", Kind::Reply, &reply());
         $check("twin", Kind::Twin, &twin());
+        $check("twin-system", Kind::Twin, &system_twin());
     };
 }
 

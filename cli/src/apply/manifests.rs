@@ -240,7 +240,10 @@ mod tests {
         assert!(system.is_system() && !manifest("kind: Application\n").is_system());
         let found = system.references();
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].name.as_str(), found[0].pointer.as_str()), ("out/system-2.cnova", "/bundle/file"));
+        assert_eq!(
+            (found[0].name.as_str(), found[0].pointer.as_str()),
+            ("out/system-2.cnova", "/bundle/file")
+        );
     }
 
     #[test]

@@ -200,7 +200,11 @@ fn post(hub: &Hub, request: &Request, dry_run: bool) -> Result<(Value, Applied),
     if dry_run {
         body["dry_run"] = Value::Bool(true);
     }
-    let place = if request.manifest.is_system() { routes::SYSTEMS } else { routes::APPLICATIONS };
+    let place = if request.manifest.is_system() {
+        routes::SYSTEMS
+    } else {
+        routes::APPLICATIONS
+    };
     let answer: Value = hub.post(place, &body).map_err(|e| refusal(e, request))?;
     match (serde_json::from_value::<Outcome>(answer.clone()), dry_run) {
         (Ok(Outcome::Applied(applied)), false) | (Ok(Outcome::DryRun(applied)), true) => Ok((answer, applied)),

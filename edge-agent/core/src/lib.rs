@@ -17,7 +17,7 @@ pub mod workload;
 
 pub use agent::{Agent, PROVENANCE_AGAIN_MS};
 pub use api::{
-    Action, Config, Event, Launch, Message, Observed, ObservedState, ProvenanceCheck, RuntimeEvent, Stage, SystemAction,
-    SystemEvent, Unproved,
+    Action, Config, Event, Launch, Message, Observed, ObservedState, ProvenanceCheck, RuntimeEvent, Stage,
+    SystemAction, SystemEvent, Unproved,
 };
 pub use status::{AcceleratorStatus, Status, WorkloadStatus};

@@ -139,9 +139,10 @@ impl SystemRow {
         match self.phase {
             Phase::Rebooting if runs => Some((Phase::Trial, String::new())),
             // The power was cut before the loader was told: it is still staged.
-            Phase::Rebooting if is_other_start && running.other == OtherSlot::None => {
-                Some((Phase::Staged, "the machine was started anew before the loader was told to try it".into()))
-            }
+            Phase::Rebooting if is_other_start && running.other == OtherSlot::None => Some((
+                Phase::Staged,
+                "the machine was started anew before the loader was told to try it".into(),
+            )),
             Phase::Rebooting if is_other_start => Some((Phase::RolledBack, self.went_back(running))),
             Phase::Trial | Phase::Confirmed if !runs => Some((Phase::RolledBack, self.went_back(running))),
             _ => None,
@@ -155,11 +156,19 @@ impl SystemRow {
             return format!("version {wanted} was good and does not start any more: {back}");
         }
         if !self.why.is_empty() {
-            return format!("version {wanted} was started and was not healthy ({}): {back}", self.why);
+            return format!(
+                "version {wanted} was started and was not healthy ({}): {back}",
+                self.why
+            );
         }
         match running.other {
-            OtherSlot::Untried => format!("the loader did not start version {wanted}: version {version} in slot {slot} runs"),
-            _ => format!("version {wanted} did not come as far as its agent in {} tries: {back}", self.wanted.tries),
+            OtherSlot::Untried => {
+                format!("the loader did not start version {wanted}: version {version} in slot {slot} runs")
+            }
+            _ => format!(
+                "version {wanted} did not come as far as its agent in {} tries: {back}",
+                self.wanted.tries
+            ),
         }
     }
 }
@@ -223,7 +232,11 @@ impl Gate {
         match missing {
             Some(what) => {
                 self.since_ms = None;
-                if is_over { Judgement::Bad(what) } else { Judgement::NotYet(what) }
+                if is_over {
+                    Judgement::Bad(what)
+                } else {
+                    Judgement::NotYet(what)
+                }
             }
             None => {
                 let since = *self.since_ms.get_or_insert(mono_ms);
@@ -247,11 +260,20 @@ impl Gate {
 /// A register whose value under the new system is not among those approved, by what the image alone decides.
 #[must_use]
 pub fn unapproved(header: &Header, approved: &[BTreeMap<u8, Digest>]) -> Option<Vec<u8>> {
-    let missing = |boot: &BTreeMap<u8, Digest>| header.missing_in(|pcr, value| boot.get(&pcr).is_none_or(|v| v == value));
+    let missing =
+        |boot: &BTreeMap<u8, Digest>| header.missing_in(|pcr, value| boot.get(&pcr).is_none_or(|v| v == value));
     let nearest: Option<Vec<u8>> = approved.iter().map(missing).min_by_key(Vec::len);
     match nearest {
         Some(none) if none.is_empty() => None,
         Some(some) => Some(some),
-        None => Some(header.measured.keys().copied().collect::<BTreeSet<u8>>().into_iter().collect()),
+        None => Some(
+            header
+                .measured
+                .keys()
+                .copied()
+                .collect::<BTreeSet<u8>>()
+                .into_iter()
+                .collect(),
+        ),
     }
 }

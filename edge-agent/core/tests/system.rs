@@ -183,13 +183,19 @@ fn a_bundle_is_judged_by_its_header_written_read_back_and_started() {
     let actions = ask(&mut rig, 2, Some(wanted(&header)));
     let want = format!("send want {} 0+{CHUNK}", Digest::of(&bundle).short());
     assert!(actions.contains(&want), "{actions:?}");
-    assert!(about_slots(&actions).is_empty(), "nothing is touched before its header was read");
+    assert!(
+        about_slots(&actions).is_empty(),
+        "nothing is touched before its header was read"
+    );
     let actions = chunk(&mut rig, &bundle, 0);
     assert_eq!(about_slots(&actions), ["slot open"]);
     let persisted = actions.iter().position(|a| a.contains("system Writing")).unwrap();
     assert!(persisted < actions.iter().position(|a| a == "slot open").unwrap());
     open(&mut rig, &bundle, 0);
-    assert_eq!(about_slots(&chunk(&mut rig, &bundle, 0)), [format!("slot write 0+{CHUNK}")]);
+    assert_eq!(
+        about_slots(&chunk(&mut rig, &bundle, 0)),
+        [format!("slot write 0+{CHUNK}")]
+    );
     assert_eq!(rig.agent.system().state, SystemState::Writing);
     assert_eq!(rig.agent.system().percent, 40);
     chunk(&mut rig, &bundle, CHUNK);
@@ -213,7 +219,11 @@ fn it_is_good_when_what_ran_before_runs_again_for_a_while() {
     let (mut rig, _) = booted(rig.stored, running("2.0", "m2", OtherSlot::Tried));
     assert_eq!(phase(&rig), Some(Phase::Trial));
     assert_eq!(rig.agent.system_verdict(), None);
-    assert!(rig.agent.system().reason.contains("app/a"), "{}", rig.agent.system().reason);
+    assert!(
+        rig.agent.system().reason.contains("app/a"),
+        "{}",
+        rig.agent.system().reason
+    );
     let attempt = rig.stored.instances[0].attempt;
     rig.started(attempt);
     assert_eq!(about_slots(&rig.wait(STEADY_MS - 1)), [""; 0]);
@@ -223,7 +233,11 @@ fn it_is_good_when_what_ran_before_runs_again_for_a_while() {
     assert_eq!(rig.agent.system_verdict(), Some(true));
     // It is asked for, and runs: nothing more is done, at any later start either.
     let (rig, actions) = booted(rig.stored, running("2.0", "m3", OtherSlot::Tried));
-    assert_eq!(about_slots(&actions), ["slot confirm"], "the power may have been cut before");
+    assert_eq!(
+        about_slots(&actions),
+        ["slot confirm"],
+        "the power may have been cut before"
+    );
     assert_eq!(rig.agent.system().state, SystemState::Confirmed);
 }
 
@@ -234,7 +248,13 @@ fn one_that_does_not_become_healthy_is_given_up_and_never_tried_again() {
     let (rig, _) = write_to_the_end(&system, &header);
     let (mut rig, _) = booted(rig.stored, running("2.0", "m2", OtherSlot::Tried));
     let attempt = rig.stored.instances[0].attempt;
-    rig.runtime(attempt, RuntimeEvent::Exited { ok: false, detail: "no such runtime".into() });
+    rig.runtime(
+        attempt,
+        RuntimeEvent::Exited {
+            ok: false,
+            detail: "no such runtime".into(),
+        },
+    );
     let actions = rig.wait(300_000);
     assert_eq!(about_slots(&actions), ["restart"]);
     assert_eq!(rig.agent.system_verdict(), Some(false));
@@ -244,10 +264,24 @@ fn one_that_does_not_become_healthy_is_given_up_and_never_tried_again() {
     assert_eq!(about_slots(&actions), ["slot discard"]);
     let said = rig.agent.system();
     assert_eq!(said.state, SystemState::RolledBack);
-    assert!(said.reason.contains("app/a") && said.reason.contains("went back to version 1.0 in slot a"), "{}", said.reason);
+    assert!(
+        said.reason.contains("app/a") && said.reason.contains("went back to version 1.0 in slot a"),
+        "{}",
+        said.reason
+    );
     // The same bundle is not begun again, by whichever twin, until another attempt is asked for.
     welcome(&mut rig);
-    assert!(about_slots(&ask(&mut rig, 3, Some(System { generation: 2, ..system.clone() }))).is_empty());
+    assert!(
+        about_slots(&ask(
+            &mut rig,
+            3,
+            Some(System {
+                generation: 2,
+                ..system.clone()
+            })
+        ))
+        .is_empty()
+    );
     ask(&mut rig, 4, Some(System { attempt: 2, ..system }));
     assert_eq!(phase(&rig), Some(Phase::Writing));
 }
@@ -259,7 +293,11 @@ fn one_that_never_reaches_its_agent_is_told_by_the_one_before() {
     let (rig, _) = booted(rig.stored, running("1.0", "m5", OtherSlot::Tried));
     let said = rig.agent.system();
     assert_eq!(said.state, SystemState::RolledBack);
-    assert!(said.reason.contains("did not come as far as its agent in 3 tries"), "{}", said.reason);
+    assert!(
+        said.reason.contains("did not come as far as its agent in 3 tries"),
+        "{}",
+        said.reason
+    );
 }
 
 #[test]
@@ -285,7 +323,11 @@ fn a_power_cut_while_it_is_written_goes_on_where_it_was() {
     open(&mut rig, &bundle, 0);
     chunk(&mut rig, &bundle, 0);
     let (mut rig, actions) = booted(rig.stored, running("1.0", "m2", OtherSlot::None));
-    assert_eq!(about_slots(&actions), ["slot open"], "without its header being fetched again");
+    assert_eq!(
+        about_slots(&actions),
+        ["slot open"],
+        "without its header being fetched again"
+    );
     rig.take(Event::Connected);
     let actions = open(&mut rig, &bundle, 4096);
     let want = format!("send want {} 4096+{CHUNK}", Digest::of(&bundle).short());
@@ -334,11 +376,18 @@ fn a_header_that_the_twin_does_not_name_is_not_read() {
     ask(&mut rig, 2, Some(system));
     for _ in 0..3 {
         let actions = chunk(&mut rig, &bytes_of(&header), 0);
-        assert!(about_slots(&actions).iter().all(|a| *a == "slot discard"), "{actions:?}");
+        assert!(
+            about_slots(&actions).iter().all(|a| *a == "slot discard"),
+            "{actions:?}"
+        );
     }
     let said = rig.agent.system();
     assert_eq!(said.state, SystemState::Failed);
-    assert!(said.reason.contains("the twin says") && said.reason.contains("3 times"), "{}", said.reason);
+    assert!(
+        said.reason.contains("the twin says") && said.reason.contains("3 times"),
+        "{}",
+        said.reason
+    );
 }
 
 #[test]
@@ -353,7 +402,11 @@ fn a_flipped_byte_is_fetched_anew_and_then_refused_with_words() {
         for offset in [0, CHUNK, 2 * CHUNK] {
             chunk(&mut rig, &bundle, offset);
         }
-        let actions = verified(&mut rig, &bundle, Err("the root in slot b has the digest x and not y".into()));
+        let actions = verified(
+            &mut rig,
+            &bundle,
+            Err("the root in slot b has the digest x and not y".into()),
+        );
         assert!(about_slots(&actions).contains(&"slot discard"), "{actions:?}");
         if round < 3 {
             assert_eq!(rig.agent.system().state, SystemState::Waiting);
@@ -362,7 +415,11 @@ fn a_flipped_byte_is_fetched_anew_and_then_refused_with_words() {
     }
     let said = rig.agent.system();
     assert_eq!(said.state, SystemState::Failed);
-    assert!(said.reason.contains("the root in slot b") && said.reason.contains("3 times"), "{}", said.reason);
+    assert!(
+        said.reason.contains("the root in slot b") && said.reason.contains("3 times"),
+        "{}",
+        said.reason
+    );
     assert_eq!(rig.report_of("app/a").state, v1::WorkloadState::Running);
 }
 
@@ -383,7 +440,11 @@ fn it_waits_for_its_window_and_for_power() {
     let (mut rig, actions) = write_to_the_end(&system, &header);
     if EPOCH_S % 3600 >= 60 {
         assert!(about_slots(&actions).is_empty(), "{actions:?}");
-        assert!(rig.agent.system().reason.contains("window: it opens"), "{}", rig.agent.system().reason);
+        assert!(
+            rig.agent.system().reason.contains("window: it opens"),
+            "{}",
+            rig.agent.system().reason
+        );
     }
     rig.take(Event::Power {
         level: v1::PowerLevel::Low,
@@ -391,7 +452,11 @@ fn it_waits_for_its_window_and_for_power() {
     });
     let to_next_hour = (3600 - EPOCH_S % 3600) * 1000;
     assert!(about_slots(&rig.wait(to_next_hour)).is_empty());
-    assert!(rig.agent.system().reason.contains("power level low"), "{}", rig.agent.system().reason);
+    assert!(
+        rig.agent.system().reason.contains("power level low"),
+        "{}",
+        rig.agent.system().reason
+    );
     assert_eq!(rig.agent.system().state, SystemState::Staged);
     rig.take(Event::Power {
         level: v1::PowerLevel::Mains,
@@ -447,7 +512,10 @@ fn a_machine_without_slots_says_why_and_only_when_asked() {
     ask(&mut rig, 2, Some(wanted(&header("2.0"))));
     assert!(rig.says("system"));
     let said = rig.agent.system();
-    assert_eq!((said.state, said.reason.as_str()), (SystemState::Failed, "this rig has no slots"));
+    assert_eq!(
+        (said.state, said.reason.as_str()),
+        (SystemState::Failed, "this rig has no slots")
+    );
 }
 
 #[test]
@@ -496,7 +564,11 @@ fn a_crash_behind_every_action_ends_well() {
                 machine.perform(&action, &bundle);
             }
         }
-        assert_eq!(machine.rig.agent.system().state, SystemState::Confirmed, "after action {crash_after}");
+        assert_eq!(
+            machine.rig.agent.system().state,
+            SystemState::Confirmed,
+            "after action {crash_after}"
+        );
         assert_eq!(machine.version, "2.0");
     }
 }
@@ -523,7 +595,11 @@ impl Machine {
 
     fn restart(&mut self) {
         self.boots += 1;
-        let other = if self.version == "2.0" { OtherSlot::Tried } else { OtherSlot::None };
+        let other = if self.version == "2.0" {
+            OtherSlot::Tried
+        } else {
+            OtherSlot::None
+        };
         let boot = format!("m{}", self.boots);
         let (rig, _) = booted(self.rig.stored.clone(), running(self.version, &boot, other));
         self.rig = rig;
@@ -558,7 +634,15 @@ impl Machine {
         let mut actions = Vec::new();
         if phase(&self.rig) == Some(Phase::Writing) {
             let is_known = self.rig.stored.system.as_ref().unwrap().header.is_some();
-            actions = chunk(&mut self.rig, bundle, if is_known { offset.min(SIZE - 1) / CHUNK * CHUNK } else { 0 });
+            actions = chunk(
+                &mut self.rig,
+                bundle,
+                if is_known {
+                    offset.min(SIZE - 1) / CHUNK * CHUNK
+                } else {
+                    0
+                },
+            );
         }
         actions.extend(self.rig.wait(STEADY_MS));
         only_slots(&actions)

@@ -221,7 +221,8 @@ fn apply(t: &Transaction<'_>, op: &Op) -> Result<(), rusqlite::Error> {
             put_result(t, SYSTEM, &cbor)?;
         }
         Op::DropSystem => {
-            t.prepare_cached("DELETE FROM result WHERE about = ?1")?.execute([SYSTEM])?;
+            t.prepare_cached("DELETE FROM result WHERE about = ?1")?
+                .execute([SYSTEM])?;
         }
     }
     Ok(())

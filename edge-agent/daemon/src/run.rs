@@ -253,7 +253,11 @@ fn find_slots(config: &AgentConfig) -> Result<Arc<Slots>, String> {
     match &found {
         Ok(slots) => {
             let running = slots.running();
-            tracing::info!(version = running.version, slot = running.slot, "the system of this machine has two slots");
+            tracing::info!(
+                version = running.version,
+                slot = running.slot,
+                "the system of this machine has two slots"
+            );
         }
         Err(why) => tracing::debug!(%why, "the system of this machine cannot be changed"),
     }

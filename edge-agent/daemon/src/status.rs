@@ -171,7 +171,11 @@ fn system(out: &mut String, s: &SystemReport) {
     }
     if !s.wanted.is_empty() {
         let state = system_word(s.state);
-        let why = if s.reason.is_empty() { String::new() } else { format!(": {}", s.reason) };
+        let why = if s.reason.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", s.reason)
+        };
         let _ = writeln!(out, "asked for {} (attempt {}), {state}{why}", s.wanted, s.attempt);
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cnova_agent::system::{BootControl, Environment, EntryState, Loader, Slots, SystemConfig, SystemdBoot, UBoot};
+use cnova_agent::system::{BootControl, EntryState, Environment, Loader, Slots, SystemConfig, SystemdBoot, UBoot};
 use cnova_agent_core::system::OtherSlot;
 use cnova_agent_core::{SystemAction, SystemEvent};
 use cnova_shared::ids::Digest;
@@ -31,13 +31,30 @@ impl Machine {
         let dir = tempfile::tempdir().unwrap();
         let this = Self { dir };
         let hash = "ab".repeat(32);
-        this.put("proc/cmdline", &format!("console=ttyS0 cnova.root=root cnova.hash={hash} ro\n"));
+        this.put(
+            "proc/cmdline",
+            &format!("console=ttyS0 cnova.root=root cnova.hash={hash} ro\n"),
+        );
         this.put("proc/sys/kernel/random/boot_id", "boot-1\n");
-        this.put("proc/self/mountinfo", "22 1 253:0 / / ro,relatime - squashfs /dev/mapper/root ro\n23 22 0:5 / /proc rw - proc proc rw\n");
-        this.put("etc/os-release", "ID=cnova\nIMAGE_VERSION=1.0\nCNOVA_BOARD=\"board-1\"\n");
+        this.put(
+            "proc/self/mountinfo",
+            "22 1 253:0 / / ro,relatime - squashfs /dev/mapper/root ro\n23 22 0:5 / /proc rw - proc proc rw\n",
+        );
+        this.put(
+            "etc/os-release",
+            "ID=cnova\nIMAGE_VERSION=1.0\nCNOVA_BOARD=\"board-1\"\n",
+        );
         this.put("sys/dev/block/253:0/slaves/vda2/size", "1");
-        for (name, label) in [("vda1", "esp"), ("vda2", "root-a"), ("vda3", "root-b"), ("vda4", "state")] {
-            this.put(&format!("sys/class/block/{name}/uevent"), &format!("DEVNAME={name}\nPARTNAME={label}\n"));
+        for (name, label) in [
+            ("vda1", "esp"),
+            ("vda2", "root-a"),
+            ("vda3", "root-b"),
+            ("vda4", "state"),
+        ] {
+            this.put(
+                &format!("sys/class/block/{name}/uevent"),
+                &format!("DEVNAME={name}\nPARTNAME={label}\n"),
+            );
             let device = this.at("dev").join(name);
             fs::create_dir_all(this.at("dev")).unwrap();
             File::create(device).unwrap().set_len(SLOT_BYTES).unwrap();
@@ -85,7 +102,11 @@ struct Bundle {
 }
 
 fn bundle(version: &str, seed: u8) -> Bundle {
-    let fill = |n: usize| (0..n).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect::<Vec<u8>>();
+    let fill = |n: usize| {
+        (0..n)
+            .map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed))
+            .collect::<Vec<u8>>()
+    };
     let (root, boot) = (fill(ROOT_BYTES), fill(BOOT_BYTES));
     let part = |kind, offset: usize, data: &[u8]| Part {
         kind,
@@ -98,7 +119,10 @@ fn bundle(version: &str, seed: u8) -> Bundle {
         compatible: "board-1".into(),
         version: version.into(),
         root_hash: Digest::of(version.as_bytes()),
-        parts: vec![part(PartKind::Root, 4096, &root), part(PartKind::Boot, 4096 + ROOT_BYTES, &boot)],
+        parts: vec![
+            part(PartKind::Root, 4096, &root),
+            part(PartKind::Boot, 4096 + ROOT_BYTES, &boot),
+        ],
         measured: BTreeMap::new(),
         loads: Vec::new(),
     };
@@ -162,7 +186,10 @@ fn a_bundle_goes_into_the_slot_that_does_not_run_and_is_started_from_there() {
     let running_root = fs::read(machine.at("dev/vda2")).unwrap();
     let (slots, new) = (machine.slots(), bundle("2.0", 1));
     let running = slots.running();
-    assert_eq!((running.slot.as_str(), running.version.as_str(), running.other), ("a", "1.0", OtherSlot::None));
+    assert_eq!(
+        (running.slot.as_str(), running.version.as_str(), running.other),
+        ("a", "1.0", OtherSlot::None)
+    );
     assert_eq!(running.compatible, "board-1");
     assert_eq!(open(&slots, &new), 0);
     assert_eq!(write(&slots, &new, 0, new.bytes.len()), None);
@@ -212,9 +239,14 @@ fn a_power_cut_goes_on_where_everything_is_on_the_disk() {
     // What was written behind that may be lost.
     let mut device = File::options().write(true).open(machine.at("dev/vda3")).unwrap();
     device.seek(SeekFrom::Start(have - 4096)).unwrap();
-    device.write_all(&vec![0xff; half - usize::try_from(have).unwrap()]).unwrap();
+    device
+        .write_all(&vec![0xff; half - usize::try_from(have).unwrap()])
+        .unwrap();
     drop(device);
-    assert_eq!(write(&slots, &new, usize::try_from(have).unwrap(), new.bytes.len()), None);
+    assert_eq!(
+        write(&slots, &new, usize::try_from(have).unwrap(), new.bytes.len()),
+        None
+    );
     assert_eq!(verify(&slots, &new), Ok(()));
     // Another bundle begins from its beginning.
     let slots = machine.slots();
@@ -234,14 +266,20 @@ fn damage_is_found_when_it_is_read_back_and_again_before_the_start() {
     };
     flip(machine.at("dev/vda3"), 12_345);
     let said = verify(&slots, &new).unwrap_err();
-    assert!(said.contains("the root in slot b has the digest") && said.contains("which its header says"), "{said}");
+    assert!(
+        said.contains("the root in slot b has the digest") && said.contains("which its header says"),
+        "{said}"
+    );
     let _ = slots.perform(SystemAction::Discard);
     assert_eq!(open(&slots, &new), 0);
     write(&slots, &new, 0, new.bytes.len());
     assert_eq!(verify(&slots, &new), Ok(()));
     flip(machine.at("efi/EFI/Linux/cnova-b.new"), 77);
     let said = start(&slots, &new, false);
-    assert!(matches!(said, Some(SystemEvent::Verified { result: Err(_), .. })), "{said:?}");
+    assert!(
+        matches!(said, Some(SystemEvent::Verified { result: Err(_), .. })),
+        "{said:?}"
+    );
     assert!(!machine.at("restarted").exists());
     assert_eq!(slots.running().other, OtherSlot::None);
 }
@@ -250,14 +288,29 @@ fn damage_is_found_when_it_is_read_back_and_again_before_the_start() {
 fn what_does_not_fit_or_does_not_continue_is_refused_with_words() {
     let machine = Machine::new();
     let (slots, new) = (machine.slots(), bundle("2.0", 1));
-    File::options().write(true).open(machine.at("dev/vda3")).unwrap().set_len(4 << 20).unwrap();
+    File::options()
+        .write(true)
+        .open(machine.at("dev/vda3"))
+        .unwrap()
+        .set_len(4 << 20)
+        .unwrap();
     let said = slots.perform(SystemAction::Open {
         bundle: new.digest,
         header: Box::new(new.header.clone()),
     });
-    let Some(SystemEvent::NotWritten { why, .. }) = said else { panic!("{said:?}") };
-    assert!(why.contains("the root takes 6291456 bytes") && why.contains("room for 4194304"), "{why}");
-    File::options().write(true).open(machine.at("dev/vda3")).unwrap().set_len(SLOT_BYTES).unwrap();
+    let Some(SystemEvent::NotWritten { why, .. }) = said else {
+        panic!("{said:?}")
+    };
+    assert!(
+        why.contains("the root takes 6291456 bytes") && why.contains("room for 4194304"),
+        "{why}"
+    );
+    File::options()
+        .write(true)
+        .open(machine.at("dev/vda3"))
+        .unwrap()
+        .set_len(SLOT_BYTES)
+        .unwrap();
     open(&slots, &new);
     let said = write(&slots, &new, CHUNK, 2 * CHUNK);
     assert!(matches!(said, Some(SystemEvent::NotWritten { .. })), "{said:?}");
@@ -268,7 +321,9 @@ fn a_machine_that_cannot_change_its_system_says_why() {
     let why = |change: &dyn Fn(&Machine)| {
         let machine = Machine::new();
         change(&machine);
-        Slots::find(machine.dir.path(), &machine.config(), &machine.at("state")).unwrap_err().to_string()
+        Slots::find(machine.dir.path(), &machine.config(), &machine.at("state"))
+            .unwrap_err()
+            .to_string()
     };
     assert!(why(&|m| m.put("proc/cmdline", "quiet")).contains("no cnova.hash="));
     assert!(why(&|m| m.put("etc/os-release", "ID=debian\n")).contains("CNOVA_BOARD="));
@@ -284,14 +339,20 @@ fn a_machine_that_cannot_change_its_system_says_why() {
         loader: Loader::None,
         ..machine.config()
     };
-    let said = Slots::find(machine.dir.path(), &config, &machine.at("state")).unwrap_err().to_string();
+    let said = Slots::find(machine.dir.path(), &config, &machine.at("state"))
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("\"none\""));
 }
 
 #[test]
 fn a_good_slot_is_not_counted_and_an_older_version_is_named_to_the_loader() {
     let machine = Machine::new();
-    fs::rename(machine.at("efi/EFI/Linux/cnova-a.efi"), machine.at("efi/EFI/Linux/cnova-a+2-1.efi")).unwrap();
+    fs::rename(
+        machine.at("efi/EFI/Linux/cnova-a.efi"),
+        machine.at("efi/EFI/Linux/cnova-a+2-1.efi"),
+    )
+    .unwrap();
     let (slots, old) = (machine.slots(), bundle("0.9", 3));
     let _ = slots.perform(SystemAction::Confirm);
     assert_eq!(machine.entries(), ["cnova-a.efi"]);
@@ -303,7 +364,10 @@ fn a_good_slot_is_not_counted_and_an_older_version_is_named_to_the_loader() {
     let path = "sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
     let variable = fs::read(machine.at(path)).unwrap();
     assert_eq!(variable[..4], [7, 0, 0, 0]);
-    let units: Vec<u16> = variable[4..].chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
+    let units: Vec<u16> = variable[4..]
+        .chunks(2)
+        .map(|c| u16::from_le_bytes([c[0], c[1]]))
+        .collect();
     assert_eq!(String::from_utf16(&units).unwrap(), "cnova-b+3.efi\0");
 }
 
@@ -345,7 +409,9 @@ fn environment(dir: &Path, variables: &str) -> Environment {
     data.resize(size - 5, 0);
     let sum = |data: &[u8]| {
         !data.iter().fold(u32::MAX, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
+            (0..8).fold(crc ^ u32::from(*byte), |c, _| {
+                (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg())
+            })
         })
     };
     let copy = |flag: u8| [&sum(&data).to_le_bytes()[..], &[flag], &data].concat();
@@ -360,7 +426,10 @@ fn environment(dir: &Path, variables: &str) -> Environment {
 #[test]
 fn u_boot_is_told_by_its_environment_of_which_one_copy_is_always_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let environment = environment(dir.path(), "bootdelay=0\nBOOT_ORDER=a b\nBOOT_a_LEFT=3\nBOOT_b_LEFT=3\n");
+    let environment = environment(
+        dir.path(),
+        "bootdelay=0\nBOOT_ORDER=a b\nBOOT_a_LEFT=3\nBOOT_b_LEFT=3\n",
+    );
     let boot = dir.path().join("boot");
     fs::create_dir(&boot).unwrap();
     let control = UBoot::new(boot, environment.clone());

@@ -45,7 +45,8 @@ pub struct Measured {
 
 impl From<&Header> for Measured {
     fn from(header: &Header) -> Self {
-        let values = |(pcr, values): (&u8, &std::collections::BTreeSet<Digest>)| (*pcr, values.iter().copied().collect());
+        let values =
+            |(pcr, values): (&u8, &std::collections::BTreeSet<Digest>)| (*pcr, values.iter().copied().collect());
         Self {
             measured: header.measured.iter().map(values).collect(),
             loads: header.loads.clone(),

@@ -193,7 +193,11 @@ impl Rig {
     /// Which nodes are asked for this version.
     fn asked(&self, version: &str) -> Vec<&str> {
         let is_asked = |t: &v1::Twin| t.system.as_ref().is_some_and(|s| s.bundle.digest == bundle(version));
-        self.twins.iter().filter(|(_, t)| is_asked(t)).map(|(n, _)| n.as_str()).collect()
+        self.twins
+            .iter()
+            .filter(|(_, t)| is_asked(t))
+            .map(|(n, _)| n.as_str())
+            .collect()
     }
 
     fn node(&self, system: &str, name: &str) -> NodeSystem {
@@ -226,12 +230,26 @@ fn about(version: &str, state: SystemState, runs_now: &str) -> SystemReport {
 fn one_node_after_the_other_and_no_further_one_after_a_failure() {
     let mut rig = Rig::with_nodes();
     let outcome = rig.apply(&manifest("os", "2.0", "rollout: {atOnce: 1}\n"));
-    let Outcome::Applied { placed, unplaced, changed: true, .. } = outcome else { panic!("{outcome:?}") };
+    let Outcome::Applied {
+        placed,
+        unplaced,
+        changed: true,
+        ..
+    } = outcome
+    else {
+        panic!("{outcome:?}")
+    };
     assert_eq!(placed["system"], BTreeSet::from(["plc-1".to_owned()]));
-    assert!(unplaced["plc-2"].contains("its turn comes: 1 node(s) are under way"), "{unplaced:?}");
+    assert!(
+        unplaced["plc-2"].contains("its turn comes: 1 node(s) are under way"),
+        "{unplaced:?}"
+    );
     assert_eq!(rig.asked("2.0"), ["plc-1"]);
     let twin = rig.twins["plc-1"].system.clone().unwrap();
-    assert_eq!((twin.version.as_str(), twin.tries, twin.attempt, twin.health.within_s), ("2.0", 3, 1, 600));
+    assert_eq!(
+        (twin.version.as_str(), twin.tries, twin.attempt, twin.health.within_s),
+        ("2.0", 3, 1, 600)
+    );
     rig.says("plc-1", &about("2.0", SystemState::Writing, "1.0"));
     rig.says("plc-1", &about("2.0", SystemState::Trial, "2.0"));
     assert_eq!(rig.asked("2.0"), ["plc-1"]);
@@ -240,7 +258,10 @@ fn one_node_after_the_other_and_no_further_one_after_a_failure() {
     rig.says("plc-2", &about("2.0", SystemState::RolledBack, "1.0"));
     assert_eq!(rig.asked("2.0"), ["plc-1", "plc-2"]);
     let stopped = rig.node("os", "plc-3");
-    assert!(stopped.reason.contains("the rollout has stopped: 1 node(s) failed"), "{stopped:?}");
+    assert!(
+        stopped.reason.contains("the rollout has stopped: 1 node(s) failed"),
+        "{stopped:?}"
+    );
     assert_eq!(rig.node("os", "plc-2").state, SystemState::RolledBack);
     // All of it survives the hub.
     let rig = Rig::boot(rig.stored);
@@ -255,8 +276,22 @@ fn all_at_once_where_that_is_said_and_another_attempt_begins_again() {
     assert_eq!(rig.asked("2.0"), ["plc-1", "plc-2", "plc-3"]);
     rig.says("plc-1", &about("2.0", SystemState::RolledBack, "1.0"));
     let same = rig.apply(&manifest("os", "2.0", "rollout: {atOnce: 10, maxFailures: 3}\n"));
-    assert!(matches!(same, Outcome::Applied { changed: false, generation: 1, .. }), "{same:?}");
-    rig.apply(&manifest("os", "2.0", "attempt: 2\nrollout: {atOnce: 10, maxFailures: 3}\n"));
+    assert!(
+        matches!(
+            same,
+            Outcome::Applied {
+                changed: false,
+                generation: 1,
+                ..
+            }
+        ),
+        "{same:?}"
+    );
+    rig.apply(&manifest(
+        "os",
+        "2.0",
+        "attempt: 2\nrollout: {atOnce: 10, maxFailures: 3}\n",
+    ));
     assert_eq!(rig.twins["plc-1"].system.as_ref().unwrap().attempt, 2);
 }
 
@@ -276,7 +311,11 @@ fn who_cannot_take_it_is_told_why_and_not_asked() {
     assert!(why("plc-2").contains("it is a board-2, and the bundle is for the board board-1"));
     assert!(why("plc-3").contains("version 2.0 is older than 2.5"));
     assert!(why("plc-4").contains("has not said that its system has two slots"));
-    rig.apply(&manifest("os", "2.0", "rollout: {atOnce: 10}\nslots: {downgrade: true}\n"));
+    rig.apply(&manifest(
+        "os",
+        "2.0",
+        "rollout: {atOnce: 10}\nslots: {downgrade: true}\n",
+    ));
     assert_eq!(rig.asked("2.0"), ["plc-1", "plc-3"]);
 }
 
@@ -304,9 +343,14 @@ fn two_systems_for_one_node_change_nothing_until_one_is_gone() {
 fn a_damaged_bundle_is_refused_at_its_place_in_the_manifest() {
     let mut rig = Rig::with_nodes();
     rig.damaged = true;
-    let Outcome::Mistakes(errors) = rig.apply(&manifest("os", "2.0", "")) else { panic!() };
+    let Outcome::Mistakes(errors) = rig.apply(&manifest("os", "2.0", "")) else {
+        panic!()
+    };
     let said = errors.to_string();
-    assert!(said.starts_with("system.yaml:4:") && said.contains("its part Root has the digest x"), "{said}");
+    assert!(
+        said.starts_with("system.yaml:4:") && said.contains("its part Root has the digest x"),
+        "{said}"
+    );
     assert!(rig.hub.systems().is_empty());
     // The file was uploaded anew meanwhile.
     rig.damaged = false;
@@ -361,10 +405,16 @@ fn policy_may_say_no() {
 #[test]
 fn the_published_schema_is_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/system-v1.schema.json");
-    let current = format!("{}\n", serde_json::to_string_pretty(&cndl::system_json_schema()).unwrap());
+    let current = format!(
+        "{}\n",
+        serde_json::to_string_pretty(&cndl::system_json_schema()).unwrap()
+    );
     if std::env::var_os("CNOVA_WRITE_SCHEMA").is_some() {
         std::fs::write(path, &current).unwrap();
     }
     let published = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(published == current, "{path} is out of date: run CNOVA_WRITE_SCHEMA=1 cargo test -p cnova-hub-core --test systems");
+    assert!(
+        published == current,
+        "{path} is out of date: run CNOVA_WRITE_SCHEMA=1 cargo test -p cnova-hub-core --test systems"
+    );
 }

@@ -494,5 +494,9 @@ fn loads_of(quote: &VerifiedQuote) -> Vec<Digest> {
     let is_true = |l: &FirmwareLog| quote.pcrs().get(&LOADS_PCR) == Some(&l.replay(LOADS_PCR));
     let events = log.filter(is_true).map(|l| l.events_of(LOADS_PCR)).unwrap_or_default();
     // A list that would be cut could only mislead.
-    if events.len() > limits::EVENTS_PER_PCR { Vec::new() } else { events }
+    if events.len() > limits::EVENTS_PER_PCR {
+        Vec::new()
+    } else {
+        events
+    }
 }

@@ -55,10 +55,7 @@ enum Work {
 
 impl Systems {
     pub(super) fn of(row: Option<Box<SystemRow>>) -> Self {
-        Self {
-            row,
-            ..Self::default()
-        }
+        Self { row, ..Self::default() }
     }
 
     /// The bundle that is being fetched, which is no artifact of the store.
@@ -69,7 +66,10 @@ impl Systems {
     }
 
     pub(super) fn timeout(&self) -> Option<u64> {
-        let trial = self.row.as_ref().filter(|r| r.phase == Phase::Trial && self.verdict.is_none());
+        let trial = self
+            .row
+            .as_ref()
+            .filter(|r| r.phase == Phase::Trial && self.verdict.is_none());
         let gate = trial.map(|r| self.gate.timeout(&r.wanted.health));
         gate.into_iter().chain(self.again_at).min()
     }
@@ -227,7 +227,9 @@ impl Agent {
 
     /// A chunk of the bundle came.
     pub(super) fn on_system_chunk(&mut self, offset: u64, data: Vec<u8>, complete: bool) {
-        let Some(row) = self.systems.row.as_deref().cloned() else { return };
+        let Some(row) = self.systems.row.as_deref().cloned() else {
+            return;
+        };
         let bundle = row.wanted.bundle.digest;
         match self.systems.work {
             Work::Header if offset == 0 => {
@@ -296,7 +298,9 @@ impl Agent {
 
     /// What became of an action.
     pub(super) fn on_system(&mut self, event: SystemEvent, now: Now) {
-        let Some(row) = self.systems.row.as_deref().cloned() else { return };
+        let Some(row) = self.systems.row.as_deref().cloned() else {
+            return;
+        };
         let mine = row.wanted.bundle.digest;
         match event {
             SystemEvent::Opened { bundle, have } if bundle == mine && self.systems.work == Work::Opening => {
@@ -336,19 +340,27 @@ impl Agent {
     }
 
     fn hold_system(&mut self, why: String, now: Now) {
-        self.stage(Stage::Note(format!("system: {why}; it is tried again in {} s", AGAIN_MS / 1000)));
+        self.stage(Stage::Note(format!(
+            "system: {why}; it is tried again in {} s",
+            AGAIN_MS / 1000
+        )));
         self.systems.hold = limits::clip(&why);
         self.systems.again_at = Some(now.mono_ms + AGAIN_MS);
     }
 
     fn start_when_due(&mut self, now: Now) {
-        let Some(row) = self.systems.row.as_deref().cloned() else { return };
+        let Some(row) = self.systems.row.as_deref().cloned() else {
+            return;
+        };
         if let Some(why) = self.not_now(&row, now) {
             self.systems.hold = why;
             self.systems.again_at = Some(now.mono_ms + LOOK_MS);
             return;
         }
-        let ran = self.machines.values().filter_map(|m| m.report(self.lack(m), self.fits(m)));
+        let ran = self
+            .machines
+            .values()
+            .filter_map(|m| m.report(self.lack(m), self.fits(m)));
         let ran = ran.filter(|r| r.state == WorkloadState::Running).map(|r| r.id);
         let ran: Vec<WorkloadId> = ran.collect();
         let Some(running) = self.running() else { return };
@@ -373,7 +385,10 @@ impl Agent {
             return Some(why);
         }
         if self.power.0 <= PowerLevel::Low {
-            return Some(format!("power: the node is at power level {}", schedule::power_word(self.power.0)));
+            return Some(format!(
+                "power: the node is at power level {}",
+                schedule::power_word(self.power.0)
+            ));
         }
         let window = row.wanted.window.as_ref()?;
         let wall_s = now.wall_ms / 1000;
@@ -415,7 +430,9 @@ impl Agent {
         let (Some(row), Some(running)) = (self.systems.row.as_deref(), self.running()) else {
             return;
         };
-        let Some(header) = row.header.clone().map(Box::new) else { return };
+        let Some(header) = row.header.clone().map(Box::new) else {
+            return;
+        };
         let is_older = !cnova_shared::system_bundle::compare_versions(&header.version, &running.version).is_gt();
         let (bundle, tries) = (row.wanted.bundle.digest, row.wanted.tries);
         self.systems.work = Work::Starting;
@@ -429,7 +446,9 @@ impl Agent {
     }
 
     fn judge_trial(&mut self, now: Now) {
-        let Some(row) = self.systems.row.as_deref().cloned() else { return };
+        let Some(row) = self.systems.row.as_deref().cloned() else {
+            return;
+        };
         let missing = self.missing_for_health(&row);
         match self.systems.gate.judge(missing, &row.wanted.health, now.mono_ms) {
             Judgement::Good => {
@@ -445,7 +464,10 @@ impl Agent {
                 if !self.systems.is_restarting {
                     self.systems.is_restarting = true;
                     let why = format!("after {} s {what}", row.wanted.health.within_s);
-                    self.stage(Stage::Note(format!("system: version {} is not healthy: {why}", row.wanted.version)));
+                    self.stage(Stage::Note(format!(
+                        "system: version {} is not healthy: {why}",
+                        row.wanted.version
+                    )));
                     // On disk first: the system before tells it.
                     self.put_system(SystemRow { why, ..row });
                     self.system_action(SystemAction::Restart);
@@ -482,7 +504,11 @@ impl Agent {
             };
             if !is_well {
                 let state = format!("{:?}", report.state).to_lowercase();
-                let reason = if report.reason.is_empty() { String::new() } else { format!(" ({})", report.reason) };
+                let reason = if report.reason.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({})", report.reason)
+                };
                 return Some(format!("workload {id} is {state}{reason}"));
             }
         }

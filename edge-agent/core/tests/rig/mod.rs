@@ -196,10 +196,17 @@ impl Rig {
                 Action::Send(Message::ChunkRequest(_)) => assert!(self.stored.twin.is_some()),
                 Action::System(SystemAction::Start { .. }) => {
                     let row = self.stored.system.as_deref().unwrap();
-                    assert_eq!(row.phase, cnova_agent_core::system::Phase::Rebooting, "started before it was on disk");
+                    assert_eq!(
+                        row.phase,
+                        cnova_agent_core::system::Phase::Rebooting,
+                        "started before it was on disk"
+                    );
                 }
                 Action::System(SystemAction::Open { .. } | SystemAction::Write { .. }) => {
-                    assert!(self.stored.system.as_deref().unwrap().header.is_some(), "written before it was on disk");
+                    assert!(
+                        self.stored.system.as_deref().unwrap().header.is_some(),
+                        "written before it was on disk"
+                    );
                 }
                 _ => {}
             }

@@ -11,7 +11,10 @@ impl EventLoop {
     /// In order: what is written is on its way before what comes next is asked for. Only what takes long is done beside.
     pub(super) async fn change_system(&self, action: SystemAction) -> Option<SystemEvent> {
         let slots = Arc::clone(self.parts.slots.as_ref()?);
-        if matches!(action, SystemAction::Verify { .. } | SystemAction::Start { .. } | SystemAction::Restart) {
+        if matches!(
+            action,
+            SystemAction::Verify { .. } | SystemAction::Start { .. } | SystemAction::Restart
+        ) {
             self.beside(move || Some(Done::Event(Event::System(slots.perform(action)?))));
             return None;
         }

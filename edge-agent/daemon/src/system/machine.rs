@@ -95,7 +95,9 @@ impl Machine {
     pub fn look(root: &Path) -> Result<Self, Unfit> {
         let line = read(root, "proc/cmdline")?;
         let hash = line.split_whitespace().find_map(|w| w.strip_prefix("cnova.hash="));
-        let root_hash = hash.and_then(|h| format!("sha256:{h}").parse().ok()).ok_or(Unfit::NoHash)?;
+        let root_hash = hash
+            .and_then(|h| format!("sha256:{h}").parse().ok())
+            .ok_or(Unfit::NoHash)?;
         let release = read(root, "etc/os-release")?;
         let said = |name: &'static str| {
             let value = release.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
@@ -113,7 +115,11 @@ impl Machine {
         let [(_, running)] = runs.as_slice() else {
             return Err(Unfit::NoSlot { found: under });
         };
-        let others: Vec<&Partition> = partitions.iter().map(|(_, p)| p).filter(|p| p.slot != running.slot).collect();
+        let others: Vec<&Partition> = partitions
+            .iter()
+            .map(|(_, p)| p)
+            .filter(|p| p.slot != running.slot)
+            .collect();
         let [other] = others.as_slice() else {
             let found = partitions.iter().map(|(_, p)| p.device.display().to_string()).collect();
             return Err(Unfit::NoSlot { found });
@@ -167,7 +173,9 @@ fn under_root(root: &Path) -> Result<Vec<String>, Unfit> {
         return Ok(slaves);
     }
     let uevent = fs::read_to_string(device.join("uevent")).unwrap_or_default();
-    let name = uevent.lines().find_map(|l| l.strip_prefix("DEVNAME=").map(str::to_owned));
+    let name = uevent
+        .lines()
+        .find_map(|l| l.strip_prefix("DEVNAME=").map(str::to_owned));
     Ok(vec![name.unwrap_or(number)])
 }
 

@@ -143,14 +143,22 @@ impl Slots {
         let control: Box<dyn BootControl> = match (config.loader, &config.environment) {
             (Loader::UBoot, Some(environment)) => Box::new(UBoot::new(boot_dir.clone(), environment.clone())),
             (Loader::UBoot, None) => return Err(Unfit::NoEnvironment),
-            _ => Box::new(SystemdBoot::new(boot_dir.clone(), root.join("sys/firmware/efi/efivars"))),
+            _ => Box::new(SystemdBoot::new(
+                boot_dir.clone(),
+                root.join("sys/firmware/efi/efivars"),
+            )),
         };
         if !boot_dir.is_dir() {
             return Err(Unfit::NoBootFolder(boot_dir));
         }
         let other = machine.other();
         let staging = control.staging(&other.slot);
-        let writer = SlotWriter::new(other.slot.clone(), other.device.clone(), staging, state_dir.join("system"));
+        let writer = SlotWriter::new(
+            other.slot.clone(),
+            other.device.clone(),
+            staging,
+            state_dir.join("system"),
+        );
         Ok(Self {
             machine,
             control,
@@ -189,12 +197,18 @@ impl Slots {
                 is_older,
             } => self.start(bundle, &header, tries, is_older),
             SystemAction::Confirm => {
-                self.log(self.control.confirm(&self.machine.slot), "the slot that runs is still counted");
+                self.log(
+                    self.control.confirm(&self.machine.slot),
+                    "the slot that runs is still counted",
+                );
                 None
             }
             SystemAction::Discard => {
                 let done = self.control.disarm(&self.machine.other().slot);
-                self.log(done.and_then(|()| self.writer().discard()), "what is left in the other slot stays");
+                self.log(
+                    done.and_then(|()| self.writer().discard()),
+                    "what is left in the other slot stays",
+                );
                 None
             }
             SystemAction::Restart => {
@@ -236,7 +250,11 @@ impl Slots {
             }
             Ok(()) => {}
         }
-        tracing::warn!(slot, version = header.version, "the machine is started anew, with another system");
+        tracing::warn!(
+            slot,
+            version = header.version,
+            "the machine is started anew, with another system"
+        );
         let error = self.restart().err()?;
         let why = error.to_string();
         Some(SystemEvent::NotStarted { bundle, why })
@@ -252,7 +270,10 @@ impl Slots {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
-        Err(SlotError::Loader(format!("{program} ended with {}: {said}", done.status)))
+        Err(SlotError::Loader(format!(
+            "{program} ended with {}: {said}",
+            done.status
+        )))
     }
 
     fn log(&self, done: Result<(), SlotError>, otherwise: &str) {

@@ -139,7 +139,14 @@ mod tests {
         assert_eq!(state("cnova-b.efi"), Some(EntryState::Good));
         assert_eq!(state("cnova-b+3.efi"), Some(EntryState::Counted { left: 3, used: 0 }));
         assert_eq!(state("cnova-b+0-3.efi"), Some(EntryState::Counted { left: 0, used: 3 }));
-        for other in ["cnova-a.efi", "cnova-b.new", "cnova-b+.efi", "cnova-b+x.efi", "cnova-beta.efi", "b.efi"] {
+        for other in [
+            "cnova-a.efi",
+            "cnova-b.new",
+            "cnova-b+.efi",
+            "cnova-b+x.efi",
+            "cnova-beta.efi",
+            "b.efi",
+        ] {
             assert_eq!(state(other), None, "{other}");
         }
     }

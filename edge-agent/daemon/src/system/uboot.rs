@@ -61,7 +61,10 @@ impl UBoot {
     fn read(&self) -> Result<(usize, u8, Variables), SlotError> {
         let e = &self.environment;
         if e.size as usize <= HEAD_BYTES || e.size > ENVIRONMENT_BYTES {
-            return Err(SlotError::Loader(format!("[system.environment] size {} is none", e.size)));
+            return Err(SlotError::Loader(format!(
+                "[system.environment] size {} is none",
+                e.size
+            )));
         }
         let file = File::open(&e.path).map_err(fail("read", &e.path))?;
         let mut good = Vec::new();
@@ -90,18 +93,30 @@ impl UBoot {
             return Ok(());
         }
         let e = &self.environment;
-        let mut data: Vec<u8> = variables.iter().flat_map(|(k, v)| format!("{k}={v}\0").into_bytes()).collect();
+        let mut data: Vec<u8> = variables
+            .iter()
+            .flat_map(|(k, v)| format!("{k}={v}\0").into_bytes())
+            .collect();
         data.push(0);
         let room = e.size as usize - HEAD_BYTES;
         if data.len() > room {
             let (asked, room, path) = (data.len() as u64, room as u64, e.path.clone());
             let what = "the environment";
-            return Err(SlotError::NoRoom { what, asked, room, path });
+            return Err(SlotError::NoRoom {
+                what,
+                asked,
+                room,
+                path,
+            });
         }
         data.resize(room, 0);
         let bytes = [&crc32(&data).to_le_bytes()[..], &[count.wrapping_add(1)], &data].concat();
-        let file = OpenOptions::new().write(true).open(&e.path).map_err(fail("write", &e.path))?;
-        file.write_all_at(&bytes, e.offsets[1 - place]).map_err(fail("write", &e.path))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&e.path)
+            .map_err(fail("write", &e.path))?;
+        file.write_all_at(&bytes, e.offsets[1 - place])
+            .map_err(fail("write", &e.path))?;
         file.sync_all().map_err(fail("write", &e.path))
     }
 }
@@ -128,7 +143,9 @@ impl BootControl for UBoot {
     }
 
     fn state(&self, slot: &str) -> EntryState {
-        let Ok((_, _, variables)) = self.read() else { return EntryState::None };
+        let Ok((_, _, variables)) = self.read() else {
+            return EntryState::None;
+        };
         if !order(&variables).iter().any(|s| s == slot) {
             return EntryState::None;
         }
@@ -183,7 +200,9 @@ impl BootControl for UBoot {
 /// CRC-32 (IEEE 802.3) as U-Boot sums its environment up.
 fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |c, _| {
+            (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg())
+        })
     })
 }
 

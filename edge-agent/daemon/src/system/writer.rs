@@ -69,7 +69,9 @@ impl SlotWriter {
     /// # Errors
     /// [`SlotError`].
     pub fn resume(&mut self, bundle: &Digest, header: &Header) -> Result<Option<u64>, SlotError> {
-        let kept = fs::read(self.progress()).ok().and_then(|b| wire::decode::<Progress>(&b).ok());
+        let kept = fs::read(self.progress())
+            .ok()
+            .and_then(|b| wire::decode::<Progress>(&b).ok());
         let Some(kept) = kept.filter(|p| p.bundle == *bundle && p.slot == self.slot) else {
             return Ok(None);
         };
@@ -99,14 +101,25 @@ impl SlotWriter {
 
     fn take(&mut self, bundle: Digest, header: &Header, have: u64) -> Result<(), SlotError> {
         let size = |kind| header.part(kind).map_or(0, |p| p.size);
-        let mut root = OpenOptions::new().write(true).open(&self.device).map_err(fail("open", &self.device))?;
+        let mut root = OpenOptions::new()
+            .write(true)
+            .open(&self.device)
+            .map_err(fail("open", &self.device))?;
         let room = root.seek(SeekFrom::End(0)).map_err(fail("measure", &self.device))?;
         let (what, asked) = ("the root", size(PartKind::Root));
         if asked > room {
             let path = self.device.clone();
-            return Err(SlotError::NoRoom { what, asked, room, path });
+            return Err(SlotError::NoRoom {
+                what,
+                asked,
+                room,
+                path,
+            });
         }
-        let boot = OpenOptions::new().write(true).open(&self.staging).map_err(fail("open", &self.staging))?;
+        let boot = OpenOptions::new()
+            .write(true)
+            .open(&self.staging)
+            .map_err(fail("open", &self.staging))?;
         let folder = self.staging.parent().unwrap_or(Path::new("/"));
         let here = boot.metadata().map_err(fail("measure", &self.staging))?.len();
         let stat = rustix::fs::statvfs(folder).map_err(|e| fail("measure", folder)(e.into()))?;
@@ -114,7 +127,12 @@ impl SlotWriter {
         let (what, asked) = ("the boot part", size(PartKind::Boot));
         if asked > room {
             let path = folder.to_owned();
-            return Err(SlotError::NoRoom { what, asked, room, path });
+            return Err(SlotError::NoRoom {
+                what,
+                asked,
+                room,
+                path,
+            });
         }
         self.open = Some(Open {
             bundle,
@@ -181,9 +199,13 @@ impl SlotWriter {
         let bytes = wire::encode(&progress).map_err(|e| SlotError::Loader(e.to_string()))?;
         let (path, partial) = (self.progress(), self.folder.join("progress.new"));
         fs::write(&partial, bytes).map_err(fail("write", &partial))?;
-        File::open(&partial).and_then(|f| f.sync_all()).map_err(fail("write", &partial))?;
+        File::open(&partial)
+            .and_then(|f| f.sync_all())
+            .map_err(fail("write", &partial))?;
         fs::rename(&partial, &path).map_err(fail("rename", &partial))?;
-        File::open(&self.folder).and_then(|f| f.sync_all()).map_err(fail("write", &self.folder))
+        File::open(&self.folder)
+            .and_then(|f| f.sync_all())
+            .map_err(fail("write", &self.folder))
     }
 
     /// Forces everything to the disk, reads it back, and compares it with what the header says.

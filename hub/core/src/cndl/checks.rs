@@ -50,7 +50,13 @@ pub(super) fn check_system(tree: &Node, value: &Value, schema_errors: &[Manifest
         refused,
         errors: Vec::new(),
     };
-    for field in ["attempt", "slots/tries", "rollout/atOnce", "rollout/maxFailures", "bundle/size"] {
+    for field in [
+        "attempt",
+        "slots/tries",
+        "rollout/atOnce",
+        "rollout/maxFailures",
+        "bundle/size",
+    ] {
         checker.whole_number(&format!("/{field}"));
     }
     checker.site("/placement/site");
@@ -59,7 +65,11 @@ pub(super) fn check_system(tree: &Node, value: &Value, schema_errors: &[Manifest
         checker.schedule("/window");
         if value.pointer("/window/for").is_none() {
             let hint = Some("such as for: 2h".to_owned());
-            checker.push("/window", "the field \"for\" is missing: how long it is open".to_owned(), hint);
+            checker.push(
+                "/window",
+                "the field \"for\" is missing: how long it is open".to_owned(),
+                hint,
+            );
         }
     }
     checker.quantity("/health/within", positive_duration);

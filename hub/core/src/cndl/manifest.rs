@@ -211,7 +211,10 @@ fn secrets(application: &Application) -> impl Iterator<Item = (String, &Workload
     })
 }
 
-pub(super) fn resolve(artifact: &mut ArtifactRef, digests: &BTreeMap<String, String>) -> Result<(), (String, Option<String>)> {
+pub(super) fn resolve(
+    artifact: &mut ArtifactRef,
+    digests: &BTreeMap<String, String>,
+) -> Result<(), (String, Option<String>)> {
     let ArtifactRef::File { path, size } = artifact else {
         return Ok(());
     };

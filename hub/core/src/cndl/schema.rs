@@ -286,7 +286,11 @@ mod tests {
 
     #[test]
     fn the_schema_compiles() {
-        assert!(PUBLISHED.validator.is_some(), "{:?}", jsonschema::validator_for(&SCHEMA).err());
+        assert!(
+            PUBLISHED.validator.is_some(),
+            "{:?}",
+            jsonschema::validator_for(&SCHEMA).err()
+        );
         assert!(jsonschema::meta::is_valid(&SCHEMA));
     }
 }

@@ -307,7 +307,11 @@ impl TryFrom<Document> for SystemDef {
     type Error = String;
 
     fn try_from(d: Document) -> Result<Self, String> {
-        let ids = d.health.workloads.iter().map(|w| w.parse::<WorkloadId>().map_err(|e| e.to_string()));
+        let ids = d
+            .health
+            .workloads
+            .iter()
+            .map(|w| w.parse::<WorkloadId>().map_err(|e| e.to_string()));
         Ok(Self {
             name: CheckedName::new(&d.metadata.name.0).map_err(|e| e.to_string())?,
             labels: d.metadata.labels.0,

@@ -64,7 +64,10 @@ impl SystemInForce {
 
 /// Nothing more comes of it.
 const fn is_over(state: SystemState) -> bool {
-    matches!(state, SystemState::Confirmed | SystemState::RolledBack | SystemState::Failed)
+    matches!(
+        state,
+        SystemState::Confirmed | SystemState::RolledBack | SystemState::Failed
+    )
 }
 
 /// What register 4 and the image's own registers will hold, by what the node last showed.
@@ -85,7 +88,10 @@ fn predicted(
     let before = before.ok_or(
         "the node has not shown what its firmware starts (register 4): what it will hold after the update is not known",
     )?;
-    *held = before.iter().chain(&image.loads).fold(ZERO, |value, load| extended(&value, load));
+    *held = before
+        .iter()
+        .chain(&image.loads)
+        .fold(ZERO, |value, load| extended(&value, load));
     Ok(pcrs)
 }
 
@@ -122,7 +128,8 @@ impl Hub {
 
     pub(super) fn on_apply_system(&mut self, request: RequestId, manifest: AdmittedSystem, now: Now) {
         if let Some(file) = manifest.manifest().unresolved_file() {
-            let why = format!("the manifest names the file {file}; upload it and name its digest, as `cnova apply` does");
+            let why =
+                format!("the manifest names the file {file}; upload it and name its digest, as `cnova apply` does");
             return self.refuse(request, vec![why]);
         }
         let digest = manifest.system().bundle.digest().unwrap_or_default().to_owned();
@@ -167,7 +174,9 @@ impl Hub {
         let generation = before.map_or(0, |s| s.generation) + u64::from(changed);
         if changed {
             let (user, version) = (&manifest.context().user, &facts.header.version);
-            self.note(format!("system {name} (version {version}, generation {generation}) is in force, by {user}"));
+            self.note(format!(
+                "system {name} (version {version}, generation {generation}) is in force, by {user}"
+            ));
             let stored = StoredSystem {
                 generation,
                 manifest: manifest.manifest().to_value().to_string(),
@@ -185,7 +194,10 @@ impl Hub {
         self.reconcile(now);
         let nodes = self.system_nodes(&name);
         let asked = nodes.iter().filter(|(_, n)| n.asked).map(|(id, _)| id.to_string());
-        let held = nodes.iter().filter(|(_, n)| !n.asked).map(|(id, n)| (id.to_string(), n.reason.clone()));
+        let held = nodes
+            .iter()
+            .filter(|(_, n)| !n.asked)
+            .map(|(id, n)| (id.to_string(), n.reason.clone()));
         let outcome = Outcome::Applied {
             placed: BTreeMap::from([("system".to_owned(), asked.collect())]),
             unplaced: held.collect(),
@@ -209,7 +221,10 @@ impl Hub {
     /// Bundles that systems and twins refer to.
     pub(super) fn used_bundles(&self) -> BTreeSet<Digest> {
         let waiting = self.waiting_systems.iter().map(|(_, bundle, _)| *bundle);
-        let twins = self.composed.values().filter_map(|m| Some(m.system.as_ref()?.bundle.digest));
+        let twins = self
+            .composed
+            .values()
+            .filter_map(|m| Some(m.system.as_ref()?.bundle.digest));
         let in_force = self.systems.values().map(|s| s.bundle);
         in_force.chain(waiting).chain(twins).collect()
     }
@@ -236,7 +251,12 @@ impl Hub {
         let before = self.composed.get(node).and_then(|m| m.system.as_deref());
         let mut meant = self.systems.values().filter(|s| self.selects(s, node));
         let first = meant.next()?;
-        let kept = || before.filter(|b| self.systems.contains_key(&b.name)).cloned().map(Box::new);
+        let kept = || {
+            before
+                .filter(|b| self.systems.contains_key(&b.name))
+                .cloned()
+                .map(Box::new)
+        };
         if meant.next().is_some() || self.held_back(node, first).is_some() {
             return kept();
         }
@@ -259,7 +279,10 @@ impl Hub {
             return Some("it has not said that its system has two slots (docs/OS-UPDATES.md)".into());
         };
         if report.compatible != header.compatible {
-            return Some(format!("it is a {}, and the bundle is for the board {}", report.compatible, header.compatible));
+            return Some(format!(
+                "it is a {}, and the bundle is for the board {}",
+                report.compatible, header.compatible
+            ));
         }
         if compare_versions(&header.version, &report.version).is_lt() && !def.downgrade {
             return Some(format!(
@@ -275,7 +298,10 @@ impl Hub {
 
     /// Why no further node begins now.
     fn turn(&self, system: &SystemInForce) -> Option<String> {
-        let asked = self.composed.iter().filter(|(_, m)| m.system.as_ref().is_some_and(|s| system.is_asked_by(s)));
+        let asked = self
+            .composed
+            .iter()
+            .filter(|(_, m)| m.system.as_ref().is_some_and(|s| system.is_asked_by(s)));
         let (mut failed, mut under_way) = (0_u32, 0_u32);
         for (node, _) in asked {
             match self.system_report(node).filter(|r| system.is_about(r)).map(|r| r.state) {
@@ -286,7 +312,10 @@ impl Hub {
         }
         let def = system.def();
         if failed > def.max_failures {
-            return Some(format!("the rollout has stopped: {failed} node(s) failed, rollout.maxFailures is {}", def.max_failures));
+            return Some(format!(
+                "the rollout has stopped: {failed} node(s) failed, rollout.maxFailures is {}",
+                def.max_failures
+            ));
         }
         (under_way >= def.at_once).then(|| format!("its turn comes: {under_way} node(s) are under way"))
     }
@@ -303,23 +332,40 @@ impl Hub {
         let Some(hello) = hello else {
             return Err("it has not said hello".into());
         };
-        let site = self.tree.certificate(node).and_then(|c| c.site.clone()).unwrap_or(hello.site.clone());
+        let site = self
+            .tree
+            .certificate(node)
+            .and_then(|c| c.site.clone())
+            .unwrap_or(hello.site.clone());
         let launch_pcr = self.config.appraisal.launch_pcr;
-        let sets = self.references.sets.iter().filter(|s| s.nodes.selects(node, &site, &hello.labels));
+        let sets = self
+            .references
+            .sets
+            .iter()
+            .filter(|s| s.nodes.selects(node, &site, &hello.labels));
         let fits = |set: &cnova_attestation::reference::ReferenceSet| {
             let mut named = set.pcrs.iter().filter(|(pcr, _)| **pcr != launch_pcr);
             named.all(|(pcr, r)| boot.get(pcr).is_some_and(|v| r.values.contains(v)))
         };
         let mut sets = sets.peekable();
         if sets.peek().is_some() && !sets.any(fits) {
-            return Err(format!("no reference values are published for what it will boot: {add}"));
+            return Err(format!(
+                "no reference values are published for what it will boot: {add}"
+            ));
         }
         if self.approvers.is_empty() && self.trust.boot_policy().is_none() {
             return Ok(());
         }
-        let own = self.trust.boot_policy().map(|p| p.value().for_node(node, &site, &hello.labels, self.trust.bundle()));
+        let own = self
+            .trust
+            .boot_policy()
+            .map(|p| p.value().for_node(node, &site, &hello.labels, self.trust.bundle()));
         let approved = own.is_some_and(|own| own.fitting(&boot).is_some());
-        if approved { Ok(()) } else { Err(format!("what it will boot is not approved as its own boot yet: {add}")) }
+        if approved {
+            Ok(())
+        } else {
+            Err(format!("what it will boot is not approved as its own boot yet: {add}"))
+        }
     }
 
     /// The registers of a node once it has booted this, but the launch register.
@@ -335,7 +381,11 @@ impl Hub {
     /// A node said how its system is: another one's turn may have come.
     pub(super) fn on_system_said(&mut self, node: &NodeId, report: &SystemReport, now: Now) {
         if is_over(report.state) {
-            let why = if report.reason.is_empty() { String::new() } else { format!(": {}", report.reason) };
+            let why = if report.reason.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", report.reason)
+            };
             let (wanted, state) = (&report.wanted, report.state);
             self.note(format!("system of {node}: version {wanted} is {state:?}{why}"));
         }
@@ -353,7 +403,10 @@ impl Hub {
             .map(|node| {
                 let before = self.composed.get(node).and_then(|m| m.system.as_deref());
                 let asked = before.is_some_and(|b| system.is_asked_by(b));
-                let rival = self.systems.iter().find(|(other, s)| *other != name && self.selects(s, node));
+                let rival = self
+                    .systems
+                    .iter()
+                    .find(|(other, s)| *other != name && self.selects(s, node));
                 let held = match rival {
                     Some((other, _)) if !asked => Some(format!("system {other} is for it as well: only one can be")),
                     _ => self.held_back(node, system),

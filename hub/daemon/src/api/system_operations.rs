@@ -25,7 +25,10 @@ pub(super) const OPERATIONS: &[Operation] = &[
         errors: &[
             (400, "Not what is expected."),
             (413, "Larger than a manifest may be."),
-            (422, "`manifest`: what is wrong, by line. `refused`: nothing was changed."),
+            (
+                422,
+                "`manifest`: what is wrong, by line. `refused`: nothing was changed.",
+            ),
             (507, "The hub cannot write its store."),
         ],
         ..BASE

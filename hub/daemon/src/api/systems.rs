@@ -53,7 +53,11 @@ pub(super) async fn apply(
         Err(denied) => return Err(deny(&app, &caller, object, &denied, false).await),
     };
     let draft = draft(&app, &caller, "apply", object);
-    answer(app.hub.change(Change::ApplySystem(Box::new(admitted)), Some(draft)).await?)
+    answer(
+        app.hub
+            .change(Change::ApplySystem(Box::new(admitted)), Some(draft))
+            .await?,
+    )
 }
 
 pub(super) async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cnova_broker::{AnyEndpoint, EndpointEvent, Publisher};
-use cnova_hub_core::{Action, CompileKey, Event, Hub, InspectKey, Inspection, Op};
 use cnova_hub_core::systems::BundleFacts;
+use cnova_hub_core::{Action, CompileKey, Event, Hub, InspectKey, Inspection, Op};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::topics::Kind;
 use cnova_store::CallError;

@@ -31,16 +31,20 @@ pub(super) fn drop_one(db: &Connection, called: &Name) -> Result<(), RowError> {
 }
 
 pub(super) fn load(db: &Connection, stored: &mut Stored) -> Result<(), RowError> {
-    each(db, "SELECT name, generation, manifest, user, admitted_s, facts FROM system", |row| {
-        let facts: Vec<u8> = row.get(5)?;
-        let system = StoredSystem {
-            generation: unsigned(row, 1)?,
-            manifest: row.get(2)?,
-            user: row.get(3)?,
-            admitted_s: unsigned(row, 4)?,
-            facts: wire::decode(&facts).map_err(|e| bad("system", e))?,
-        };
-        stored.systems.insert(name(row, 0, "system")?, system);
-        Ok(())
-    })
+    each(
+        db,
+        "SELECT name, generation, manifest, user, admitted_s, facts FROM system",
+        |row| {
+            let facts: Vec<u8> = row.get(5)?;
+            let system = StoredSystem {
+                generation: unsigned(row, 1)?,
+                manifest: row.get(2)?,
+                user: row.get(3)?,
+                admitted_s: unsigned(row, 4)?,
+                facts: wire::decode(&facts).map_err(|e| bad("system", e))?,
+            };
+            stored.systems.insert(name(row, 0, "system")?, system);
+            Ok(())
+        },
+    )
 }
