@@ -27,6 +27,8 @@ const HOST: &str = "10.0.2.2";
 const EK_CERTIFICATE: &str = "0x01c00016";
 /// Emulated, on a machine that does other things as well.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// The shell on the serial line, of images that were built with `--console`.
+const PROMPT: &str = "root@cnova:~# ";
 /// How long a new system has to become healthy here.
 const WITHIN: &str = "240s";
 /// The same for one that never does.
@@ -64,45 +66,58 @@ fn plant(maker: &Maker, chip: &Swtpm) -> Plant {
     plant
 }
 
-/// Builds an image for this plant; a disk, or the bundle of `version`.
-fn build(plant: &Plant, version: &str, more: &[&str]) -> PathBuf {
-    let config = plant.write(
-        "board/agent.toml",
-        format!(
+/// Builds images for one plant; may go to another thread.
+#[derive(Clone)]
+struct Builder {
+    programs: PathBuf,
+    trust_bundle: String,
+    config: String,
+    out: PathBuf,
+}
+
+impl Builder {
+    fn of(plant: &Plant) -> Self {
+        let config = format!(
             "state_dir = \"/var/lib/cnova\"\nruntime_dir = \"/usr/lib/cnova/runtimes\"\n\
              [parent]\nnode = \"{HUB}\"\naddress = \"{HOST}:{}\"\n[runtime]\ncgroup_parent = \"cnova.slice/workloads\"\n\
              [identity]\nroot = \"tpm\"\ntcti = \"device:/dev/tpmrm0\"\ncertificate = \"/var/lib/cnova/node.pem\"\n\
              trust_bundle = \"/etc/cnova/trust-bundle.cose\"\n[enrolment]\nendpoints = [\"{HOST}:{}\"]\n",
             plant.port(HUB),
             plant.port("door-hub-1"),
-        )
-        .as_bytes(),
-    );
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let out = plant.at(&format!("board/{version}"));
-    let built = Command::new(repository.join("firmware-images/build"))
-        .arg(BOARD)
-        .arg("--bin")
-        .arg(plant.programs())
-        .args([
-            "--trust-bundle",
-            &plant.at("trust/trust-bundle.cose"),
-            "--config",
-            &config,
-        ])
-        .args(["--out", &out, "--version", version, "--console"])
-        .args(more)
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    eprint!("{}", String::from_utf8_lossy(&built.stdout));
-    match more.contains(&"--bundle") {
-        true => Path::new(&out).join(format!("system-{version}.cnova")),
-        false => Path::new(&out).join("disk.img"),
+        );
+        Self {
+            programs: plant.programs().to_owned(),
+            trust_bundle: plant.at("trust/trust-bundle.cose"),
+            config: plant.write("board/agent.toml", config.as_bytes()),
+            out: plant.at("board").into(),
+        }
+    }
+
+    /// A disk, or the bundle of `version`.
+    fn build(&self, version: &str, more: &[&str]) -> PathBuf {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let out = self.out.join(version);
+        let built = Command::new(repository.join("firmware-images/build"))
+            .arg(BOARD)
+            .arg("--bin")
+            .arg(&self.programs)
+            .args(["--trust-bundle", &self.trust_bundle, "--config", &self.config])
+            .arg("--out")
+            .arg(&out)
+            .args(["--version", version, "--console"])
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        eprint!("{}", String::from_utf8_lossy(&built.stdout));
+        match more.contains(&"--bundle") {
+            true => out.join(format!("system-{version}.cnova")),
+            false => out.join("disk.img"),
+        }
     }
 }
 
-fn manifest(plant: &Plant, bundle: &Path, tries: u8, within: &str) -> String {
+fn manifest(bundle: &Path, tries: u8, within: &str) -> String {
     let folder = bundle.parent().unwrap();
     let file = bundle.file_name().unwrap().to_str().unwrap();
     let text = format!(
@@ -111,7 +126,6 @@ fn manifest(plant: &Plant, bundle: &Path, tries: u8, within: &str) -> String {
     );
     let path = folder.join("system.yaml");
     fs::write(&path, text).unwrap();
-    let _ = plant;
     path.display().to_string()
 }
 
@@ -166,7 +180,7 @@ impl Bench {
 
     fn booted(&mut self) -> Board {
         let board = self.power_on();
-        board.wait_booted().unwrap();
+        board.wait_for(PROMPT, 0, PATIENCE).unwrap();
         board
     }
 
@@ -198,13 +212,23 @@ fn a_system_is_written_proves_itself_or_is_left() {
     };
     let plant = plant(&maker, &chip);
     let folder = tempfile::tempdir().unwrap();
-    let parts = match Parts::flash(&build(&plant, "1.0.0", &[]), folder.path(), MEMORY_MIB) {
+    let builder = Builder::of(&plant);
+    let parts = match Parts::flash(&builder.build("1.0.0", &[]), folder.path(), MEMORY_MIB) {
         Err(BoardError::Missing(why)) => return eprintln!("SKIPPED: {why}"),
         parts => parts.unwrap(),
     };
-    let good = build(&plant, "2.0.0", &["--bundle"]);
-    // Without the runtime that its workload needs.
-    let bad = build(&plant, "3.0.0", &["--bundle", "--runtimes", "cnova-runtime-ebpf"]);
+    // While the board starts.
+    let bundles = {
+        let builder = builder.clone();
+        std::thread::spawn(move || {
+            let good = builder.build("2.0.0", &["--bundle"]);
+            // Without the runtime that its workload needs.
+            (
+                good,
+                builder.build("3.0.0", &["--bundle", "--runtimes", "cnova-runtime-ebpf"]),
+            )
+        })
+    };
     let mut bench = Bench {
         chip,
         parts,
@@ -239,10 +263,11 @@ fn a_system_is_written_proves_itself_or_is_left() {
     wait(&plant, &board, "the workload runs", runs_by_the_hub);
     assert_eq!(slot_of(&mut board), "a 1.0.0 approved");
 
+    let (good, bad) = bundles.join().unwrap();
     a_damaged_bundle_is_refused(&plant, &good);
 
     // Nobody has said yet that it may boot that.
-    plant.cnova(&["apply", &manifest(&plant, &good, 3, WITHIN)]);
+    plant.cnova(&["apply", &manifest(&good, 3, WITHIN)]);
     let held = system(&plant);
     assert_eq!(held["asked"], false, "{held}");
     assert!(
@@ -313,7 +338,7 @@ fn a_system_is_written_proves_itself_or_is_left() {
         "--from-bundle",
         &bundle,
     ]);
-    plant.cnova(&["apply", &manifest(&plant, &bad, 1, BAD_WITHIN)]);
+    plant.cnova(&["apply", &manifest(&bad, 1, BAD_WITHIN)]);
     let board = bench.after_reset(board);
     let mut board = bench.after_reset(board);
     wait(&plant, &board, "version 3.0.0 is left", |p| state(p) == "rolled-back");
@@ -326,7 +351,7 @@ fn a_system_is_written_proves_itself_or_is_left() {
     );
     assert_eq!(slot_of(&mut board), "b 2.0.0 approved");
     wait(&plant, &board, "the workload runs", runs_by_the_hub);
-    cut_anywhere(&plant, &mut bench, board, &good);
+    cut_anywhere(&plant, &mut bench, board, &builder);
 }
 
 /// A bundle in which one byte is another.
@@ -335,7 +360,7 @@ fn a_damaged_bundle_is_refused(plant: &Plant, good: &Path) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     let damaged = plant.write("damaged/system-2.0.0.cnova", &bytes);
-    let manifest = manifest(plant, Path::new(&damaged), 3, WITHIN);
+    let manifest = manifest(Path::new(&damaged), 3, WITHIN);
     let said = plant.cnova_refused(&["apply", &manifest]);
     assert!(
         said.contains("its part Root has the digest") && said.contains("bundle: {file"),
@@ -345,7 +370,7 @@ fn a_damaged_bundle_is_refused(plant: &Plant, good: &Path) {
 }
 
 /// The power is cut at random moments of another update: whatever boots is one of the two, and in the end the new one runs.
-fn cut_anywhere(plant: &Plant, bench: &mut Bench, mut board: Board, good: &Path) {
+fn cut_anywhere(plant: &Plant, bench: &mut Bench, mut board: Board, builder: &Builder) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let cuts = number("CNOVA_CUTS").unwrap_or(2);
     if cuts == 0 {
@@ -354,7 +379,7 @@ fn cut_anywhere(plant: &Plant, bench: &mut Bench, mut board: Board, good: &Path)
     let seed = number("CNOVA_CUTS_SEED").unwrap_or_else(|| fastrand::u64(..));
     eprintln!("-- {cuts} cuts, CNOVA_CUTS_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let newest = build(plant, "4.0.0", &["--bundle"]);
+    let newest = builder.build("4.0.0", &["--bundle"]);
     let bundle = newest.display().to_string();
     plant.cnova(&[
         "reference",
@@ -365,8 +390,7 @@ fn cut_anywhere(plant: &Plant, bench: &mut Bench, mut board: Board, good: &Path)
         "--from-bundle",
         &bundle,
     ]);
-    plant.cnova(&["apply", &manifest(plant, &newest, 10, WITHIN)]);
-    let _ = good;
+    plant.cnova(&["apply", &manifest(&newest, 10, WITHIN)]);
     for _ in 0..cuts {
         // From the first chunk to the middle of the reboot.
         let until = Instant::now() + Duration::from_secs_f64(random.f64() * 90.0);
