@@ -162,6 +162,15 @@ fn wait(plant: &Plant, board: &Board, what: &str, is_so: impl Fn(&Plant) -> bool
     eprintln!("   {what}");
 }
 
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// How often the power is cut, beside once in the middle of the first update; 0 for never.
+fn cuts() -> u64 {
+    number("CNOVA_CUTS").unwrap_or(2)
+}
+
 struct Bench {
     chip: Swtpm,
     parts: Parts,
@@ -197,8 +206,8 @@ fn slot_of(board: &mut Board) -> String {
     let status: Value = serde_json::from_str(status.trim()).unwrap_or_else(|e| panic!("{e}: {status}"));
     format!(
         "{} {} {}",
-        status["system"]["slot"].as_str().unwrap(),
-        status["system"]["version"].as_str().unwrap(),
+        status["system"]["s"].as_str().unwrap(),
+        status["system"]["v"].as_str().unwrap(),
         status["own_boot"].as_str().unwrap()
     )
 }
@@ -292,8 +301,10 @@ fn a_system_is_written_proves_itself_or_is_left() {
     });
 
     // In the middle of it the power is cut: the system before starts, and it goes on.
-    board.cut_power();
-    let mut board = bench.booted();
+    if cuts() > 0 {
+        board.cut_power();
+        board = bench.booted();
+    }
     assert_eq!(slot_of(&mut board), "a 1.0.0 approved");
     assert!(
         !board.run("ls /efi/EFI/Linux").unwrap().contains("cnova-b"),
@@ -371,8 +382,7 @@ fn a_damaged_bundle_is_refused(plant: &Plant, good: &Path) {
 
 /// The power is cut at random moments of another update: whatever boots is one of the two, and in the end the new one runs.
 fn cut_anywhere(plant: &Plant, bench: &mut Bench, mut board: Board, builder: &Builder) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let cuts = number("CNOVA_CUTS").unwrap_or(2);
+    let cuts = cuts();
     if cuts == 0 {
         return;
     }

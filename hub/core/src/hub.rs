@@ -103,6 +103,7 @@ pub struct Hub {
     candidates: Vec<Candidate>,
     composed: BTreeMap<NodeId, Made>,
     systems: BTreeMap<Name, systems::SystemInForce>,
+    system_counts: BTreeMap<Name, systems::Count>,
     /// What is in bundles, or what is wrong with them; those that are looked into, and who waits for that.
     bundles: BTreeMap<Digest, Result<BundleFacts, String>>,
     looking_into: BTreeSet<Digest>,
@@ -173,6 +174,7 @@ impl Hub {
             candidates: Vec::new(),
             composed,
             systems: BTreeMap::new(),
+            system_counts: BTreeMap::new(),
             bundles: BTreeMap::new(),
             looking_into: BTreeSet::new(),
             waiting_systems: Vec::new(),

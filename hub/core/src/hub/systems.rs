@@ -62,6 +62,13 @@ impl SystemInForce {
     }
 }
 
+/// How many nodes of a system failed, and how many are under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Count {
+    failed: u32,
+    under_way: u32,
+}
+
 /// Nothing more comes of it.
 const fn is_over(state: SystemState) -> bool {
     matches!(
@@ -296,25 +303,41 @@ impl Hub {
         self.turn(system)
     }
 
+    /// Counts for each system how many nodes failed and how many are under way: once for all nodes that are looked at next.
+    pub(super) fn count_systems(&mut self) {
+        let mut counts = BTreeMap::new();
+        for (name, system) in &self.systems {
+            let asked = self.composed.iter().filter(|(_, m)| m.system.as_ref().is_some_and(|s| system.is_asked_by(s)));
+            let mut count = Count::default();
+            for (node, _) in asked {
+                match self.system_report(node).filter(|r| system.is_about(r)).map(|r| r.state) {
+                    Some(SystemState::RolledBack | SystemState::Failed) => count.failed += 1,
+                    Some(SystemState::Confirmed) => {}
+                    _ => count.under_way += 1,
+                }
+            }
+            counts.insert(name.clone(), count);
+        }
+        self.system_counts = counts;
+    }
+
+    /// One node more is asked for a system.
+    pub(super) fn count_asked(&mut self, before: Option<&v1::System>, now: Option<&v1::System>) {
+        let Some(now) = now else { return };
+        let is_same = before.is_some_and(|b| b.bundle.digest == now.bundle.digest && b.attempt == now.attempt);
+        if !is_same {
+            self.system_counts.entry(now.name.clone()).or_default().under_way += 1;
+        }
+    }
+
     /// Why no further node begins now.
     fn turn(&self, system: &SystemInForce) -> Option<String> {
-        let asked = self
-            .composed
-            .iter()
-            .filter(|(_, m)| m.system.as_ref().is_some_and(|s| system.is_asked_by(s)));
-        let (mut failed, mut under_way) = (0_u32, 0_u32);
-        for (node, _) in asked {
-            match self.system_report(node).filter(|r| system.is_about(r)).map(|r| r.state) {
-                Some(SystemState::RolledBack | SystemState::Failed) => failed += 1,
-                Some(SystemState::Confirmed) => {}
-                _ => under_way += 1,
-            }
-        }
         let def = system.def();
+        let Count { failed, under_way } = self.system_counts.get(&def.name).copied().unwrap_or_default();
         if failed > def.max_failures {
+            let most = def.max_failures;
             return Some(format!(
-                "the rollout has stopped: {failed} node(s) failed, rollout.maxFailures is {}",
-                def.max_failures
+                "the rollout has stopped: {failed} node(s) failed, rollout.maxFailures is {most}"
             ));
         }
         (under_way >= def.at_once).then(|| format!("its turn comes: {under_way} node(s) are under way"))
@@ -389,7 +412,8 @@ impl Hub {
             let (wanted, state) = (&report.wanted, report.state);
             self.note(format!("system of {node}: version {wanted} is {state:?}{why}"));
         }
-        if !self.systems.is_empty() {
+        // What it is at in between makes room for nobody.
+        if !self.systems.is_empty() && (is_over(report.state) || report.state == SystemState::Idle) {
             self.reconcile(now);
         }
     }

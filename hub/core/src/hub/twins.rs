@@ -96,6 +96,7 @@ impl Hub {
 
     /// Places everything anew where that changes something, and has the twins that differ signed.
     pub(super) fn reconcile(&mut self, now: Now) {
+        self.count_systems();
         let names: Vec<Name> = self.apps.keys().cloned().collect();
         for name in &names {
             let views = self.node_views(Some(name));
@@ -213,7 +214,8 @@ impl Hub {
             secrets: made.secrets.clone(),
             system: made.system.clone(),
         };
-        self.composed.insert(node.clone(), made);
+        let before = self.composed.insert(node.clone(), made).and_then(|m| m.system);
+        self.count_asked(before.as_deref(), twin.system.as_deref());
         self.forget_sealed(&node);
         self.effects.push_back(Action::SignTwin(Box::new(twin)));
     }
