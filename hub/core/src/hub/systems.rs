@@ -307,7 +307,10 @@ impl Hub {
     pub(super) fn count_systems(&mut self) {
         let mut counts = BTreeMap::new();
         for (name, system) in &self.systems {
-            let asked = self.composed.iter().filter(|(_, m)| m.system.as_ref().is_some_and(|s| system.is_asked_by(s)));
+            let asked = self
+                .composed
+                .iter()
+                .filter(|(_, m)| m.system.as_ref().is_some_and(|s| system.is_asked_by(s)));
             let mut count = Count::default();
             for (node, _) in asked {
                 match self.system_report(node).filter(|r| system.is_about(r)).map(|r| r.state) {
