@@ -14,7 +14,7 @@ use crate::config::{AgentConfig, ParentTrust};
 use crate::key_keeper::KeyKeeper;
 
 /// The launch log's file in the state folder.
-const LAUNCH_LOG: &str = "launch.log";
+pub(crate) const LAUNCH_LOG: &str = "launch.log";
 
 /// What the TPM said.
 pub(crate) struct Trusted {

@@ -124,7 +124,7 @@ fn hold(chain: Vec<Vec<u8>>, renew_s: Option<u64>, key: &Arc<dyn SigningKey>) ->
     })
 }
 
-fn validity(der: &[u8]) -> Result<(u64, u64), CertificateError> {
+pub(crate) fn validity(der: &[u8]) -> Result<(u64, u64), CertificateError> {
     let (_, cert) = X509Certificate::from_der(der).map_err(|e| CertificateError::Malformed(e.to_string()))?;
     let seconds = |t: x509_parser::time::ASN1Time| u64::try_from(t.timestamp()).unwrap_or(0);
     Ok((seconds(cert.validity().not_before), seconds(cert.validity().not_after)))

@@ -296,6 +296,12 @@ pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     })
 }
 
+/// The texts of a file and its drop-ins, as they are.
+pub(crate) fn texts(path: &Path) -> Result<Vec<(PathBuf, String)>, ConfigError> {
+    let paths = std::iter::once(path.to_owned()).chain(drop_ins(path)?);
+    paths.map(|path| read(path, 0).map(|s| (s.path, s.text))).collect()
+}
+
 fn located(sources: &[Source], span: Range<usize>, reason: &str) -> ConfigError {
     let mut holding = sources.iter().rev();
     match holding.find(|s| s.base <= span.start).or(sources.first()) {

@@ -18,8 +18,10 @@ use zeroize::Zeroizing;
 
 use crate::{BootApproval, RootError, RootOfTrust};
 
-/// Pause before a TPM that could not be opened is opened again.
+/// Pause before a TPM that could not be opened is opened again; doubles up to [`AGAIN_MAX`].
 pub const AGAIN: Duration = Duration::from_secs(5);
+/// Longest such pause.
+pub const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// What opens a TPM. It may block for as long as it likes: only a thread of its own waits for it.
 pub type Opener = Box<dyn Fn() -> Result<Arc<dyn RootOfTrust>, RootError> + Send>;
@@ -64,6 +66,7 @@ type Outcome = Result<Arc<dyn RootOfTrust>, RootError>;
 
 /// Ends when it is open, or when nobody waits any more.
 fn keep_opening(opener: &Opener, waiting: &Weak<Slot>, first: &SyncSender<Outcome>) {
+    let mut pause = AGAIN;
     while waiting.strong_count() > 0 {
         let outcome = opener();
         let Some(slot) = waiting.upgrade() else { return };
@@ -74,7 +77,8 @@ fn keep_opening(opener: &Opener, waiting: &Weak<Slot>, first: &SyncSender<Outcom
             return;
         }
         drop(slot);
-        thread::sleep(AGAIN);
+        thread::sleep(pause);
+        pause = (pause * 2).min(AGAIN_MAX);
     }
 }
 

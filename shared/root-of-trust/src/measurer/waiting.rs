@@ -37,9 +37,9 @@ impl WaitingFile {
         let file = options.read(true).append(true).create(true).mode(0o600).open(&path);
         let file = file.map_err(fail("open what waits for"))?;
         let len = file.metadata().map_err(fail("look at what waits for"))?.len();
-        let bytes = match len > FILE_BYTES_MAX {
-            true => Vec::new(),
-            false => fs::read(&path).map_err(fail("read what waits for"))?,
+        let bytes = match len {
+            1..=FILE_BYTES_MAX => fs::read(&path).map_err(fail("read what waits for"))?,
+            _ => Vec::new(),
         };
         let (log, torn) = Log::read(&bytes);
         if log.boot().is_none_or(|b| b.boot != boot) {
