@@ -81,11 +81,7 @@ pub fn make(wanted: &Wanted) -> Result<String, SupportError> {
             add_machine(&mut bundle, Path::new("/"))?;
         }
     }
-    let (files, left_out) = bundle.finish()?;
-    Ok(format!(
-        "{}: {files} files; {left_out} things were left out, and MANIFEST.json in it says which and why\n",
-        path.display()
-    ))
+    bundle.finish()
 }
 
 fn add_node(bundle: &mut Bundle, config: &AgentConfig, logs: bool) -> Result<(), SupportError> {

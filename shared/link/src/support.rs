@@ -15,10 +15,12 @@ use serde::Serialize;
 use thiserror::Error;
 
 mod machine;
+mod plain;
 mod settings;
 mod snapshot;
 
 pub use machine::{add_folder, add_machine};
+pub use plain::{Place, Program, Rows, make as make_plain};
 pub use settings::add_settings;
 pub use snapshot::Snapshot;
 
@@ -196,12 +198,11 @@ impl Bundle {
         })
     }
 
-    /// Writes the manifest and ends the file, which is on the disk then. How many files are in it, and how many things
-    /// were left out.
+    /// Writes the manifest and ends the file, which is on the disk then; what is said about it, for a person.
     ///
     /// # Errors
     /// [`SupportError::Write`].
-    pub fn finish(mut self) -> Result<(usize, usize), SupportError> {
+    pub fn finish(mut self) -> Result<String, SupportError> {
         let manifest = Manifest {
             program: self.program,
             version: self.version,
@@ -220,12 +221,19 @@ impl Bundle {
         } = self;
         let ended = tar.into_inner().and_then(GzEncoder::finish);
         let synced = ended.and_then(|mut file| file.flush().and_then(|()| file.sync_all()));
-        synced.map_err(|source| SupportError::Write {
-            action: "finish",
-            path,
-            source,
-        })?;
-        Ok((included.len(), left_out.len()))
+        match synced {
+            Ok(()) => Ok(format!(
+                "{}: {} files; {} things were left out, and MANIFEST.json in it says which and why\n",
+                path.display(),
+                included.len(),
+                left_out.len()
+            )),
+            Err(source) => Err(SupportError::Write {
+                action: "finish",
+                path,
+                source,
+            }),
+        }
     }
 }
 
