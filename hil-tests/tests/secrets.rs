@@ -232,7 +232,11 @@ fn key_pieces(line: &Line) -> Vec<Vec<u8>> {
             .filter(long)
             .map(|word| word.as_bytes().to_vec())
             .collect();
-        let raw = if words.is_empty() { vec![bytes[bytes.len() - 32..].to_vec()] } else { words };
+        let raw = if words.is_empty() {
+            vec![bytes[bytes.len() - 32..].to_vec()]
+        } else {
+            words
+        };
         pieces.extend(raw);
     }
     assert!(pieces.len() >= 6);
@@ -247,7 +251,10 @@ fn contents(dir: &Path, found: &mut BTreeMap<String, (Vec<u8>, SystemTime)>) {
             Ok(kind) if kind.is_dir() => contents(&path, found),
             Ok(kind) if kind.is_file() => {
                 let changed = entry.metadata().and_then(|m| m.modified()).unwrap();
-                found.insert(path.display().to_string(), (fs::read(&path).unwrap_or_default(), changed));
+                found.insert(
+                    path.display().to_string(),
+                    (fs::read(&path).unwrap_or_default(), changed),
+                );
             }
             _ => {}
         }
@@ -272,7 +279,13 @@ fn check_bundles(line: &mut Line, vault: &Path) {
     let down = bundle(line, AGENT, &vault.join("down.tar.gz"), &[]);
     assert!(read() == before, "the state is as it was");
     line.start(AGENT);
-    for part in ["MANIFEST.json", "\"id\": \"vault/reader\"", "env ", "db-password", "logs/vault.reader."] {
+    for part in [
+        "MANIFEST.json",
+        "\"id\": \"vault/reader\"",
+        "env ",
+        "db-password",
+        "logs/vault.reader.",
+    ] {
         assert!(holds(&running, part.as_bytes()), "{part}");
     }
     for part in ["ledger.json", "\"id\": \"vault/reader\"", "no agent answers"] {

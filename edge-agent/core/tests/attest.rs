@@ -484,11 +484,17 @@ fn with_a_silent_tpm_the_rest_starts_and_what_asks_for_trust_follows_when_it_ans
     assert!(alarms.iter().any(|a| a.contains("is not this node's")), "{alarms:?}");
 
     // It answers. The twin that it has not counted is counted, once.
-    let found = Counter { value: 3, is_new: false };
+    let found = Counter {
+        value: 3,
+        is_new: false,
+    };
     let actions = rig.take(Event::Counter(Ok(found)));
     assert_eq!(actions.iter().filter(|a| *a == "count up").count(), 1, "{actions:?}");
     assert_eq!(rig.stored.counter, 4);
-    assert!(actions.contains(&"open the ledger key under 0 boots".to_owned()), "{actions:?}");
+    assert!(
+        actions.contains(&"open the ledger key under 0 boots".to_owned()),
+        "{actions:?}"
+    );
     assert!(!rig.says("alarm/tpm") && !rig.says("alarm/quarantine"));
     assert!(stopped_or_started(&actions).is_empty(), "its boot is not known yet");
     let actions = rig.take(Event::OwnBoot {
@@ -500,7 +506,13 @@ fn with_a_silent_tpm_the_rest_starts_and_what_asks_for_trust_follows_when_it_ans
     rig.take(Event::Counted(Ok(4)));
     assert!(!rig.says("alarm/own-boot"));
     // What comes later is about nothing that is open.
-    assert!(rig.take(Event::Counter(Ok(Counter { value: 9, is_new: false }))).is_empty());
+    assert!(
+        rig.take(Event::Counter(Ok(Counter {
+            value: 9,
+            is_new: false
+        })))
+        .is_empty()
+    );
     assert!(!rig.says("alarm/quarantine"));
 }
 
@@ -508,7 +520,10 @@ fn with_a_silent_tpm_the_rest_starts_and_what_asks_for_trust_follows_when_it_ans
 fn a_rolled_back_disk_is_noticed_when_a_silent_tpm_answers() {
     let mut rig = silent(counted(3));
     rig.twin(1, &[trusted("one"), support::workload("app/b", "two")]);
-    let found = Counter { value: 5, is_new: false };
+    let found = Counter {
+        value: 5,
+        is_new: false,
+    };
     let actions = rig.take(Event::Counter(Ok(found)));
     assert!(rig.says("alarm/quarantine") && !actions.contains(&"count up".to_owned()));
     rig.take(Event::OwnBoot {
@@ -517,9 +532,17 @@ fn a_rolled_back_disk_is_noticed_when_a_silent_tpm_answers() {
         lost: None,
     });
     assert!(why(&mut rig).starts_with("trust: this node is in quarantine"));
-    assert_eq!(rig.report_of("app/b").state, WorkloadState::Starting, "the rest is not touched");
+    assert_eq!(
+        rig.report_of("app/b").state,
+        WorkloadState::Starting,
+        "the rest is not touched"
+    );
     rig.wait(20_000);
-    assert_eq!(rig.hello_alarms, ["quarantine"], "the hub hears of it with the next hello");
+    assert_eq!(
+        rig.hello_alarms,
+        ["quarantine"],
+        "the hub hears of it with the next hello"
+    );
 }
 
 #[test]

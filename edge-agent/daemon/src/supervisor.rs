@@ -90,12 +90,7 @@ struct Watched {
 
 impl Supervisor {
     /// `unmeasured`: why launches cannot be measured at the start, if they cannot.
-    pub(crate) fn new(
-        ground: Ground,
-        times: Times,
-        unmeasured: Option<String>,
-        said: mpsc::Sender<Said>,
-    ) -> Self {
+    pub(crate) fn new(ground: Ground, times: Times, unmeasured: Option<String>, said: mpsc::Sender<Said>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 ground,

@@ -105,7 +105,10 @@ fn add_node(bundle: &mut Bundle, config: &AgentConfig, logs: bool) -> Result<(),
     if logs {
         add_logs(bundle, &config.run_dir())?;
     } else {
-        bundle.leave_out("logs of workloads", "nobody knows what workloads print: --logs puts their ends in");
+        bundle.leave_out(
+            "logs of workloads",
+            "nobody knows what workloads print: --logs puts their ends in",
+        );
     }
     add_folder(bundle, &config.state_dir)?;
     add_machine(bundle, &config.state_dir)?;
@@ -158,7 +161,10 @@ fn ledger_facts(config: &AgentConfig, stored: &Stored) -> Value {
         ("about this node, by its gateway", &stored.delegated_ear),
         ("about its parent, by a gateway", &stored.delegated_parent_ear),
     ];
-    let results = results.iter().filter(|(_, bytes)| bytes.is_some()).map(|(what, _)| *what);
+    let results = results
+        .iter()
+        .filter(|(_, bytes)| bytes.is_some())
+        .map(|(what, _)| *what);
     json!({
         "twin": twin_facts(config, stored),
         "time_floor_s": stored.time_floor,
@@ -264,7 +270,10 @@ fn add_logs(bundle: &mut Bundle, run_dir: &Path) -> Result<(), SupportError> {
         for line in lines {
             let _ = writeln!(text, "{} {:?} {}", line.at, line.stream, line.text);
         }
-        let name = format!("logs/{}.{}.{}.txt", id.workload.application, id.workload.name, id.attempt);
+        let name = format!(
+            "logs/{}.{}.{}.txt",
+            id.workload.application, id.workload.name, id.attempt
+        );
         bundle.add(&name, &from, text.as_bytes())?;
     }
     Ok(())

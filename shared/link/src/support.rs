@@ -171,7 +171,10 @@ impl Bundle {
     fn put(&mut self, name: &str, from: &str, content: &[u8], cut: bool) -> Result<(), SupportError> {
         let bytes = content.len() as u64;
         if self.included.len() >= FILES_MAX || self.bytes + bytes > BUNDLE_BYTES_MAX {
-            self.leave_out(from, format!("the bundle is full ({BUNDLE_BYTES_MAX} bytes, {FILES_MAX} files)"));
+            self.leave_out(
+                from,
+                format!("the bundle is full ({BUNDLE_BYTES_MAX} bytes, {FILES_MAX} files)"),
+            );
             return Ok(());
         }
         self.write(name, content)?;

@@ -335,7 +335,8 @@ impl Measurer {
         let result = self.flush_now(inner);
         let is_tpm = matches!(result, Err(MeasureError::Tpm(_)));
         inner.ask_again = is_tpm.then(|| Instant::now() + TPM_PAUSE);
-        self.behind.store(!inner.is_whole() && !inner.differs, Ordering::Relaxed);
+        self.behind
+            .store(!inner.is_whole() && !inner.differs, Ordering::Relaxed);
         result
     }
 

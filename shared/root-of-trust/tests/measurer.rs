@@ -300,8 +300,7 @@ fn a_program_that_never_saw_the_tpm_is_in_the_log_all_the_same() {
     let Some(mut bench) = Bench::new() else { return };
     bench.swtpm.kill();
     for (version, name) in [("1.1", "a"), ("1.2", "b")] {
-        let (measurer, problem) =
-            Measurer::open(&bench.path(), bench.tpm.clone(), PCR, another(version)).unwrap();
+        let (measurer, problem) = Measurer::open(&bench.path(), bench.tpm.clone(), PCR, another(version)).unwrap();
         assert!(problem.is_some());
         assert!(measurer.measure(launch(name)).is_err());
     }
@@ -334,11 +333,17 @@ fn what_cannot_be_written_down_is_not_to_be_launched() {
     assert!(problem.is_none(), "{problem:?}");
     bench.swtpm.stop_answering();
     let first = measurer.measure(launch("a"));
-    assert!(matches!(first, Err(MeasureError::Tpm(_))), "it is in the log itself: {first:?}");
+    assert!(
+        matches!(first, Err(MeasureError::Tpm(_))),
+        "it is in the log itself: {first:?}"
+    );
     let refused = measurer.measure(launch("b"));
     assert!(matches!(refused, Err(MeasureError::Unrecorded { .. })), "{refused:?}");
     let said = refused.unwrap_err().to_string();
-    assert!(said.contains("launch.waiting") && said.contains("No space left"), "{said}");
+    assert!(
+        said.contains("launch.waiting") && said.contains("No space left"),
+        "{said}"
+    );
     bench.swtpm.resume();
     catch_up(&measurer);
     assert_eq!(told(&bench.path()), ["boot by 1.0", "app/a"]);
@@ -362,7 +367,10 @@ fn more_than_can_wait_is_refused() {
     let refused = measurer.measure(launch("one too many"));
     assert!(matches!(refused, Err(MeasureError::Unrecorded { .. })), "{refused:?}");
     // What waits already may be launched again.
-    assert!(!matches!(measurer.measure(launch("7")), Err(MeasureError::Unrecorded { .. })));
+    assert!(!matches!(
+        measurer.measure(launch("7")),
+        Err(MeasureError::Unrecorded { .. })
+    ));
     bench.swtpm.resume();
     catch_up(&measurer);
     assert_eq!(bench.standing(), (WAITING_MAX as u64 + 2, Standing::Same));

@@ -34,7 +34,9 @@ pub fn count_rows(copy: &Path) -> Result<Vec<(String, u64)>, rusqlite::Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(copy, flags)?;
     let mut names = connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?;
-    let names = names.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+    let names = names
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<Vec<String>, _>>()?;
     let count = |name: String| {
         // From the database's own list; quoted all the same.
         let sql = format!("SELECT count(*) FROM \"{}\"", name.replace('"', "\"\""));

@@ -19,8 +19,10 @@ use super::{Done, EventLoop};
 use crate::key_keeper::Tried;
 use crate::trusted;
 
-/// How often it is looked whether a TPM that did not answer does.
+/// How often it is looked whether a TPM that did not answer since the start does.
 const ATTEND_EVERY: Duration = Duration::from_secs(2);
+/// How often it is looked whether anything waits for one that did.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 impl EventLoop {
     pub(super) fn attest(&self, verifier: NodeId, challenge: Challenge, now_s: u64) {
@@ -116,7 +118,7 @@ struct Attendant {
 impl Attendant {
     async fn run(mut self, mut is_counted: bool) {
         loop {
-            sleep(ATTEND_EVERY).await;
+            sleep(if is_counted { LOOK_EVERY } else { ATTEND_EVERY }).await;
             if !is_counted {
                 is_counted = self.count().await;
             }

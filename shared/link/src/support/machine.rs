@@ -46,7 +46,11 @@ pub fn add_machine(bundle: &mut Bundle, state_dir: &Path) -> Result<(), SupportE
         }
     }
     for device in ["/dev/tpm0", "/dev/tpmrm0"] {
-        let is_there = if Path::new(device).exists() { "there" } else { "not there" };
+        let is_there = if Path::new(device).exists() {
+            "there"
+        } else {
+            "not there"
+        };
         let _ = writeln!(text, "== {device}: {is_there}");
     }
     match rustix::fs::statvfs(state_dir) {
@@ -62,11 +66,19 @@ pub fn add_machine(bundle: &mut Bundle, state_dir: &Path) -> Result<(), SupportE
                 disk.f_files
             );
         }
-        Err(e) => bundle.leave_out(format!("how full the disk of {} is", state_dir.display()), e.to_string()),
+        Err(e) => bundle.leave_out(
+            format!("how full the disk of {} is", state_dir.display()),
+            e.to_string(),
+        ),
     }
     bundle.add("machine.txt", "the kernel", text.as_bytes())?;
     bundle.add_file("firmware-event-log.bin", Path::new(FIRMWARE_LOG))?;
-    for what in ["/proc/cmdline", "the environment", "addresses of the network", "the system's own logs"] {
+    for what in [
+        "/proc/cmdline",
+        "the environment",
+        "addresses of the network",
+        "the system's own logs",
+    ] {
         bundle.leave_out(what, "it may hold anything");
     }
     Ok(())

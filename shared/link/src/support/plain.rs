@@ -55,7 +55,12 @@ pub fn make(
             add_machine(&mut bundle, Path::new("/"))?;
         }
     }
-    for what in ["keys", "tokens", "secrets", "what is in the store, but for how much it is"] {
+    for what in [
+        "keys",
+        "tokens",
+        "secrets",
+        "what is in the store, but for how much it is",
+    ] {
         bundle.leave_out(what, "it is secret, or may be");
     }
     bundle.finish()
@@ -75,7 +80,10 @@ fn add_place(
     let copied = Snapshot::of(&place.database).map_err(|e| e.to_string());
     match copied.and_then(|copy| rows(copy.path())) {
         Ok(rows) => {
-            let text: String = rows.iter().map(|(table, rows)| format!("{rows:>10} {table}\n")).collect();
+            let text: String = rows
+                .iter()
+                .map(|(table, rows)| format!("{rows:>10} {table}\n"))
+                .collect();
             bundle.add("store.txt", &database, text.as_bytes())?;
         }
         Err(why) => bundle.leave_out(database, why),

@@ -38,14 +38,21 @@ fn add_one(bundle: &mut Bundle, path: &PathBuf, text: &str, harmless: &[&str]) -
     for key in left_out {
         bundle.leave_out(format!("{from}: {key}"), "not known to be harmless");
     }
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
     bundle.add(&format!("settings/{name}"), &from, kept.to_string().as_bytes())
 }
 
 fn keep(table: Table, below: &str, harmless: &[&str], left_out: &mut Vec<String>) -> Table {
     let mut kept = Table::new();
     for (key, value) in table {
-        let name = if below.is_empty() { key.clone() } else { format!("{below}.{key}") };
+        let name = if below.is_empty() {
+            key.clone()
+        } else {
+            format!("{below}.{key}")
+        };
         let is_harmless = || {
             let covers = |h: &&str| match h.strip_suffix('*') {
                 Some(prefix) => name.starts_with(prefix),

@@ -32,7 +32,11 @@ fn settings_are_in_by_their_names_alone() {
                 [nodes]\nx = \"PLANTED-5\"\n";
     fs::write(&path, text).unwrap();
     fs::create_dir(dir.path().join("agent.d")).unwrap();
-    fs::write(dir.path().join("agent.d/10.toml"), "node = \"plc-2\"\ntoken = [\"PLANTED-6\"]\n").unwrap();
+    fs::write(
+        dir.path().join("agent.d/10.toml"),
+        "node = \"plc-2\"\ntoken = [\"PLANTED-6\"]\n",
+    )
+    .unwrap();
     fs::write(dir.path().join("agent.d/20.toml"), "token PLANTED-7").unwrap();
     let harmless = ["node", "parent.node", "labels.*", "devices.name"];
     let found = bundle(dir.path(), |b| add_settings(b, &path, &harmless).unwrap());
@@ -44,7 +48,12 @@ fn settings_are_in_by_their_names_alone() {
     }
     assert!(found["cnova-support/settings/10.toml"].contains("plc-2"));
     let manifest = &found["cnova-support/MANIFEST.json"];
-    for part in ["agent.toml: password", "agent.toml: parent.secret.value", "10.toml: token", "it is not TOML"] {
+    for part in [
+        "agent.toml: password",
+        "agent.toml: parent.secret.value",
+        "10.toml: token",
+        "it is not TOML",
+    ] {
         assert!(manifest.contains(part), "{manifest}");
     }
 }
@@ -91,7 +100,11 @@ fn a_copy_of_a_database_is_private_and_goes_away() {
     assert_eq!(mode & 0o777, 0o700);
     drop(copy);
     assert!(!folder.exists());
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing beside the database");
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        2,
+        "nothing beside the database"
+    );
     assert!(Snapshot::of(&dir.path().join("none")).is_err());
 }
 
