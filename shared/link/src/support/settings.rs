@@ -1,6 +1,6 @@
 //! Settings, by the names of their keys.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::{Table, Value};
 
@@ -26,7 +26,7 @@ pub fn add_settings(bundle: &mut Bundle, path: &Path, harmless: &[&str]) -> Resu
     Ok(())
 }
 
-fn add_one(bundle: &mut Bundle, path: &PathBuf, text: &str, harmless: &[&str]) -> Result<(), SupportError> {
+fn add_one(bundle: &mut Bundle, path: &Path, text: &str, harmless: &[&str]) -> Result<(), SupportError> {
     let from = path.display().to_string();
     // The error of the parser would quote the text.
     let Ok(table) = text.parse::<Table>() else {
@@ -58,7 +58,7 @@ fn keep(table: Table, below: &str, harmless: &[&str], left_out: &mut Vec<String>
                 Some(prefix) => name.starts_with(prefix),
                 None => **h == name,
             };
-            harmless.iter().any(|h| covers(h))
+            harmless.iter().any(covers)
         };
         match value {
             Value::Table(inner) => {
