@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use super::{Done, EventLoop};
 use crate::key_keeper::Tried;
+use crate::supervisor::Supervisor;
 use crate::trusted;
 
 /// How often it is looked whether a TPM that did not answer since the start does.
@@ -65,6 +66,7 @@ impl EventLoop {
             tpm,
             identity: self.parts.identity.clone(),
             witness: self.parts.witness.clone(),
+            supervisor: self.parts.supervisor.clone(),
             told: None,
             done: self.done.clone(),
         };
@@ -110,6 +112,7 @@ struct Attendant {
     tpm: Arc<dyn RootOfTrust>,
     identity: Arc<Identity>,
     witness: Option<Arc<Witness>>,
+    supervisor: Supervisor,
     /// Why it does not answer, as the loop was told last.
     told: Option<String>,
     done: mpsc::Sender<Done>,
@@ -157,7 +160,8 @@ impl Attendant {
     async fn measure(&self) {
         let Some(witness) = self.witness.clone() else { return };
         let is_behind = |w: &Witness| w.measurer.as_ref().is_some_and(|m| m.is_behind());
-        if !is_behind(&witness) {
+        // A challenge may have had everything logged that waited: that is news as well.
+        if !is_behind(&witness) && self.supervisor.unmeasured().is_none() {
             return;
         }
         let tried = spawn_blocking(move || {
