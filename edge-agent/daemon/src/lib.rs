@@ -30,5 +30,6 @@ pub mod run;
 mod sensors;
 pub mod status;
 mod supervisor;
+pub mod support;
 pub mod system;
 mod trusted;
