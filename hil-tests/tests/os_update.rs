@@ -214,6 +214,7 @@ fn slot_of(board: &mut Board) -> String {
 
 #[test]
 #[ignore = "builds images and starts a board many times: `make test-os-update` runs it"]
+#[allow(clippy::too_many_lines, reason = "one story, told in its order")]
 fn a_system_is_written_proves_itself_or_is_left() {
     let maker = Maker::new();
     let Some(chip) = Swtpm::start_by(&maker, Some(EkKind::P384)) else {

@@ -163,6 +163,7 @@ pub fn run(config: AgentConfig) -> Result<(), StartError> {
     runtime.block_on(run_in(&config))
 }
 
+#[allow(clippy::too_many_lines, reason = "one part after the other")]
 async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
     let (identity, keeper) = who(config).await?;
     let place = place(config, &identity)?;

@@ -133,6 +133,7 @@ pub struct Hub {
 impl Hub {
     /// Starts from what the store holds.
     #[must_use]
+    #[allow(clippy::too_many_lines, reason = "one field after the other")]
     pub fn boot(config: Config, stored: Stored, now: Now) -> Self {
         let held = stored.trust.clone();
         let (trust, faults) = TrustState::restore_of_hub(config.trust.clone(), stored.trust);

@@ -48,6 +48,7 @@ pub(super) fn bad(table: &'static str, detail: impl std::fmt::Display) -> RowErr
 ///
 /// # Errors
 /// [`RowError`]; the transaction must then be rolled back.
+#[allow(clippy::too_many_lines, reason = "one change after the other")]
 pub fn apply(db: &Connection, op: &Op) -> Result<(), RowError> {
     match op {
         Op::Tree(op) => apply_tree(db, op)?,
