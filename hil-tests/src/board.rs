@@ -7,16 +7,17 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-/// Firmware of Debian's package `ovmf`: code, and the variables that a board begins with.
-const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
-const QEMU: &str = "qemu-system-x86_64";
+pub mod machine;
+
+use machine::{Machine, Plugs};
+
 /// The shell on the serial line, of images that were built with `--console`.
 const PROMPT: &str = "root@cnova:~# ";
 /// From power on to the prompt, emulated on a busy machine.
@@ -30,6 +31,14 @@ pub enum BoardError {
     /// Something that is installed separately is not; a test skips then.
     #[error("{0}")]
     Missing(String),
+    /// Its description cannot be used.
+    #[error("the description of the board, {}, cannot be used: {why}", path.display())]
+    Description {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// A file or a process of it could not be used.
     #[error("board: cannot {action}: {source}")]
     Io {
@@ -58,6 +67,8 @@ fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> BoardError {
 /// What a board is made of.
 #[derive(Clone, Debug)]
 pub struct Parts {
+    /// What it is.
+    pub machine: Machine,
     /// Its disk; it is written to.
     pub disk: PathBuf,
     /// Where its firmware keeps its variables, and the sockets are.
@@ -71,21 +82,16 @@ impl Parts {
     ///
     /// # Errors
     /// [`BoardError::Missing`] where QEMU or its firmware is not installed.
-    pub fn flash(image: &Path, folder: &Path, memory_mib: u32) -> Result<Self, BoardError> {
-        let in_path =
-            std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join(QEMU).is_file()));
-        if !in_path || !FIRMWARE.iter().all(|f| Path::new(f).is_file()) {
-            return Err(BoardError::Missing(format!(
-                "{QEMU} or its firmware is not installed: `scripts/setup image` installs them"
-            )));
-        }
+    pub fn flash(machine: &Machine, image: &Path, folder: &Path) -> Result<Self, BoardError> {
+        let emulated = machine.emulated()?;
         let disk = folder.join("disk.img");
         fs::copy(image, &disk).map_err(failed(format!("copy {}", image.display())))?;
-        fs::copy(FIRMWARE[1], folder.join("firmware")).map_err(failed("copy the firmware's variables"))?;
+        fs::copy(&emulated.firmware[1], folder.join("firmware")).map_err(failed("copy the firmware's variables"))?;
         Ok(Self {
+            machine: machine.clone(),
             disk,
             folder: folder.to_owned(),
-            memory_mib,
+            memory_mib: machine.memory.machine,
         })
     }
 
@@ -96,42 +102,20 @@ impl Parts {
     pub fn power_on(&self, tpm: &Path) -> Result<Board, BoardError> {
         let socket = self.folder.join("serial");
         let _ = fs::remove_file(&socket);
-        let pflash = |file: &Path, more: &str| format!("if=pflash,format=raw,{more}file={}", file.display());
-        let child = Command::new(QEMU)
-            .args(["-M", "q35", "-cpu", "max", "-smp", "2", "-accel", "tcg,thread=multi"])
-            .args([
-                "-m",
-                &self.memory_mib.to_string(),
-                "-display",
-                "none",
-                "-monitor",
-                "none",
-                "-no-reboot",
-            ])
-            .args(["-drive", &pflash(Path::new(FIRMWARE[0]), "readonly=on,")])
-            .args(["-drive", &pflash(&self.folder.join("firmware"), "")])
-            .args([
-                "-drive",
-                &format!("if=virtio,format=raw,cache=writeback,file={}", self.disk.display()),
-            ])
-            .args(["-chardev", &format!("socket,id=tpm,path={}", tpm.display())])
-            .args([
-                "-tpmdev",
-                "emulator,id=tpm0,chardev=tpm",
-                "-device",
-                "tpm-tis,tpmdev=tpm0",
-            ])
-            .args(["-nic", "user,model=virtio-net-pci", "-device", "virtio-rng-pci"])
-            .args([
-                "-chardev",
-                &format!("socket,id=serial,server=on,wait=on,path={}", socket.display()),
-            ])
-            .args(["-serial", "chardev:serial"])
+        let emulated = self.machine.emulated()?;
+        let child = emulated
+            .command(Plugs {
+                disk: &self.disk,
+                variables: &self.folder.join("firmware"),
+                tpm,
+                serial: &socket,
+                memory: self.memory_mib,
+            })
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()
-            .map_err(failed(format!("start {QEMU}")))?;
+            .map_err(failed(format!("start {}", emulated.qemu)))?;
         let mut board = Board {
             child,
             serial: None,

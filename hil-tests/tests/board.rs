@@ -11,18 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use cnova_hil_tests::board::machine::Machine;
 use cnova_hil_tests::board::{Board, BoardError, Parts};
 use cnova_root_of_trust::testing::{Maker, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
 use enrolment_support::{AGENT, HUB, Plant};
 use serde_json::Value;
 
-const BOARD: &str = "qemu-x86_64";
-/// Of the board's description: the machine's memory and the budget of the agent with its runtimes, MiB.
-const MEMORY_MIB: u32 = 512;
-const BUDGET_MIB: u64 = 128;
-/// Where the first slot's root begins, of the board's description.
-const ROOT_A: u64 = (1 + 96) << 20;
 /// What a machine that resets itself may take to do so.
 const RESET: Duration = Duration::from_secs(240);
 /// Where a guest sees the loopback of this machine.
@@ -61,7 +56,7 @@ fn plant(maker: &Maker, chip: &Swtpm) -> Plant {
 }
 
 /// The image for this plant.
-fn image(plant: &Plant) -> PathBuf {
+fn image(machine: &Machine, plant: &Plant) -> PathBuf {
     let config = plant.write(
         "board/agent.toml",
         format!(
@@ -76,9 +71,9 @@ fn image(plant: &Plant) -> PathBuf {
     );
     let out = plant.at("board/image");
     let built = Command::new(repository().join("firmware-images/build"))
-        .arg(BOARD)
+        .arg(&machine.name)
         .arg("--bin")
-        .arg(plant.programs())
+        .arg(machine.programs(plant.programs()))
         .args([
             "--trust-bundle",
             &plant.at("trust/trust-bundle.cose"),
@@ -133,13 +128,14 @@ fn number(board: &mut Board, file: &str) -> u64 {
 #[test]
 #[ignore = "builds an image: `make test-board` runs it"]
 fn an_image_enrols_by_its_tpm_is_attested_and_works_alone() {
+    let machine = Machine::chosen().unwrap();
     let maker = Maker::new();
     let Some(mut chip) = Swtpm::start_by(&maker, Some(EkKind::P384)) else {
         return;
     };
     let mut plant = plant(&maker, &chip);
     let folder = tempfile::tempdir().unwrap();
-    let parts = match Parts::flash(&image(&plant), folder.path(), MEMORY_MIB) {
+    let parts = match Parts::flash(&machine, &image(&machine, &plant), folder.path()) {
         Err(BoardError::Missing(why)) => return eprintln!("SKIPPED: {why}"),
         parts => parts.unwrap(),
     };
@@ -169,11 +165,12 @@ fn an_image_enrols_by_its_tpm_is_attested_and_works_alone() {
         );
     }
     let budget = number(&mut board, "/sys/fs/cgroup/cnova.slice/memory.max");
-    assert_eq!(budget, BUDGET_MIB << 20);
+    let allowed = machine.memory.agent;
+    assert_eq!(budget, allowed << 20);
     let used = number(&mut board, "/sys/fs/cgroup/cnova.slice/memory.current");
     let peak = board.run("cat /sys/fs/cgroup/cnova.slice/memory.peak").unwrap();
     eprintln!(
-        "agent and runtimes: {} MiB now, peak {} bytes, of {BUDGET_MIB} MiB",
+        "agent and runtimes: {} MiB now, peak {} bytes, of {allowed} MiB",
         used >> 20,
         peak.trim()
     );
@@ -197,9 +194,9 @@ fn an_image_enrols_by_its_tpm_is_attested_and_works_alone() {
     let mut disk = File::options().read(true).write(true).open(&parts.disk).unwrap();
     let mut byte = [0];
     // Its superblock, which is read first.
-    disk.seek(SeekFrom::Start(ROOT_A + 20)).unwrap();
+    disk.seek(SeekFrom::Start(machine.root_a() + 20)).unwrap();
     disk.read_exact(&mut byte).unwrap();
-    disk.seek(SeekFrom::Start(ROOT_A + 20)).unwrap();
+    disk.seek(SeekFrom::Start(machine.root_a() + 20)).unwrap();
     disk.write_all(&[byte[0] ^ 1]).unwrap();
     drop(disk);
     let socket = chip.serve_machine();
@@ -232,13 +229,14 @@ fn apply_version(plant: &Plant, version: usize) {
 #[test]
 #[ignore = "builds an image and takes an hour: `make test-power-cuts` runs it"]
 fn power_cuts_at_any_time_lose_nothing() {
+    let machine = Machine::chosen().unwrap();
     let maker = Maker::new();
     let Some(mut chip) = Swtpm::start_by(&maker, Some(EkKind::P384)) else {
         return;
     };
     let plant = plant(&maker, &chip);
     let folder = tempfile::tempdir().unwrap();
-    let parts = match Parts::flash(&image(&plant), folder.path(), MEMORY_MIB) {
+    let parts = match Parts::flash(&machine, &image(&machine, &plant), folder.path()) {
         Err(BoardError::Missing(why)) => return eprintln!("SKIPPED: {why}"),
         parts => parts.unwrap(),
     };
