@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check bench bench-runtimes bench-trust release-container image test-board test-power-cuts sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check cross-arm64 bench bench-runtimes bench-trust release-container image test-board test-power-cuts sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,24 +47,34 @@ yocto-crates: ## Write the layer's list of crates again, after Cargo.lock change
 yocto-check: ## The Yocto layer with a real bitbake: make yocto-check YOCTO_CHECK='OE_CORE BITBAKE META_OE ...'
 	@scripts/yocto-check
 
+PROFILE ?= dev
+cross-arm64: ## What an arm64 device runs, and cnova: make cross-arm64 PROFILE=fast (dev)
+	@scripts/setup arm64
+	scripts/cross arm64 $(PROFILE)
+
 BOARD ?= qemu-x86_64
-IMAGE_BIN ?= target/fast
+# A board of another processor: what is installed for it, and where its programs are.
+BOARD_ARM64 := $(filter qemu-arm64,$(BOARD))
+IMAGE_SETUP := $(if $(BOARD_ARM64),arm64,image)
+IMAGE_BIN ?= $(if $(BOARD_ARM64),target/cross/aarch64-unknown-linux-gnu/fast,target/fast)
 image: ## A bootable disk: make image BOARD=qemu-x86_64 TRUST_BUNDLE=FILE CONFIG=FILE (firmware-images/README.md)
-	@scripts/setup image
+	@scripts/setup $(IMAGE_SETUP)
 	@test -n "$(TRUST_BUNDLE)" -a -n "$(CONFIG)" || { echo "error: name TRUST_BUNDLE=FILE (cnova trust init makes one) and CONFIG=FILE (the agent's): firmware-images/README.md"; exit 1; }
-	cargo build --profile fast --bins -p cnova-agent -p cnova-runtime-wasm -p cnova-runtime-container -p cnova-runtime-ebpf
+	$(if $(BOARD_ARM64),scripts/cross arm64 fast,cargo build --profile fast --bins -p cnova-agent -p cnova-runtime-wasm -p cnova-runtime-container -p cnova-runtime-ebpf)
 	PATH=$$PATH:/usr/sbin:/sbin firmware-images/build $(BOARD) --bin $(IMAGE_BIN) --trust-bundle $(TRUST_BUNDLE) --config $(CONFIG)
 
-test-board: setup-test ## An image on a virtual board, from flashing to working alone (minutes; needs Debian's packages)
-	@scripts/setup image
+test-board: setup-test ## An image on a virtual board, from flashing to working alone (minutes): make test-board BOARD=qemu-arm64
+	@scripts/setup $(IMAGE_SETUP)
 	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(board) & test(an_image)'
+	$(if $(BOARD_ARM64),scripts/cross arm64)
+	PATH=$$PATH:/usr/sbin:/sbin CNOVA_BOARD=$(BOARD) cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(board) & test(an_image)'
 
 CUTS ?= 50
 test-power-cuts: setup-test ## The same board, its power cut CUTS times at any moment (an hour)
-	@scripts/setup image
+	@scripts/setup $(IMAGE_SETUP)
 	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin CNOVA_CUTS=$(CUTS) cargo nextest run --workspace --run-ignored all --no-capture \
+	$(if $(BOARD_ARM64),scripts/cross arm64)
+	PATH=$$PATH:/usr/sbin:/sbin CNOVA_BOARD=$(BOARD) CNOVA_CUTS=$(CUTS) cargo nextest run --workspace --run-ignored all --no-capture \
 		-E 'binary(board) & test(power_cuts)'
 
 check: ## Format, lints, dependencies

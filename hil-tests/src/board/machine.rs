@@ -105,11 +105,11 @@ impl Machine {
     }
 
     /// The folder with the board's programs, beside those of this machine: `target/debug`, or
-    /// `target/aarch64-unknown-linux-gnu/debug` of `scripts/cross`.
+    /// `target/cross/aarch64-unknown-linux-gnu/debug` of `scripts/cross`.
     #[must_use]
     pub fn programs(&self, of_this_machine: &Path) -> PathBuf {
         let target = match (self.architecture.as_str(), std::env::consts::ARCH) {
-            ("arm64", "x86_64") => "aarch64-unknown-linux-gnu",
+            ("arm64", "x86_64") => "cross/aarch64-unknown-linux-gnu",
             _ => return of_this_machine.to_owned(),
         };
         match (of_this_machine.parent(), of_this_machine.file_name()) {
