@@ -47,8 +47,8 @@ yocto-crates: ## Write the layer's list of crates again, after Cargo.lock change
 yocto-check: ## The Yocto layer with a real bitbake: make yocto-check YOCTO_CHECK='OE_CORE BITBAKE META_OE ...'
 	@scripts/yocto-check
 
-PROFILE ?= dev
-cross-arm64: ## What an arm64 device runs, and cnova: make cross-arm64 PROFILE=fast (dev)
+PROFILE ?= cross
+cross-arm64: ## What an arm64 device runs, and cnova: make cross-arm64 PROFILE=fast (cross)
 	@scripts/setup arm64
 	scripts/cross arm64 $(PROFILE)
 

@@ -104,17 +104,12 @@ impl Machine {
         (1 + self.partitions.esp) << 20
     }
 
-    /// The folder with the board's programs, beside those of this machine: `target/debug`, or
-    /// `target/cross/aarch64-unknown-linux-gnu/debug` of `scripts/cross`.
+    /// The folder with the board's programs: this machine's, or what `scripts/cross` made beside them.
     #[must_use]
     pub fn programs(&self, of_this_machine: &Path) -> PathBuf {
-        let target = match (self.architecture.as_str(), std::env::consts::ARCH) {
-            ("arm64", "x86_64") => "cross/aarch64-unknown-linux-gnu",
-            _ => return of_this_machine.to_owned(),
-        };
-        match (of_this_machine.parent(), of_this_machine.file_name()) {
-            (Some(all), Some(profile)) => all.join(target).join(profile),
-            _ => of_this_machine.join(target),
+        match (self.architecture.as_str(), std::env::consts::ARCH) {
+            ("arm64", "x86_64") => of_this_machine.with_file_name("cross/aarch64-unknown-linux-gnu/cross"),
+            _ => of_this_machine.to_owned(),
         }
     }
 
