@@ -21,8 +21,8 @@ use machine::{Machine, Plugs};
 /// The shell on the serial line, of images that were built with `--console`.
 const PROMPT: &str = "root@cnova:~# ";
 /// From power on to the prompt, emulated on a busy machine.
-const BOOT_PATIENCE: Duration = Duration::from_secs(300);
-const COMMAND_PATIENCE: Duration = Duration::from_secs(120);
+const BOOT_PATIENCE: Duration = Duration::from_secs(600);
+const COMMAND_PATIENCE: Duration = Duration::from_secs(240);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a board does not do what it is told.
@@ -75,6 +75,8 @@ pub struct Parts {
     pub folder: PathBuf,
     /// Its memory, MiB.
     pub memory_mib: u32,
+    /// What its clock says when it is switched on, as QEMU's `-rtc base=` takes it; the time, unless it is said.
+    pub clock: Option<String>,
 }
 
 impl Parts {
@@ -92,6 +94,7 @@ impl Parts {
             disk,
             folder: folder.to_owned(),
             memory_mib: machine.memory.machine,
+            clock: None,
         })
     }
 
@@ -111,6 +114,11 @@ impl Parts {
                 serial: &socket,
                 memory: self.memory_mib,
             })
+            .args(
+                self.clock
+                    .iter()
+                    .flat_map(|base| ["-rtc".to_owned(), format!("base={base}")]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
@@ -212,15 +220,17 @@ impl Board {
     /// [`BoardError`].
     pub fn run(&mut self, command: &str) -> Result<String, BoardError> {
         let from = self.said().len();
-        // The shell echoes what it is told, and joins this only when it runs it.
-        self.send(&format!("{{ {command}; }} 2>&1 | cat; echo d''one-{from}"))?;
+        // The shell echoes what it is told, and joins these only when it runs them.
+        self.send(&format!(
+            "echo b''egin-{from}; {{ {command}; }} 2>&1 | cat; echo d''one-{from}"
+        ))?;
         let end = format!("done-{from}");
         self.wait_for(&end, from, COMMAND_PATIENCE)?;
         let said = self.said();
         let answer = said.get(from..).unwrap_or_default();
         let answer = answer.split(&end).next().unwrap_or_default();
-        // The first line is the echo.
-        Ok(answer.split_once('\n').map_or("", |(_, rest)| rest).to_owned())
+        let answer = answer.split_once(&format!("begin-{from}\n"));
+        Ok(answer.map_or("", |(_, rest)| rest).to_owned())
     }
 
     /// Whether it is switched on: a machine that resets itself is off, and `power_on` is its next boot.

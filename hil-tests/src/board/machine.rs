@@ -104,15 +104,6 @@ impl Machine {
         (1 + self.partitions.esp) << 20
     }
 
-    /// The folder with the board's programs: this machine's, or what `scripts/cross` made beside them.
-    #[must_use]
-    pub fn programs(&self, of_this_machine: &Path) -> PathBuf {
-        match (self.architecture.as_str(), std::env::consts::ARCH) {
-            ("arm64", "x86_64") => of_this_machine.with_file_name("cross/aarch64-unknown-linux-gnu/cross"),
-            _ => of_this_machine.to_owned(),
-        }
-    }
-
     /// What QEMU is to be.
     ///
     /// # Errors
