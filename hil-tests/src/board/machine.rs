@@ -8,11 +8,6 @@ use serde::Deserialize;
 
 use super::BoardError;
 
-/// The environment's variable that names the board of a test.
-pub const BOARD_VARIABLE: &str = "CNOVA_BOARD";
-/// The board where the variable names none.
-pub const DEFAULT_BOARD: &str = "qemu-x86_64";
-
 /// The part of a board's description (`firmware-images/boards/NAME.toml`) that a test needs.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Machine {
@@ -71,15 +66,6 @@ pub struct Emulated {
 }
 
 impl Machine {
-    /// The board that the environment names ([`BOARD_VARIABLE`]), else [`DEFAULT_BOARD`].
-    ///
-    /// # Errors
-    /// [`BoardError`].
-    pub fn chosen() -> Result<Self, BoardError> {
-        let name = std::env::var(BOARD_VARIABLE).unwrap_or_default();
-        Self::named(if name.is_empty() { DEFAULT_BOARD } else { &name })
-    }
-
     /// The board of this name.
     ///
     /// # Errors
