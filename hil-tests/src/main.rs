@@ -40,6 +40,9 @@ enum Command {
         /// Show which there are, and end.
         #[arg(long)]
         list: bool,
+        /// Make what the image of a real board needs that is built elsewhere, and end.
+        #[arg(long)]
+        prepare: bool,
         /// The folder with the programs of the hub, and those that go onto the board.
         #[arg(long, default_value = "target/debug")]
         bin: std::path::PathBuf,
@@ -156,6 +159,7 @@ fn main() -> ExitCode {
             on,
             names,
             list,
+            prepare,
             bin,
             board_bin,
             report,
@@ -179,6 +183,9 @@ fn main() -> ExitCode {
                 soak: std::time::Duration::from_secs(minutes * 60),
                 seed,
             };
+            if prepare {
+                return prepare_image(&on, &options);
+            }
             scenarios(&on, &names, &report, &options)
         }
         Command::Demo {
@@ -252,6 +259,22 @@ fn list_scenarios() -> ExitCode {
         println!("{name}\n    {shows}\n    needs {needs}");
     }
     ExitCode::SUCCESS
+}
+
+#[allow(clippy::print_stdout)]
+fn prepare_image(on: &TargetName, options: &scenario::Options) -> ExitCode {
+    match on.prepare(options) {
+        Ok([bundle, bootstrap]) => {
+            println!(
+                "build the board's image with\n  CNOVA_TRUST_BUNDLE = \"{bundle}\"\n  CNOVA_BOOTSTRAP = \"{bootstrap}\""
+            );
+            ExitCode::SUCCESS
+        }
+        Err(trouble) => {
+            println!("error: {trouble}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Runs them and writes the report; fails when one of them does.

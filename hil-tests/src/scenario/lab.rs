@@ -26,6 +26,8 @@ const SLICE: &str = "/sys/fs/cgroup/cnova.slice";
 const TCTI: &str = "device:/dev/tpmrm0";
 /// What a board says that refuses its root.
 const REFUSAL: &str = "dm-verity device corrupted";
+/// What computes models; left out of an image where it was not built.
+const WORKER: &str = "cnova-wasm-nn";
 /// A byte of the root's superblock, which is read first.
 const DAMAGED_BYTE: u64 = 20;
 /// Bytes of a file system's sector, as the kernel counts them.
@@ -146,6 +148,9 @@ impl<H: Hardware> Lab<H> {
             &out,
             "--console",
         ]);
+        let mut runtimes = vec!["cnova-runtime-wasm", "cnova-runtime-container", "cnova-runtime-ebpf"];
+        runtimes.extend(board_bin.join(WORKER).is_file().then_some(WORKER));
+        build.args(["--runtimes", &runtimes.join(",")]);
         let is_same_for_all = token.is_none();
         if let Some(token) = token {
             let file = plant.write("image/token", token.as_bytes())?;

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use super::board::{certificate_of, new_chip};
 use super::lab::{Hardware, Known, flip};
-use super::plant::Place;
+use super::plant::{Place, Plant};
 use super::targets::repository;
-use super::{Clock, Done, Trouble};
+use super::{Clock, Done, Options, Trouble};
 use crate::board::machine::Machine;
 
 /// What an environment file says in `options` of its target.
@@ -81,6 +81,10 @@ enum Answer {
     Failed(String),
 }
 
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Python with labgrid: that of `make hil`, or the system's.
 fn python() -> PathBuf {
     let own = repository().join("target/labgrid/bin/python3");
@@ -145,6 +149,7 @@ impl Labgrid {
     /// The board of this environment file. A virtual one has its files in the folder.
     pub(super) fn open(file: &Path, folder: &Path) -> Done<Self> {
         std::fs::create_dir_all(folder).map_err(Trouble::failed)?;
+        let (file, folder) = (&absolute(file), &absolute(folder));
         let text = std::fs::read_to_string(file).map_err(|e| Trouble::Failed(format!("{}: {e}", file.display())))?;
         let unfilled =
             { text.lines().zip(1..) }.find(|(line, _)| line.contains("FILL-IN") && !line.trim().starts_with('#'));
@@ -186,6 +191,24 @@ impl Labgrid {
             bridge,
             stand_in,
         })
+    }
+
+    /// Makes the plant that is kept, before there is an image for it; the trust bundle and the bootstrap that the image is to
+    /// have.
+    ///
+    /// # Errors
+    /// The environment file names no folder for it, or no ports.
+    pub(super) fn prepare(mut self, options: &Options) -> Done<[String; 2]> {
+        let (Some(folder), Some(_)) = (self.plant_folder(), self.settings.ports) else {
+            return Err(Trouble::Failed(format!(
+                "{}: options: name `plant` (a folder that is kept) and `ports` (two that the board may reach)",
+                self.file.display()
+            )));
+        };
+        std::fs::create_dir_all(&folder).map_err(Trouble::failed)?;
+        let plant = Plant::new(&folder, &options.bin, self.place()?)?;
+        let bootstrap = plant.write("bootstrap.toml", plant.bootstrap().as_bytes())?;
+        Ok([plant.at("trust/trust-bundle.cose"), bootstrap])
     }
 
     /// The plant's folder, if it is kept.

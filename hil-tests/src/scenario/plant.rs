@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -26,6 +27,8 @@ const PROGRAMS: [&str; 7] = [
     "cnova-runtime-container",
     "cnova-runtime-ebpf",
 ];
+/// The token of the plant's administrator, in its folder.
+const TOKEN: &str = "token";
 /// Below the ports that Linux gives to outgoing connections.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -113,20 +116,29 @@ impl Plant {
         }
         self.write("logs/README", b"what the hub said\n")?;
         let (trust, tokens) = (self.at("trust"), self.at("tokens.toml"));
-        self.cnova(&["trust", "init", &trust, "--tree", "scenarios"])?;
-        self.cnova(&["trust", "issuer", &trust])?;
-        self.cnova(&["trust", "issue", HUB, "--site", "hub", "--dir", &trust])?;
-        let token = self.cnova(&[
-            "token",
-            "new",
-            "--name",
-            "scenarios",
-            "--role",
-            "admin",
-            "--tokens",
-            &tokens,
-        ])?;
-        self.token = token.trim().to_owned();
+        match fs::read_to_string(self.at(TOKEN)) {
+            // A plant that was kept: images were made for it.
+            Ok(token) => self.token = token,
+            Err(_) => {
+                self.cnova(&["trust", "init", &trust, "--tree", "scenarios"])?;
+                self.cnova(&["trust", "issuer", &trust])?;
+                self.cnova(&["trust", "issue", HUB, "--site", "hub", "--dir", &trust])?;
+                let token = self.cnova(&[
+                    "token",
+                    "new",
+                    "--name",
+                    "scenarios",
+                    "--role",
+                    "admin",
+                    "--tokens",
+                    &tokens,
+                ])?;
+                token.trim().clone_into(&mut self.token);
+                // Last: where it is, the rest is.
+                let path = self.write(TOKEN, self.token.as_bytes())?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(Trouble::failed)?;
+            }
+        }
         let listen = &self.place.listen;
         let roots = match self.place.makers.is_empty() {
             true => String::new(),
@@ -143,6 +155,15 @@ impl Plant {
         );
         self.write("hub.toml", text.as_bytes())?;
         Ok(())
+    }
+
+    /// What an image brings that was made elsewhere: where its hub is, as a file of `agent.d`.
+    pub(super) fn bootstrap(&self) -> String {
+        let [_, link, door] = self.ports;
+        let seen = &self.place.seen;
+        format!(
+            "[parent]\nnode = \"{HUB}\"\naddress = \"{seen}:{link}\"\n[enrolment]\nendpoints = [\"{seen}:{door}\"]\n"
+        )
     }
 
     /// The configuration of an agent below the hub.

@@ -194,7 +194,7 @@ pub(super) fn runs(status: &Status, id: &str) -> bool {
 fn short(status: &Status) -> String {
     let workloads = { &status.workloads }
         .iter()
-        .map(|w| format!("{} {:?} {}", w.id, w.state, w.reason));
+        .map(|w| format!("{} {:?} {}", w.id, w.state, w.reason.lines().next().unwrap_or_default()));
     let all: Vec<String> = workloads.chain(status.alarms.iter().cloned()).collect();
     format!("twin {}.{}; {}", status.epoch, status.generation, all.join("; "))
 }

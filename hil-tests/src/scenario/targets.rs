@@ -8,7 +8,7 @@ use super::board::Virtual;
 use super::lab::Lab;
 use super::labgrid::Labgrid;
 use super::simulator::Simulator;
-use super::{Done, Options, Target};
+use super::{Done, Options, Target, Trouble};
 
 /// What scenarios run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,22 @@ impl TargetName {
                 Box::new(Lab::new(labgrid, kept.unwrap_or(folder), options))
             }
         })
+    }
+}
+
+impl TargetName {
+    /// For a board whose image is made elsewhere, before there is one: the trust bundle and the bootstrap that it is to have.
+    ///
+    /// # Errors
+    /// Any other target makes its images itself.
+    pub fn prepare(&self, options: &Options) -> Done<[String; 2]> {
+        let Self::Labgrid(file) = self else {
+            return Err(Trouble::Failed(format!(
+                "{self} needs no preparation: its image is made when it is run"
+            )));
+        };
+        let work = tempfile::tempdir().map_err(Trouble::failed)?;
+        Labgrid::open(file, work.path())?.prepare(options)
     }
 }
 
