@@ -8,11 +8,6 @@ use serde::Deserialize;
 
 use super::BoardError;
 
-/// The environment's variable that names the board of a test.
-pub const BOARD_VARIABLE: &str = "CNOVA_BOARD";
-/// The board where the variable names none.
-pub const DEFAULT_BOARD: &str = "qemu-x86_64";
-
 /// The part of a board's description (`firmware-images/boards/NAME.toml`) that a test needs.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Machine {
@@ -71,15 +66,6 @@ pub struct Emulated {
 }
 
 impl Machine {
-    /// The board that the environment names ([`BOARD_VARIABLE`]), else [`DEFAULT_BOARD`].
-    ///
-    /// # Errors
-    /// [`BoardError`].
-    pub fn chosen() -> Result<Self, BoardError> {
-        let name = std::env::var(BOARD_VARIABLE).unwrap_or_default();
-        Self::named(if name.is_empty() { DEFAULT_BOARD } else { &name })
-    }
-
     /// The board of this name.
     ///
     /// # Errors
@@ -102,20 +88,6 @@ impl Machine {
     #[must_use]
     pub const fn root_a(&self) -> u64 {
         (1 + self.partitions.esp) << 20
-    }
-
-    /// The folder with the board's programs, beside those of this machine: `target/debug`, or
-    /// `target/aarch64-unknown-linux-gnu/debug` of `scripts/cross`.
-    #[must_use]
-    pub fn programs(&self, of_this_machine: &Path) -> PathBuf {
-        let target = match (self.architecture.as_str(), std::env::consts::ARCH) {
-            ("arm64", "x86_64") => "aarch64-unknown-linux-gnu",
-            _ => return of_this_machine.to_owned(),
-        };
-        match (of_this_machine.parent(), of_this_machine.file_name()) {
-            (Some(all), Some(profile)) => all.join(target).join(profile),
-            _ => of_this_machine.join(target),
-        }
     }
 
     /// What QEMU is to be.
