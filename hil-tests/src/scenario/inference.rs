@@ -10,6 +10,8 @@ use super::{Done, Run, Trouble};
 #[path = "../../../edge-agent/runtimes/wasm-nn/tests/support/onnx.rs"]
 mod onnx;
 
+/// What the hub says of a node without one.
+const NO_NPU: &str = "no accelerator npu";
 /// What the model makes of its input.
 const ANSWER: &str = "y = 7 0";
 
@@ -111,12 +113,12 @@ pub(super) fn on_npu(run: &mut Run<'_>) -> Done {
     let Some(found) = found else {
         run.target.deploy(&application)?;
         run.until("the hub says that no node has an NPU", |run| {
-            Ok(run.target.explain(&id)?.contains("npu"))
+            Ok(run.target.explain(&id)?.contains(NO_NPU))
         })?;
         let said = run.target.explain(&id)?;
         let why = said
             .lines()
-            .find(|line| line.contains("npu"))
+            .find(|line| line.contains(NO_NPU))
             .unwrap_or_default()
             .trim()
             .to_owned();
