@@ -465,12 +465,9 @@ impl<H: Hardware> Target for Lab<H> {
     fn alarms_at_hub(&mut self) -> Done<String> {
         let shown = self.shown()?;
         let alarms = shown["alarms"].as_array().into_iter().flatten();
-        let text = |a: &serde_json::Value| {
-            format!(
-                "{}: {}",
-                a["code"].as_str().unwrap_or_default(),
-                a["detail"].as_str().unwrap_or_default()
-            )
+        let text = |a: &serde_json::Value| match a.as_str() {
+            Some(text) => text.to_owned(),
+            None => a.to_string(),
         };
         Ok(alarms.map(text).collect::<Vec<_>>().join("; "))
     }
