@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check cross-arm64 bench bench-runtimes bench-trust release-container image hil test-board test-power-cuts sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check cross-arm64 bench bench-runtimes bench-trust release-container image hil hil-prepare test-board test-power-cuts sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,10 @@ hil: setup-test $(if $(filter labgrid:%,$(ON)),$(LABGRID)) ## Scenarios of a boa
 	cargo build --workspace --bins
 	$(if $(filter qemu-arm64,$(ON)),$(if $(BOARD_BIN),,scripts/cross arm64))
 	$(HIL) --on $(ON) $(if $(CUTS),--cuts $(CUTS)) $(if $(SOAK),--soak $(SOAK)) $(if $(BOARD_BIN),--board-bin $(BOARD_BIN),$(if $(filter qemu-arm64,$(ON)),--board-bin $(ARM64_BIN))) $(SCENARIO)
+
+hil-prepare: $(LABGRID) ## Before the image of a real board is built elsewhere: make hil-prepare ON=labgrid:FILE (docs/HARDWARE.md)
+	cargo build --workspace --bins
+	$(HIL) --on $(ON) --prepare
 
 $(LABGRID): hil-tests/labgrid/requirements.txt
 	python3 -m venv target/labgrid

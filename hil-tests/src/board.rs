@@ -24,6 +24,8 @@ const PROMPT: &str = "root@cnova:~# ";
 const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 const COMMAND_PATIENCE: Duration = Duration::from_secs(240);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Until what a machine said that is off has been read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why a board does not do what it is told.
 #[derive(Debug, Error)]
@@ -169,10 +171,19 @@ impl Board {
     /// Waits for a text on the serial line after `from` bytes.
     ///
     /// # Errors
-    /// [`BoardError::Waited`].
-    pub fn wait_for(&self, text: &str, from: usize, patience: Duration) -> Result<(), BoardError> {
+    /// [`BoardError::Waited`]; at once when it is off and did not say it.
+    pub fn wait_for(&mut self, text: &str, from: usize, patience: Duration) -> Result<(), BoardError> {
         let until = Instant::now() + patience;
-        while !self.said().get(from..).is_some_and(|s| s.contains(text)) {
+        let has_said = |board: &Self| board.said().get(from..).is_some_and(|s| s.contains(text));
+        while !has_said(self) {
+            if !self.is_on() {
+                // Its last words are still on their way.
+                sleep(LAST_WORDS);
+                return match has_said(self) {
+                    true => Ok(()),
+                    false => Err(self.waited(&format!("{text}, it is off"), patience)),
+                };
+            }
             if Instant::now() > until {
                 return Err(self.waited(text, patience));
             }
@@ -195,7 +206,7 @@ impl Board {
     ///
     /// # Errors
     /// [`BoardError::Waited`].
-    pub fn wait_booted(&self) -> Result<(), BoardError> {
+    pub fn wait_booted(&mut self) -> Result<(), BoardError> {
         self.wait_for(PROMPT, 0, BOOT_PATIENCE)
     }
 

@@ -9,6 +9,8 @@ use serde_json::json;
 
 use super::{Done, Trouble};
 
+/// Bytes of a variable that only makes a twin large.
+const PADDING_BYTES: usize = 32_000;
 /// The application's name.
 pub const NAME: &str = "line";
 /// Sleeps a second at a time, for ever.
@@ -38,6 +40,8 @@ pub struct Application {
     pub version: usize,
     /// Whether only an attested node may have it.
     pub attested: bool,
+    /// Variables of 32,000 bytes that make its twin large.
+    pub padding: usize,
     /// What it computes, if it is about that; else it is one workload of each runtime.
     pub inference: Option<Inference>,
 }
@@ -50,6 +54,7 @@ impl Application {
             name: NAME,
             version,
             attested: true,
+            padding: 0,
             inference: None,
         }
     }
@@ -65,6 +70,7 @@ impl Application {
             name,
             version: 0,
             attested: false,
+            padding: 0,
             inference: Some(on),
         }
     }
@@ -100,11 +106,13 @@ impl Application {
                 artifact(self.name)
             );
         }
+        let variable = |n: usize| format!(", PADDING_{n}: \"{}\"", "x".repeat(PADDING_BYTES));
+        let padding: String = (0..self.padding).map(variable).collect();
         // A master on the list that is another one in each version.
         let master = format!("0a{:06x}", version & 0xff_ffff);
         format!(
             "{head}  - name: wasm\n    runtime: wasm\n    artifact: {{{}}}\n    resources: {{memory: 16MiB}}\n    \
-             env: {{VERSION: \"{version}\"}}\n{placement}  - name: container\n    runtime: container\n    \
+             env: {{VERSION: \"{version}\"{padding}}}\n{placement}  - name: container\n    runtime: container\n    \
              artifact: {{{}}}\n    resources: {{memory: 16MiB}}\n    env: {{VERSION: \"{version}\"}}\n    \
              settings: {{user: \"1000:1000\", probe: {{http: {{port: 8080, path: /index.html}}}}}}\n{placement}  - name: ebpf\n    \
              runtime: ebpf\n    artifact: {{{}}}\n    resources: {{memory: 8MiB}}\n    \

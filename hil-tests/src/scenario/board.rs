@@ -16,6 +16,8 @@ use crate::board::{Board, BoardError, Parts};
 const HOST: &str = "10.0.2.2";
 /// The NV index of a P-384 endorsement key's certificate (TCG EK Credential Profile, section 2.2.1.4).
 const EK_CERTIFICATE: &str = "0x01c00016";
+/// How often it may start again by itself, in all scenarios together: what happens more often is no accident.
+const RESTARTS_MAX: u32 = 3;
 /// What anything may take, emulated on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -36,6 +38,10 @@ pub(super) struct Virtual {
     chip: Option<Swtpm>,
     parts: Option<Parts>,
     board: Option<Board>,
+    /// What it was switched on with.
+    clock: Clock,
+    /// How often it started again by itself.
+    restarts: u32,
 }
 
 impl Virtual {
@@ -51,6 +57,8 @@ impl Virtual {
             chip: None,
             parts: None,
             board: None,
+            clock: Clock::Right,
+            restarts: 0,
         })
     }
 
@@ -79,7 +87,14 @@ impl Hardware for Virtual {
     fn about(&mut self) -> Vec<(String, String)> {
         let emulated = self.machine.emulated.as_ref();
         let text = emulated.map(|e| format!("{} -M {} -cpu {}, emulated (TCG), swtpm", e.qemu, e.machine, e.cpu));
-        vec![("machine".into(), text.unwrap_or_default())]
+        let restarts = match self.restarts {
+            0 => "never".to_owned(),
+            n => format!("{n} times"),
+        };
+        vec![
+            ("machine".into(), text.unwrap_or_default()),
+            ("started again by itself while it booted".into(), restarts),
+        ]
     }
 
     fn machine(&self) -> &Machine {
@@ -117,6 +132,7 @@ impl Hardware for Virtual {
             return Err(Trouble::failed("the board was never flashed"));
         };
         self.board = None;
+        self.clock = clock;
         parts.clock = match clock {
             Clock::Right => None,
             Clock::Lost => Some("1970-01-01T00:00:00".into()),
@@ -132,7 +148,18 @@ impl Hardware for Virtual {
     }
 
     fn wait_shell(&mut self) -> Done {
-        Ok(self.board()?.wait_booted()?)
+        loop {
+            let board = self.board()?;
+            match board.wait_booted() {
+                Ok(()) => return Ok(()),
+                // A real machine starts again by itself; this QEMU ends there.
+                Err(_) if !board.is_on() && self.restarts < RESTARTS_MAX => {
+                    self.restarts += 1;
+                    self.switch_on(self.clock)?;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 
     fn run(&mut self, command: &str) -> Done<String> {

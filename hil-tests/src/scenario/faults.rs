@@ -8,6 +8,8 @@ use super::{Clock, Done, Run, Trouble};
 
 /// Time of build of anything here is later: 1 January 2000.
 const CENTURY_S: u64 = 946_684_800;
+/// Of the padding of a large twin: two thirds of what one may have.
+const LARGE: usize = 20;
 /// How often the power fails before it stays.
 const BROWN_OUTS: usize = 6;
 
@@ -112,8 +114,12 @@ pub(super) fn full_disk(run: &mut Run<'_>) -> Done {
     let workloads = Application::line(0).workloads();
     let before = run.status()?;
     run.target.fill_disk()?;
-    let application = run.next_version();
-    run.target.deploy(&application)?;
+    // A large twin, so that it does not fit into what the ledger's log takes on the disk already.
+    let large = Application {
+        padding: LARGE,
+        ..run.next_version()
+    };
+    run.target.deploy(&large)?;
     run.until("the agent says that it cannot write", |run| {
         let at_hub = run.target.alarms_at_hub()?;
         let here = run.target.status()?.map(|s| s.alarms.join("; ")).unwrap_or_default();
@@ -124,6 +130,8 @@ pub(super) fn full_disk(run: &mut Run<'_>) -> Done {
     run.target.workloads_alive(&before)?;
     let begin = run.target.now();
     run.target.free_disk()?;
+    let application = run.next_version();
+    run.target.deploy(&application)?;
     let floor = (before.epoch, before.generation);
     run.until("the newest twin is taken", |run| {
         let now = run.target.status()?.map(|s| (s.epoch, s.generation));

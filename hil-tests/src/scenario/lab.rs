@@ -410,6 +410,10 @@ impl<H: Hardware> Target for Lab<H> {
         Ok(self.shown()?["trust"].as_str().map(str::to_owned))
     }
 
+    fn is_connected(&mut self) -> Done<bool> {
+        Ok(self.shown()?["link"] == "connected")
+    }
+
     fn approve(&mut self) -> Done {
         let (node, name) = (self.node(), format!("image-{}", self.flashes));
         // A name for each flashing: what the next one boots may differ.

@@ -63,7 +63,7 @@ pub(super) fn line(run: &mut Run<'_>) -> Done {
     );
     run.target.heal_network()?;
     run.until("the hub hears of the board again", |run| {
-        Ok(run.target.trust()?.as_deref() == Some("affirming"))
+        Ok(run.target.is_connected()? && run.target.trust()?.as_deref() == Some("affirming"))
     })
 }
 

@@ -209,6 +209,11 @@ pub trait Target {
     /// # Errors
     /// [`Trouble`].
     fn trust(&mut self) -> Done<Option<String>>;
+    /// Whether the hub has the board connected, or what is between them says so.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    fn is_connected(&mut self) -> Done<bool>;
     /// What the board booted is how it is to be.
     ///
     /// # Errors

@@ -169,7 +169,7 @@ impl Report {
             took = time(self.took()),
         );
         table(&mut out, &self.about);
-        out.push_str("<table class=\"all\"><tr><th>scenario</th><th>came to</th><th>took</th></tr>\n");
+        out.push_str("<table class=\"all\"><tr><th>scenario</th><th>came to</th><th class=\"number\">took</th></tr>\n");
         for o in &self.outcomes {
             let (class, word) = word(&o.end);
             let _ = writeln!(

@@ -167,6 +167,10 @@ impl Target for Simulator {
         Ok(self.bench()?.trust())
     }
 
+    fn is_connected(&mut self) -> Done<bool> {
+        Ok(self.bench()?.status().is_some_and(|s| s.connected))
+    }
+
     fn approve(&mut self) -> Done {
         // The simulated hub has had the reference values from the beginning.
         Ok(())
