@@ -1,14 +1,16 @@
 //! Secrets through the whole line, with the real programs: set at the hub, read by workloads, rotated, opened again
-//! without anybody above; and then looked for everywhere.
+//! without anybody above; and then looked for everywhere, also in support bundles.
 
 #![allow(clippy::unwrap_used, clippy::too_many_lines)]
 
 #[allow(dead_code, reason = "each test of a line uses a part of it")]
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::SystemTime;
 
 use cnova_oci::testing::{ImageBuilder, LayerBuilder};
 use cnova_shared::ids::Digest;
@@ -17,6 +19,9 @@ use support::{AGENT, GATEWAY, HUB, Line, Shape};
 
 /// In every value, so that it can be looked for.
 const MARK: &str = "PLANTED-7c1e";
+/// An enrolment token, and a variable that is no secret to us and may be one to somebody.
+const TOKEN: &str = "PLANTEDTOKEN-19d3";
+const VARIABLE: &str = "PLANTEDVARIABLE-55aa";
 const GUEST: &str = include_str!("../../edge-agent/runtimes/wasm/tests/guests/wat/secrets.wat");
 
 /// The values of one round.
@@ -98,7 +103,7 @@ fn manifest(line: &Line, containers: bool) -> String {
         image.write_tar(&line.path("vault/image.tar")).unwrap();
         text.push_str(&format!(
             "  - name: box\n    runtime: container\n    artifact: {{file: image.tar}}\n    resources: {{memory: 16MiB}}\n    \
-             stopGrace: 100ms\n    {secrets}\n"
+             stopGrace: 100ms\n    env: {{PLAIN: {VARIABLE}}}\n    {secrets}\n"
         ));
     }
     line.write("vault/vault.yaml", text).display().to_string()
@@ -181,12 +186,136 @@ fn shown(line: &Line) -> String {
     all
 }
 
+/// Makes a support bundle of a program, and unpacks it to one run of bytes.
+fn bundle(line: &Line, node: &str, out: &Path, more: &[&str]) -> Vec<u8> {
+    let programs = std::env::current_exe().unwrap();
+    let program = match node {
+        HUB => "cnova-hub",
+        GATEWAY => "cnova-gateway",
+        _ => "cnova-agent",
+    };
+    let made = Command::new(programs.parent().and_then(Path::parent).unwrap().join(program))
+        .arg("support-bundle")
+        .arg("--config")
+        .arg(line.path(&format!("{node}.toml")))
+        .arg("--out")
+        .arg(out)
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let unpacked = Command::new("gzip").arg("-dc").arg(out).output().unwrap();
+    assert!(unpacked.status.success());
+    unpacked.stdout
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|w| w == part)
+}
+
+/// Every private key and sealed key of the plant, in pieces that nothing else has.
+fn key_pieces(line: &Line) -> Vec<Vec<u8>> {
+    let trust = line.path("trust");
+    let mut files = vec![
+        trust.join("hub-signing.key"),
+        line.path("state").join(AGENT).join("ledger.key"),
+        line.path("tokens.toml"),
+    ];
+    files.extend([HUB, GATEWAY, AGENT].map(|node| trust.join("nodes").join(node).join("node.key")));
+    let mut pieces = Vec::new();
+    for file in files {
+        let bytes = fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let long = |word: &&str| word.len() >= 40;
+        let words: Vec<Vec<u8>> = text
+            .split(|c: char| !(c.is_ascii_alphanumeric() || "+/=".contains(c)))
+            .filter(long)
+            .map(|word| word.as_bytes().to_vec())
+            .collect();
+        let raw = if words.is_empty() {
+            vec![bytes[bytes.len() - 32..].to_vec()]
+        } else {
+            words
+        };
+        pieces.extend(raw);
+    }
+    assert!(pieces.len() >= 6);
+    pieces
+}
+
+/// All files below a folder, with what is in them and when that was changed.
+fn contents(dir: &Path, found: &mut BTreeMap<String, (Vec<u8>, SystemTime)>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => contents(&path, found),
+            Ok(kind) if kind.is_file() => {
+                let changed = entry.metadata().and_then(|m| m.modified()).unwrap();
+                found.insert(
+                    path.display().to_string(),
+                    (fs::read(&path).unwrap_or_default(), changed),
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What helps is in the bundles, and nothing of what is secret, whoever made them.
+fn check_bundles(line: &mut Line, vault: &Path) {
+    let running = bundle(line, AGENT, &vault.join("running.tar.gz"), &["--logs"]);
+    let above = [GATEWAY, HUB].map(|node| bundle(line, node, &vault.join(format!("{node}.tar.gz")), &[]));
+    // While the agent is down, too, and nothing of its state is touched.
+    line.kill(AGENT);
+    let state = line.path("state").join(AGENT);
+    let read = || {
+        let mut all = BTreeMap::new();
+        contents(&state, &mut all);
+        // Workloads run on and write there.
+        all.retain(|path, _| !path.contains("/run/"));
+        all
+    };
+    let before = read();
+    let down = bundle(line, AGENT, &vault.join("down.tar.gz"), &[]);
+    assert!(read() == before, "the state is as it was");
+    line.start(AGENT);
+    for part in [
+        "MANIFEST.json",
+        "\"id\": \"vault/reader\"",
+        "env ",
+        "db-password",
+        "logs/vault.reader.",
+    ] {
+        assert!(holds(&running, part.as_bytes()), "{part}");
+    }
+    for part in ["ledger.json", "\"id\": \"vault/reader\"", "no agent answers"] {
+        assert!(holds(&down, part.as_bytes()), "{part}");
+    }
+    assert!(!holds(&down, b"logs/vault.reader."));
+    let [gateway, hub] = &above;
+    assert!(holds(gateway, b"address = \"127.0.0.1:") && holds(gateway, b" twin\n"));
+    assert!(holds(hub, b"hub-signing.key") && holds(hub, b"MemTotal"));
+    let mut secrets: Vec<Vec<u8>> = [MARK, TOKEN, VARIABLE].map(|s| s.as_bytes().to_vec()).into();
+    secrets.extend(key_pieces(line));
+    for all in [&running, &down, gateway, hub] {
+        for secret in &secrets {
+            assert!(!holds(all, secret), "{}", String::from_utf8_lossy(secret));
+        }
+    }
+}
+
 #[test]
 fn secrets_reach_workloads_and_nobody_else() {
     let containers = has_containers();
     // Not in the line's folder: there nothing of it may be found.
     let vault = tempfile::tempdir().unwrap();
     let mut line = Line::new(Shape::Embedded);
+    // A token that nobody needs any more, as it lies on many a node.
+    let token = line.write("enrolment-token", TOKEN).display().to_string();
+    let path = line.path(&format!("{AGENT}.toml"));
+    let text = fs::read_to_string(&path).unwrap();
+    let enrolment = format!("[enrolment]\nendpoints = [\"127.0.0.1:9\"]\ntoken_file = \"{token}\"\n");
+    fs::write(&path, text + &enrolment).unwrap();
     line.start_all();
     let manifest = manifest(&line, containers);
     let refused = line.try_cnova(&["apply", &manifest]);
@@ -259,6 +388,8 @@ fn secrets_reach_workloads_and_nobody_else() {
     });
     assert!(!shown(&line).contains(MARK));
 
+    check_bundles(&mut line, vault.path());
+
     // Neither value of any round is anywhere: configurations, stores and their logs, twins, specs, workload folders,
     // program logs, core files.
     assert_eq!(exposed(&line), Vec::<String>::new());
@@ -268,4 +399,6 @@ fn secrets_reach_workloads_and_nobody_else() {
     // The search itself finds what there is to find.
     holders(vault.path(), MARK.as_bytes(), &mut found);
     assert_eq!(found.len(), 2);
+    holders(&line.path(""), TOKEN.as_bytes(), &mut found);
+    assert_eq!(found.len(), 3);
 }

@@ -297,6 +297,7 @@ impl Agent {
             Event::ProvenanceChecked { spec, result } => self.on_proved(spec, result, now),
             Event::Inventory { accelerators, devices } => self.on_inventory(accelerators, devices, now),
             Event::Counted(result) => self.on_counted(result, now),
+            Event::Counter(found) => self.on_counter(found, now),
             Event::Unmeasured(why) => self.on_unmeasured(why, now),
             Event::OwnBoot { boots, own_boot, lost } => self.on_own_boot(&boots, own_boot, lost, now),
             Event::BoxKey(key) => {
@@ -367,6 +368,7 @@ impl Agent {
         }
         self.watch_trust(now);
         self.ask_again_for_own_boot(now);
+        self.count_again(now);
         self.schedule(now);
         self.keep_changed();
         self.ask_for_proofs(now);

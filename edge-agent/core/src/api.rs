@@ -14,7 +14,7 @@ use cnova_shared::wire::v1;
 
 use crate::ledger::Op;
 use crate::schedule::Pressure;
-use crate::standing::{OwnBoot, Root};
+use crate::standing::{Counter, OwnBoot, Root};
 
 /// What an agent is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -101,6 +101,8 @@ pub enum Event {
     },
     /// The TPM's counter was increased; its new value, or why not.
     Counted(Result<u64, String>),
+    /// The TPM's counter, which could not be read when the agent started: its value, or why it still cannot be.
+    Counter(Result<Counter, String>),
     /// The node tried to open its own sealed key, as [`Action::OpenLedgerKey`] asked.
     OwnBoot {
         /// The approved boots with which it tried.

@@ -58,10 +58,19 @@ pub enum CounterState {
     /// There is no TPM.
     #[default]
     NoTpm,
-    /// The TPM did not answer: nothing is concluded from that.
+    /// The TPM did not answer: nothing is concluded from that, and it is asked again.
     Unknown,
     /// It has one.
     Value(Counter),
+}
+
+/// What a TPM that has not answered since the agent started means, for a person.
+#[must_use]
+pub fn silent_tpm(why: &str) -> String {
+    format!(
+        "the TPM does not answer: {why}. Until it does, what asks for trust is not started, a rolled-back disk is not \
+         noticed, and this node cannot speak to its parent; the rest runs"
+    )
 }
 
 /// The TPM's monotonic counter.
@@ -178,6 +187,9 @@ impl Standing {
     fn doubt(&self, is_update: bool, now_s: u64) -> Option<String> {
         if let OwnBoot::Unknown(why) = &self.root.own_boot {
             return Some(format!("whether this node's boot is approved is not known yet: {why}"));
+        }
+        if self.root.counter == CounterState::Unknown {
+            return Some("whether this node's disk was rolled back is not known yet: the TPM does not answer".into());
         }
         let Some(result) = self.own.in_force(now_s) else {
             return Some("this node has not been attested yet".into());

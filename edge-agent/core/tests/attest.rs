@@ -442,3 +442,130 @@ fn alarms_of_trust_end_with_their_cause() {
             .any(|e| e.key == "alarm/own-boot" && e.body == Body::Over)
     );
 }
+
+/// A node whose TPM did not answer when the agent started, with what its ledger knows.
+fn silent(stored: Stored) -> Rig {
+    let detail = "the TPM does not answer".to_owned();
+    let code = "tpm".to_owned();
+    let config = Config {
+        alarms: vec![v1::Alarm { code, detail }],
+        root: Root {
+            own_boot: OwnBoot::Unknown("the TPM did not answer open: its device is gone".into()),
+            counter: CounterState::Unknown,
+            ..with_tpm(0).root
+        },
+        ..with_tpm(0)
+    };
+    let mut rig = boot(config, stored);
+    rig.message(Kind::Ear, &ear(ME, Status::Affirming, LATER_S));
+    rig
+}
+
+fn counted(counter: u64) -> Stored {
+    Stored {
+        counter,
+        ..Stored::default()
+    }
+}
+
+#[test]
+fn with_a_silent_tpm_the_rest_starts_and_what_asks_for_trust_follows_when_it_answers() {
+    let mut rig = silent(counted(3));
+    let actions = rig.twin(1, &[trusted("one"), support::workload("app/b", "two")]);
+    assert_eq!(stopped_or_started(&actions), ["start app/b#1 of 1.1"]);
+    assert_eq!(
+        why(&mut rig),
+        "trust: whether this node's boot is approved is not known yet: the TPM did not answer open: its device is gone"
+    );
+    assert!(!actions.contains(&"count up".to_owned()) && rig.stored.counter == 3);
+    assert!(rig.says("alarm/tpm") && rig.says("alarm/own-boot"));
+    rig.take(Event::Counter(Err("the TPM that answers is not this node's".into())));
+    let alarms = rig.agent.status().alarms;
+    assert!(alarms.iter().any(|a| a.contains("is not this node's")), "{alarms:?}");
+
+    // It answers. The twin that it has not counted is counted, once.
+    let found = Counter {
+        value: 3,
+        is_new: false,
+    };
+    let actions = rig.take(Event::Counter(Ok(found)));
+    assert_eq!(actions.iter().filter(|a| *a == "count up").count(), 1, "{actions:?}");
+    assert_eq!(rig.stored.counter, 4);
+    assert!(
+        actions.contains(&"open the ledger key under 0 boots".to_owned()),
+        "{actions:?}"
+    );
+    assert!(!rig.says("alarm/tpm") && !rig.says("alarm/quarantine"));
+    assert!(stopped_or_started(&actions).is_empty(), "its boot is not known yet");
+    let actions = rig.take(Event::OwnBoot {
+        boots: cnova_shared::boot_policy::OwnBoots::default(),
+        own_boot: OwnBoot::Approved,
+        lost: None,
+    });
+    assert_eq!(stopped_or_started(&actions), ["start app/a#1 of 1.1"]);
+    rig.take(Event::Counted(Ok(4)));
+    assert!(!rig.says("alarm/own-boot"));
+    // What comes later is about nothing that is open.
+    assert!(
+        rig.take(Event::Counter(Ok(Counter {
+            value: 9,
+            is_new: false
+        })))
+        .is_empty()
+    );
+    assert!(!rig.says("alarm/quarantine"));
+}
+
+#[test]
+fn a_rolled_back_disk_is_noticed_when_a_silent_tpm_answers() {
+    let mut rig = silent(counted(3));
+    rig.twin(1, &[trusted("one"), support::workload("app/b", "two")]);
+    let found = Counter {
+        value: 5,
+        is_new: false,
+    };
+    let actions = rig.take(Event::Counter(Ok(found)));
+    assert!(rig.says("alarm/quarantine") && !actions.contains(&"count up".to_owned()));
+    rig.take(Event::OwnBoot {
+        boots: cnova_shared::boot_policy::OwnBoots::default(),
+        own_boot: OwnBoot::Approved,
+        lost: None,
+    });
+    assert!(why(&mut rig).starts_with("trust: this node is in quarantine"));
+    assert_eq!(
+        rig.report_of("app/b").state,
+        WorkloadState::Starting,
+        "the rest is not touched"
+    );
+    rig.wait(20_000);
+    assert_eq!(
+        rig.hello_alarms,
+        ["quarantine"],
+        "the hub hears of it with the next hello"
+    );
+}
+
+#[test]
+fn where_only_the_counter_is_unknown_what_asks_for_trust_waits_too() {
+    let mut config = with_tpm(0);
+    config.root.counter = CounterState::Unknown;
+    let mut rig = boot(config, Stored::default());
+    rig.message(Kind::Ear, &ear(ME, Status::Affirming, LATER_S));
+    rig.twin(1, &[trusted("one")]);
+    assert!(why(&mut rig).contains("disk was rolled back is not known yet"));
+    let actions = rig.take(Event::Counter(Ok(Counter { value: 0, is_new: true })));
+    assert_eq!(stopped_or_started(&actions), ["start app/a#1 of 1.1"]);
+}
+
+#[test]
+fn what_the_tpm_did_not_count_is_tried_again() {
+    let mut rig = boot(with_tpm(3), counted(3));
+    assert!(rig.twin(1, &[a("one")]).contains(&"count up".to_owned()));
+    rig.take(Event::Counted(Err("the TPM did not answer TPM2_NV_Increment".into())));
+    assert!(rig.says("alarm/tpm"));
+    let actions = rig.wait(31_000);
+    assert!(actions.contains(&"count up".to_owned()), "{actions:?}");
+    rig.take(Event::Counted(Ok(4)));
+    assert!(!rig.says("alarm/tpm"));
+    assert!(!rig.wait(61_000).contains(&"count up".to_owned()));
+}

@@ -68,6 +68,11 @@ fn check_identity(config: &AgentConfig, findings: &mut Findings) {
         Ok(identity) => identity,
         Err(error) => return findings.bad(&error.to_string()),
     };
+    if let Some(silence) = identity.tpm().and_then(|tpm| tpm.silence()) {
+        findings.warn(&format!(
+            "{silence}; the agent starts, and what asks for trust waits for the TPM"
+        ));
+    }
     match run::place(config, &identity) {
         Ok(place) => findings.good(&format!("node {} at {}", place.node, place.site)),
         Err(error) => findings.bad(&error.to_string()),

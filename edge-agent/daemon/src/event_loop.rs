@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cnova_agent_core::ledger::{Op, Stored};
+use cnova_agent_core::standing::Counter;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
 use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent, Witness};
 use cnova_root_of_trust::LedgerKey;
@@ -109,6 +110,10 @@ enum Done {
     Evidence(Vec<u8>),
     /// The TPM's counter has this value now, or it could not be increased.
     Counted(Result<u64, String>),
+    /// The TPM's counter, which was not known, is now; or why it still is not.
+    Counter(Result<Counter, String>),
+    /// Launches that waited were logged, or why they wait on.
+    Measured(Option<String>),
     /// The ledger key was tried under these boots.
     OwnBoot(OwnBoots, Tried),
     /// Artifacts that are damaged, and were removed, or are missing.
@@ -166,6 +171,7 @@ impl EventLoop {
 
     /// Runs until a signal comes.
     pub(crate) async fn run(mut self, mut inputs: Inputs) -> Result<(), StartError> {
+        self.attend_tpm();
         let result = loop {
             let end = match self.make_core().await {
                 Ok(core) => self.serve(core, &mut inputs).await,
@@ -239,6 +245,9 @@ impl EventLoop {
             self.now(),
         );
         tracing::info!(node = %core.node(), twin = %core.version(), workloads = core.workloads().len(), "agent is up");
+        if let Some(why) = self.parts.supervisor.unmeasured() {
+            core.handle(Event::Unmeasured(Some(why)), self.now());
+        }
         if self.connected {
             core.handle(Event::Connected, self.now());
         }
@@ -299,6 +308,13 @@ impl EventLoop {
                     None
                 }
                 Input::Done(Done::Counted(result)) => Some(self.on_counted(result)),
+                Input::Done(Done::Counter(found)) => Some(self.on_counter(found)),
+                Input::Done(Done::Measured(why)) => {
+                    // It comes back as what the supervisor says, if it is news.
+                    let supervisor = self.parts.supervisor.clone();
+                    tokio::spawn(async move { supervisor.measured(why).await });
+                    None
+                }
                 Input::Done(Done::OwnBoot(boots, tried)) => {
                     let event = self.on_own_boot(boots, tried);
                     core.handle(event, self.now());

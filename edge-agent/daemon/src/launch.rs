@@ -61,6 +61,8 @@ pub(crate) enum LaunchError {
     Secrets(#[from] SecretsError),
     #[error("it asks for attestation, and its launch cannot be measured: {0}")]
     Unmeasured(MeasureError),
+    #[error("its launch is not recorded, and what this node cannot account for is not started: {0}")]
+    Unrecorded(MeasureError),
 }
 
 /// What every start needs.
@@ -184,22 +186,22 @@ fn open_secrets(ground: &Ground, launch: &Launch) -> Result<Secrets, LaunchError
     Ok(Secrets::new(opened)?)
 }
 
-/// Log, sync, extend; the caller launches. What asks for attestation is not launched without; the rest is, and is logged
-/// later.
+/// Log, sync, extend; the caller launches. What asks for attestation is not launched without; the rest is, once it is
+/// written down, and is logged later.
 fn measure(ground: &Ground, launch: &Launch, exe: &Path) -> Result<Option<String>, LaunchError> {
     let measurer = ground.witness.as_ref().and_then(|w| w.measurer.as_ref());
     let Some(measurer) = measurer else { return Ok(None) };
     let w = &launch.workload;
-    let measured = measurer.executable(exe).and_then(|runtime| {
-        measurer.measure(event_log::Launch {
-            workload: w.id.to_string(),
-            artifact: w.artifact.digest,
-            spec: launch.spec,
-            runtime,
-        })
+    let runtime = measurer.executable(exe).map_err(LaunchError::Unrecorded)?;
+    let measured = measurer.measure(event_log::Launch {
+        workload: w.id.to_string(),
+        artifact: w.artifact.digest,
+        spec: launch.spec,
+        runtime,
     });
     match measured {
         Ok(()) => Ok(None),
+        Err(why @ MeasureError::Unrecorded { .. }) => Err(LaunchError::Unrecorded(why)),
         Err(why) if w.trust == TrustRequirement::Attested => Err(LaunchError::Unmeasured(why)),
         Err(why) => Ok(Some(why.to_string())),
     }

@@ -11,7 +11,7 @@ use cnova_shared::wire;
 use cnova_shared::wire::v1::Entry;
 use cnova_store::{CallError, OnCorrupt, OpenError, Opened, Owner, Schema, SetAside};
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -161,6 +161,20 @@ impl Ledger {
     pub fn counters(&self) -> &cnova_store::Counters {
         self.owner.counters()
     }
+}
+
+/// Reads a copy of a ledger that no agent uses.
+///
+/// # Errors
+/// [`LedgerError::Read`].
+pub fn read_copy(path: &Path) -> Result<Stored, LedgerError> {
+    // A copy may have its log beside it, which is worked in when it is opened: that takes the right to write.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let stored = Connection::open_with_flags(path, flags).and_then(|c| load(&c));
+    stored.map_err(|source| LedgerError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {

@@ -30,4 +30,5 @@ pub mod run;
 mod sensors;
 pub mod status;
 mod supervisor;
+pub mod support;
 mod trusted;

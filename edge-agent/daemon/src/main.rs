@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cnova_agent::{check, config::AgentConfig, run, status};
+use cnova_agent::{check, config::AgentConfig, run, status, support};
 
 /// The Cloudnova edge agent.
 #[derive(Debug, Parser)]
@@ -32,6 +32,19 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Put what somebody needs who helps from afar into one file, without anything that is secret. Works while the agent is
+    /// down.
+    SupportBundle {
+        /// The agent's configuration.
+        #[arg(long, default_value = "/etc/cnova/agent.toml")]
+        config: PathBuf,
+        /// The file; one named after the time, in this folder, unless it is said.
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Put the ends of the workloads' logs in, too. Nobody knows what workloads print.
+        #[arg(long)]
+        logs: bool,
+    },
     /// Check the configuration, the identity, the trust bundle, the runtimes and the state folder.
     Check {
         /// Its configuration.
@@ -55,10 +68,24 @@ fn main() -> ExitCode {
             }
         },
         Verb::Status { config, json } => print_status(&config, json),
+        Verb::SupportBundle { config, out, logs } => print_bundle(&support::Wanted { config, out, logs }),
         Verb::Check { config } => {
             let (text, ok) = check::check(&config);
             let _ = std::io::stdout().write_all(text.as_bytes());
             if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn print_bundle(wanted: &support::Wanted) -> ExitCode {
+    match support::make(wanted) {
+        Ok(text) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "cnova-agent: {error}");
+            ExitCode::FAILURE
         }
     }
 }

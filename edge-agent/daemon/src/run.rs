@@ -212,7 +212,7 @@ async fn run_in(config: &AgentConfig) -> Result<(), StartError> {
         witness: trusted.witness.clone(),
         chest: chest.clone(),
     };
-    let supervisor = Supervisor::new(ground, Times::of(&config.runtime), said_sender);
+    let supervisor = Supervisor::new(ground, Times::of(&config.runtime), trusted.unmeasured, said_sender);
     let (authorities, uplink, uplink_events) = dial(config, place.node, &identity, &clock)?;
     let questions = status::serve(&config.state_dir).map_err(no_questions(&config.state_dir))?;
     let inputs = Inputs {

@@ -89,7 +89,8 @@ struct Watched {
 }
 
 impl Supervisor {
-    pub(crate) fn new(ground: Ground, times: Times, said: mpsc::Sender<Said>) -> Self {
+    /// `unmeasured`: why launches cannot be measured at the start, if they cannot.
+    pub(crate) fn new(ground: Ground, times: Times, unmeasured: Option<String>, said: mpsc::Sender<Said>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 ground,
@@ -98,7 +99,7 @@ impl Supervisor {
                 watched: Mutex::default(),
                 ended: Notify::new(),
                 questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
-                unmeasured: Mutex::default(),
+                unmeasured: Mutex::new(unmeasured),
             }),
         }
     }
@@ -120,6 +121,17 @@ impl Supervisor {
             tracing::info!(instance = %alive.id, pid = alive.state.pid, "adopted");
             tokio::spawn(self.inner.clone().run_adopted(alive, stop));
         }
+    }
+
+    /// Whether launches can be measured was found out otherwise than by a launch.
+    pub(crate) async fn measured(&self, why: Option<String>) {
+        self.inner.tell_measured(why).await;
+    }
+
+    /// Why launches cannot be measured, as far as it is known.
+    pub(crate) fn unmeasured(&self) -> Option<String> {
+        let told = self.inner.unmeasured.lock().unwrap_or_else(PoisonError::into_inner);
+        told.clone()
     }
 
     /// Stops an instance; its end is told in any case.
@@ -272,6 +284,10 @@ impl Inner {
             Ok(Err(LaunchError::Unmeasured(why))) => Some(why.to_string()),
             _ => return,
         };
+        self.tell_measured(why).await;
+    }
+
+    async fn tell_measured(&self, why: Option<String>) {
         let changed = {
             let mut told = self.unmeasured.lock().unwrap_or_else(PoisonError::into_inner);
             let changed = told.is_some() != why.is_some();

@@ -1,8 +1,9 @@
-//! What the node's TPM says when the agent starts: its counter, its launch log, its boot.
+//! What the node's TPM says when the agent starts: its counter, its launch log, its boot. One that does not answer is asked
+//! again while the agent runs ([`crate::event_loop`]).
 
 use std::sync::Arc;
 
-use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
+use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root, silent_tpm};
 use cnova_link::{Identity, Witness};
 use cnova_root_of_trust::measurer::{MeasureError, Measurer, Program};
 use cnova_root_of_trust::{LedgerKey, RootError, RootOfTrust};
@@ -13,7 +14,7 @@ use crate::config::{AgentConfig, ParentTrust};
 use crate::key_keeper::KeyKeeper;
 
 /// The launch log's file in the state folder.
-const LAUNCH_LOG: &str = "launch.log";
+pub(crate) const LAUNCH_LOG: &str = "launch.log";
 
 /// What the TPM said.
 pub(crate) struct Trusted {
@@ -24,6 +25,8 @@ pub(crate) struct Trusted {
     /// What opens it anew.
     pub(crate) keeper: Option<Arc<KeyKeeper>>,
     pub(crate) alarms: Vec<Alarm>,
+    /// Why launches cannot be measured now; that may pass.
+    pub(crate) unmeasured: Option<String>,
 }
 
 /// What was found on the way to the core.
@@ -73,15 +76,16 @@ pub(crate) fn ask(identity: &Identity, config: &AgentConfig, boots: OwnBoots) ->
             ledger_key,
             keeper,
             alarms: alarms.0,
+            unmeasured: None,
         });
     };
-    let counter = counter_of(&**tpm).unwrap_or_else(|error| {
-        alarms.raise(
-            "tpm",
-            format!("the TPM's counter cannot be read, so a rolled-back disk is not noticed: {error}"),
-        );
-        CounterState::Unknown
-    });
+    let counter = counter_of(&**tpm).map_or_else(
+        |error| {
+            alarms.raise("tpm", silent_tpm(&error.to_string()));
+            CounterState::Unknown
+        },
+        CounterState::Value,
+    );
     let path = config.state_dir.join(LAUNCH_LOG);
     let (measurer, problem) = Measurer::open(
         &path,
@@ -89,8 +93,12 @@ pub(crate) fn ask(identity: &Identity, config: &AgentConfig, boots: OwnBoots) ->
         config.attestation.launch_pcr,
         Program::this(env!("CARGO_PKG_VERSION"))?,
     )?;
-    if let Some(problem) = problem {
-        alarms.raise("launch-log", format!("launches are not measured: {problem}"));
+    let mut unmeasured = None;
+    match problem {
+        // It is tried again; the core says so until it succeeds.
+        Some(problem) if measurer.is_behind() => unmeasured = Some(problem.to_string()),
+        Some(problem) => alarms.raise("launch-log", format!("launches are not measured: {problem}")),
+        None => {}
     }
     let root = Root {
         tier: tpm.tier(),
@@ -109,13 +117,15 @@ pub(crate) fn ask(identity: &Identity, config: &AgentConfig, boots: OwnBoots) ->
         ledger_key,
         keeper,
         alarms: alarms.0,
+        unmeasured,
     })
 }
 
-fn counter_of(tpm: &dyn RootOfTrust) -> Result<CounterState, RootError> {
+/// The counter, made where there is none.
+pub(crate) fn counter_of(tpm: &dyn RootOfTrust) -> Result<Counter, RootError> {
     let (value, is_new) = match tpm.counter()? {
         Some(value) => (value, false),
         None => (tpm.count_up()?, true),
     };
-    Ok(CounterState::Value(Counter { value, is_new }))
+    Ok(Counter { value, is_new })
 }

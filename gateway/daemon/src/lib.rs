@@ -17,5 +17,6 @@ pub mod notes;
 pub mod seal;
 pub mod start;
 pub mod store;
+pub mod support;
 pub mod trust;
 pub mod upstream;

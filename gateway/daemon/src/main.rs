@@ -11,6 +11,8 @@ use cnova_broker::{MosquittoSettings, mosquitto_acl, mosquitto_config};
 use cnova_gateway::config::{Children, Config, ConfigError, LogFormat};
 use cnova_gateway::event_loop::End;
 use cnova_gateway::start::{self, StartError, Who, WhoError};
+use cnova_gateway::support;
+use cnova_link::support::SupportError;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -41,6 +43,14 @@ enum Command {
     Run(ConfigFile),
     /// Checks configuration, certificates and trust, and says who this gateway is.
     Check(ConfigFile),
+    /// Puts what somebody needs who helps from afar into one file, without anything that is secret.
+    SupportBundle {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The file; one named after the time, in this folder, unless it is said.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// Prints what an external mosquitto needs to serve this gateway's children.
     PrintMosquittoConfig {
         #[command(flatten)]
@@ -77,6 +87,8 @@ enum Failure {
     Who(#[from] WhoError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Support(#[from] SupportError),
     #[error("{action}: {source}")]
     System { action: &'static str, source: io::Error },
     #[error("the gateway must be started again: {0}")]
@@ -90,7 +102,7 @@ impl Failure {
         match self {
             Self::Config(_) | Self::Who(_) | Self::NoBroker(_) => EXIT_CONFIG,
             Self::Again(_) => EXIT_AGAIN,
-            Self::Start(_) | Self::System { .. } => 1,
+            Self::Start(_) | Self::Support(_) | Self::System { .. } => 1,
         }
     }
 }
@@ -99,6 +111,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(file) => run(&file.config),
         Command::Check(file) => check(&file.config),
+        Command::SupportBundle { config, out } => make_bundle(&config.config, out),
         Command::PrintMosquittoConfig { config, part } => print_mosquitto(&config.config, part),
     };
     match done {
@@ -108,6 +121,11 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+fn make_bundle(settings: &Path, out: Option<PathBuf>) -> Result<(), Failure> {
+    let text = support::make(settings, out)?;
+    io::stdout().write_all(text.as_bytes()).map_err(system("cannot say so"))
 }
 
 fn system(action: &'static str) -> impl Fn(io::Error) -> Failure {

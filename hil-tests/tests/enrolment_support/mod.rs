@@ -370,7 +370,7 @@ impl Plant {
 
 impl Plant {
     /// Workloads outlive their agents by design, but not their test.
-    fn end_workloads(&self) {
+    pub(crate) fn end_workloads(&self) {
         let state = self.at("state");
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());

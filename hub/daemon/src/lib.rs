@@ -24,6 +24,7 @@ pub mod run;
 pub mod signer;
 pub mod stop;
 pub mod store;
+pub mod support;
 pub mod tokens;
 pub mod traffic;
 pub mod vault;

@@ -9,7 +9,8 @@ use cnova_broker::{MosquittoSettings, mosquitto_acl, mosquitto_config};
 use cnova_hub::config::{Config, ConfigError, LogFormat};
 use cnova_hub::event_loop::LoopError;
 use cnova_hub::run::{self, RunError};
-use cnova_hub::{api, tokens};
+use cnova_hub::{api, support, tokens};
+use cnova_link::support::SupportError;
 use tracing_subscriber::EnvFilter;
 
 /// The configuration or something that it names is wrong (`EX_CONFIG`).
@@ -57,6 +58,14 @@ enum Command {
         #[command(flatten)]
         config: ConfigPath,
     },
+    /// Put what somebody needs who helps from afar into one file, without anything that is secret.
+    SupportBundle {
+        #[command(flatten)]
+        config: ConfigPath,
+        /// The file; one named after the time, in this folder, unless it is said.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// Print the configuration for a mosquitto beside the hub, or with --acl its access rules.
     PrintMosquittoConfig {
         #[command(flatten)]
@@ -80,6 +89,8 @@ enum Failure {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Support(#[from] SupportError),
     #[error("{0}")]
     Token(String),
     #[error("{0}")]
@@ -105,7 +116,7 @@ impl Failure {
                 | RunError::NoWorker { .. } => EXIT_CONFIG.into(),
                 _ => ExitCode::FAILURE,
             },
-            Failure::Token(_) | Failure::Io(_) => ExitCode::FAILURE,
+            Failure::Support(_) | Failure::Token(_) | Failure::Io(_) => ExitCode::FAILURE,
         }
     }
 }
@@ -147,6 +158,7 @@ fn perform(command: Command) -> Result<(), Failure> {
                 config.path.display()
             ))
         }
+        Command::SupportBundle { config, out } => print(&support::make(&config.config, out)?),
         Command::PrintMosquittoConfig { config, acl, folder } => {
             let config = Config::load(&config.config)?;
             let node = match &config.node {

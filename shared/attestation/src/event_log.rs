@@ -356,6 +356,12 @@ impl Log {
     }
 }
 
+/// What the good records of a file say, in their order.
+pub fn events(file: &[u8]) -> impl Iterator<Item = Event> + '_ {
+    let decoded = Records { file, at: 0 }.map_while(|bytes| wire::decode::<Entry>(bytes.ok()?).ok());
+    decoded.map(|entry| entry.event)
+}
+
 /// The part of a log's file that a verifier needs which has already replayed `known`: from there if this log begins with
 /// it, from the beginning otherwise; as many entries as evidence carries.
 #[must_use]

@@ -8,7 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cnova_shared::certificate::CertificateError;
+use cnova_shared::certificate::{self, CertificateError};
+use cnova_shared::keys::PublicKey;
 use cnova_shared::wire::v1::EnrolIssued;
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
@@ -123,10 +124,21 @@ fn hold(chain: Vec<Vec<u8>>, renew_s: Option<u64>, key: &Arc<dyn SigningKey>) ->
     })
 }
 
-fn validity(der: &[u8]) -> Result<(u64, u64), CertificateError> {
+pub(crate) fn validity(der: &[u8]) -> Result<(u64, u64), CertificateError> {
     let (_, cert) = X509Certificate::from_der(der).map_err(|e| CertificateError::Malformed(e.to_string()))?;
     let seconds = |t: x509_parser::time::ASN1Time| u64::try_from(t.timestamp()).unwrap_or(0);
     Ok((seconds(cert.validity().not_before), seconds(cert.validity().not_after)))
+}
+
+/// The key that the node's own certificate in a file is about.
+pub(crate) fn key(path: &Path) -> Result<PublicKey, IdentityError> {
+    let (chain, _) = read(path)?;
+    let named = certificate::read(chain.first().map(Vec::as_slice).unwrap_or_default());
+    let named = named.map_err(|source| IdentityError::Certificate {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(named.key)
 }
 
 /// The certificates in a file, and when the next one is to be asked for.

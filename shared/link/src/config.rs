@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-#[cfg(feature = "tpm")]
 use std::time::Duration;
 use std::{fs, io};
 
-use cnova_root_of_trust::{RootOfTrust, Soft};
+use cnova_root_of_trust::{RootError, RootOfTrust, Soft, late};
 use cnova_shared::ids::NodeId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +16,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::address::Address;
+use crate::certified;
 use crate::identity::{Identity, IdentityError, NodeKey, read_trust};
 
 /// Longest configuration file that is read, in bytes.
@@ -122,6 +122,9 @@ pub struct EnrolmentConfig {
 #[cfg(feature = "tpm")]
 const TPM_ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// How long the start of a node that has its certificate waits for its TPM to be opened.
+const TPM_FIRST_ANSWER_MAX: Duration = Duration::from_secs(5);
+
 /// The kernel's resource manager for the first TPM.
 #[cfg(feature = "tpm")]
 const TCTI: &str = "device:/dev/tpmrm0";
@@ -134,7 +137,7 @@ impl IdentityConfig {
     pub fn load(&self) -> Result<Identity, IdentityError> {
         match self.root {
             RootKind::Soft => Identity::load(&self.certificate, self.key_file()?, &self.trust_bundle),
-            RootKind::Tpm => self.load_with(&self.open_root(false)?),
+            RootKind::Tpm => self.load_with(&self.open_certified(false)?),
         }
     }
 
@@ -149,6 +152,28 @@ impl IdentityConfig {
             RootKind::Tpm => Path::new("the device key in the TPM"),
         };
         Identity::with_key(&self.certificate, NodeKey::of(root), key_name, trust)
+    }
+
+    /// As [`IdentityConfig::open_root`], for a node that has its certificate. A TPM that does not answer now is opened as soon
+    /// as it does: what is returned stands for it meanwhile ([`cnova_root_of_trust::late`]).
+    ///
+    /// # Errors
+    /// [`IdentityError`] with what to do.
+    pub fn open_certified(&self, make_key: bool) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+        if self.root == RootKind::Soft {
+            return self.open_root(make_key);
+        }
+        if cfg!(not(feature = "tpm")) {
+            return Err(IdentityError::NoTpmSupport);
+        }
+        let certified = certified::key(&self.certificate)?;
+        let this = self.clone();
+        let opener = move || match this.open_tpm() {
+            Ok(root) => Ok(root),
+            Err(IdentityError::Root(error)) => Err(error),
+            Err(other) => Err(RootError::Config(other.to_string())),
+        };
+        Ok(late::open(Box::new(opener), certified, TPM_FIRST_ANSWER_MAX)?)
     }
 
     /// Opens what holds the key; a TPM makes its keys where they are missing, a file is made where `make_key` says so.
@@ -269,6 +294,12 @@ pub fn load_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
             },
         }
     })
+}
+
+/// The texts of a file and its drop-ins, as they are.
+pub(crate) fn texts(path: &Path) -> Result<Vec<(PathBuf, String)>, ConfigError> {
+    let paths = std::iter::once(path.to_owned()).chain(drop_ins(path)?);
+    paths.map(|path| read(path, 0).map(|s| (s.path, s.text))).collect()
 }
 
 fn located(sources: &[Source], span: Range<usize>, reason: &str) -> ConfigError {

@@ -264,8 +264,12 @@ impl Identity {
         }
         let identity = self.clone();
         thread::spawn(move || {
+            let mut told = None;
             while let Err(error) = identity.endorse() {
-                tracing::warn!(%error, "the node cannot introduce itself yet");
+                if told.as_ref() != Some(&error.reason) {
+                    tracing::warn!(%error, "the node cannot introduce itself yet");
+                    told = Some(error.reason);
+                }
                 thread::sleep(AGAIN);
             }
         });

@@ -16,6 +16,7 @@ pub mod enrol;
 mod identity;
 mod reason;
 mod session;
+pub mod support;
 mod tls;
 mod uplink;
 mod witness;

@@ -50,6 +50,8 @@ fn of_tls(error: &TlsError, parent: &NodeId, address: &Address) -> String {
             format!("the certificate shown by {address} is not accepted as that of {parent}: {why}")
         }
         TlsError::AlertReceived(alert) => refused_us(parent, &format!("{alert:?}")),
+        // What rustls passes on from a key that did not sign.
+        TlsError::General(why) => format!("TLS with {address} failed: {why}"),
         other => format!("TLS with {address} failed: {other}"),
     }
 }

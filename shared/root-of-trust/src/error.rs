@@ -39,6 +39,17 @@ pub enum RootError {
         /// Why.
         reason: String,
     },
+    /// The TPM that answers is not the one that the node's certificate is about.
+    #[error(
+        "the TPM that answers is not this node's: its device key is {found}, and the certificate is about {certified}; \
+         the disk or the TPM belongs to another machine, or the TPM was cleared"
+    )]
+    AnotherTpm {
+        /// The key that it holds.
+        found: String,
+        /// The key in the certificate.
+        certified: String,
+    },
     /// The TPM has no room for more objects or sessions.
     #[error("the TPM has no room left for {command}: {reason}; another program holds its slots")]
     NoRoom {

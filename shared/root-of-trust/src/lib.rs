@@ -14,6 +14,7 @@ use cnova_shared::keys::{PublicKey, Signer};
 use zeroize::Zeroizing;
 
 mod error;
+pub mod late;
 pub mod ledger_key;
 pub mod measurer;
 mod soft;
@@ -40,6 +41,11 @@ pub const SEALED_BYTES_MAX: usize = 4096;
 pub trait RootOfTrust: Send + Sync + std::fmt::Debug {
     /// What it is.
     fn tier(&self) -> Tier;
+
+    /// Why it answers nothing yet, where it was not there when its program started ([`late`]).
+    fn silence(&self) -> Option<RootError> {
+        None
+    }
 
     /// The device key (ES256): the node's certificate is about it; it signs hellos and TLS handshakes.
     fn device_key(&self) -> Arc<dyn Signer>;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cnova_root_of_trust::ledger_key::{BootVerdict, LedgerKeyError, Opening, SealedKey};
-use cnova_root_of_trust::testing::Swtpm;
+use cnova_root_of_trust::testing::{Cut, Interposer, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
 use cnova_root_of_trust::{BootApproval, RootError, RootOfTrust, Soft, Tpm, TpmConfig};
 use cnova_shared::boot_policy::{ApprovedBoot, OwnBoots};
@@ -274,4 +274,44 @@ fn a_tpm_that_dies_while_it_seals_anew_leaves_a_key_that_opens() {
     assert_eq!(fs::read(sealed.path()).unwrap(), whole);
     node.swtpm.restart();
     assert_eq!(node.approved(&boots), key);
+}
+
+/// The power is cut at each command of sealing anew: for the first approver, and for the next one.
+#[test]
+fn a_tpm_that_dies_at_any_command_of_sealing_anew_leaves_a_key_that_opens() {
+    /// More than sealing anew takes.
+    const COMMANDS_MAX: u32 = 200;
+    let Some(mut swtpm) = start(EkKind::P384) else { return };
+    let interposer = Interposer::before(&swtpm);
+    let tpm = Tpm::open(TpmConfig::new(interposer.tcti())).unwrap();
+    let values = tpm.read_pcrs(&REGISTERS).unwrap();
+    let (first, second) = (approve(&values, &[&es256()]), approve(&values, &[&es256()]));
+    for (before, after) in [(&nobody(), &first), (&first, &second)] {
+        for cut in [Cut::Before, Cut::After] {
+            let mut cuts = 0;
+            for nth in 0..COMMANDS_MAX {
+                let folder = tempfile::tempdir().unwrap();
+                let sealed = SealedKey::in_folder(folder.path());
+                let open = |boots| sealed.open(&tpm, boots, None);
+                let key = key_of(open(before).unwrap());
+                interposer.cut_at(&swtpm, nth, cut);
+                let opening = open(after);
+                if !interposer.was_cut() {
+                    assert_eq!(key_of(opening.unwrap()), key);
+                    break;
+                }
+                cuts += 1;
+                // The last commands may be flushes, whose answers matter to nobody.
+                if let Ok(opening) = opening {
+                    assert_eq!(key_of(opening), key, "{nth} {cut:?}");
+                }
+                swtpm.restart();
+                // Whatever is on the disk, the key is that of before, and nothing of the attempt is left.
+                assert_eq!(key_of(open(after).unwrap()), key, "{nth} {cut:?}");
+                assert!(!lies_in_clear(folder.path(), &key));
+                assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "{nth} {cut:?}");
+            }
+            assert!((8..COMMANDS_MAX).contains(&cuts), "{cuts} commands were cut");
+        }
+    }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, thread};
 
-use cnova_attestation::event_log::{Event, Launch, Log, Standing, replay};
-use cnova_root_of_trust::measurer::{MeasureError, Measurer, Program};
+use cnova_attestation::event_log::{self, Event, Launch, Log, Standing, replay};
+use cnova_root_of_trust::measurer::{MeasureError, Measurer, Program, WAITING_MAX};
 use cnova_root_of_trust::testing::Swtpm;
 use cnova_root_of_trust::tpm::EkKind;
 use cnova_root_of_trust::{RootError, RootOfTrust, Tpm, TpmConfig};
@@ -228,4 +228,150 @@ fn a_tpm_that_is_dead_when_the_agent_starts_is_asked_later() {
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(bench.standing(), (3, Standing::Same), "the agent, a and b");
+}
+
+/// What the log on disk says was launched and by which program, in its order.
+fn told(path: &Path) -> Vec<String> {
+    let bytes = fs::read(path).unwrap();
+    let words = event_log::events(&bytes).map(|event| match event {
+        Event::Boot(boot) => format!("boot by {}", boot.version),
+        Event::Agent { version, .. } => format!("agent {version}"),
+        Event::Launch(launch) => launch.workload,
+        Event::Unknown => "unknown".into(),
+    });
+    words.collect()
+}
+
+fn another(version: &str) -> Program {
+    Program {
+        digest: Digest::of(version.as_bytes()),
+        version: version.into(),
+        ..program("boot-1")
+    }
+}
+
+fn catch_up(measurer: &Measurer) {
+    for _ in 0..200 {
+        if measurer.catch_up().is_ok() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("it is still behind");
+}
+
+#[test]
+fn what_waits_for_a_silent_tpm_outlives_a_crash() {
+    let Some(bench) = Bench::new() else { return };
+    let (measurer, _) = bench.open("boot-1");
+    bench.swtpm.stop_answering();
+    assert!(measurer.measure(launch("a")).is_err());
+    assert!(measurer.measure(launch("b")).is_err());
+    assert!(measurer.is_behind());
+    // The agent is killed, and again after it has launched something more.
+    drop(measurer);
+    for name in ["c", "d"] {
+        let (measurer, problem) = bench.open("boot-1");
+        assert!(problem.is_some() && measurer.is_behind());
+        assert!(measurer.measure(launch(name)).is_err());
+    }
+    bench.swtpm.resume();
+    let (measurer, _) = bench.open("boot-1");
+    // Nothing is proven before all of it is in the log.
+    catch_up(&measurer);
+    assert!(!measurer.is_behind());
+    assert_eq!(
+        told(&bench.path()),
+        ["boot by 1.0", "app/a", "app/b", "agent 1.0", "app/c", "app/d"]
+    );
+    assert_eq!(bench.standing(), (6, Standing::Same));
+    // And only once.
+    drop(measurer);
+    let (measurer, problem) = bench.open("boot-1");
+    assert!(problem.is_none(), "{problem:?}");
+    for name in ["a", "b", "c", "d"] {
+        measurer.measure(launch(name)).unwrap();
+    }
+    assert_eq!(bench.standing(), (7, Standing::Same), "the agent's start alone");
+}
+
+#[test]
+fn a_program_that_never_saw_the_tpm_is_in_the_log_all_the_same() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.swtpm.kill();
+    for (version, name) in [("1.1", "a"), ("1.2", "b")] {
+        let (measurer, problem) = Measurer::open(&bench.path(), bench.tpm.clone(), PCR, another(version)).unwrap();
+        assert!(problem.is_some());
+        assert!(measurer.measure(launch(name)).is_err());
+    }
+    bench.swtpm.restart();
+    let (measurer, _) = Measurer::open(&bench.path(), bench.tpm.clone(), PCR, another("1.3")).unwrap();
+    catch_up(&measurer);
+    assert_eq!(
+        told(&bench.path()),
+        ["boot by 1.1", "app/a", "agent 1.2", "app/b", "agent 1.3"]
+    );
+    assert_eq!(bench.standing(), (5, Standing::Same));
+    // Of another boot nothing waits: it ended with it.
+    drop(measurer);
+    bench.swtpm.kill();
+    let (measurer, _) = bench.open("boot-1");
+    assert!(measurer.measure(launch("c")).is_err());
+    drop(measurer);
+    bench.swtpm.restart();
+    let (measurer, _) = bench.open("boot-2");
+    catch_up(&measurer);
+    assert_eq!(told(&bench.path()), ["boot by 1.0"]);
+}
+
+#[test]
+fn what_cannot_be_written_down_is_not_to_be_launched() {
+    let Some(bench) = Bench::new() else { return };
+    // A disk that takes no byte.
+    std::os::unix::fs::symlink("/dev/full", bench.folder.path().join("launch.waiting")).unwrap();
+    let (measurer, problem) = bench.open("boot-1");
+    assert!(problem.is_none(), "{problem:?}");
+    bench.swtpm.stop_answering();
+    let first = measurer.measure(launch("a"));
+    assert!(
+        matches!(first, Err(MeasureError::Tpm(_))),
+        "it is in the log itself: {first:?}"
+    );
+    let refused = measurer.measure(launch("b"));
+    assert!(matches!(refused, Err(MeasureError::Unrecorded { .. })), "{refused:?}");
+    let said = refused.unwrap_err().to_string();
+    assert!(
+        said.contains("launch.waiting") && said.contains("No space left"),
+        "{said}"
+    );
+    bench.swtpm.resume();
+    catch_up(&measurer);
+    assert_eq!(told(&bench.path()), ["boot by 1.0", "app/a"]);
+    measurer.measure(launch("b")).unwrap();
+    assert_eq!(bench.standing(), (3, Standing::Same));
+}
+
+#[test]
+fn more_than_can_wait_is_refused() {
+    let Some(bench) = Bench::new() else { return };
+    let (measurer, _) = bench.open("boot-1");
+    bench.swtpm.stop_answering();
+    // The first is in the log itself.
+    for i in 0..=WAITING_MAX {
+        let waits = measurer.measure(launch(&i.to_string()));
+        assert!(
+            !matches!(waits, Ok(()) | Err(MeasureError::Unrecorded { .. })),
+            "{i}: {waits:?}"
+        );
+    }
+    let refused = measurer.measure(launch("one too many"));
+    assert!(matches!(refused, Err(MeasureError::Unrecorded { .. })), "{refused:?}");
+    // What waits already may be launched again.
+    assert!(!matches!(
+        measurer.measure(launch("7")),
+        Err(MeasureError::Unrecorded { .. })
+    ));
+    bench.swtpm.resume();
+    catch_up(&measurer);
+    assert_eq!(bench.standing(), (WAITING_MAX as u64 + 2, Standing::Same));
 }

@@ -11,5 +11,5 @@ mod open;
 mod owner;
 
 pub use artifacts::{AppendError, ArtifactError, Artifacts, FinishError};
-pub use open::{OnCorrupt, OpenError, Opened, SET_ASIDE_KEPT, Schema, SetAside, open, set_aside};
+pub use open::{OnCorrupt, OpenError, Opened, SET_ASIDE_KEPT, Schema, SetAside, count_rows, open, set_aside};
 pub use owner::{CallError, Counters, Owner};

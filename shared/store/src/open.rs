@@ -26,6 +26,26 @@ pub struct Schema {
     pub migrations: &'static [&'static str],
 }
 
+/// How many rows each table of a copy has. A copy may have its log beside it, which is worked in when it is opened.
+///
+/// # Errors
+/// What SQLite answered.
+pub fn count_rows(copy: &Path) -> Result<Vec<(String, u64)>, rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(copy, flags)?;
+    let mut names = connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?;
+    let names = names
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<Vec<String>, _>>()?;
+    let count = |name: String| {
+        // From the database's own list; quoted all the same.
+        let sql = format!("SELECT count(*) FROM \"{}\"", name.replace('"', "\"\""));
+        let rows: i64 = connection.query_row(&sql, [], |row| row.get(0))?;
+        Ok((name, rows.unsigned_abs()))
+    };
+    names.into_iter().map(count).collect()
+}
+
 /// What becomes of a database that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCorrupt {

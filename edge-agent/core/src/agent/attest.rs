@@ -8,10 +8,12 @@ use cnova_shared::ids::HUB_AUDIENCE;
 
 use super::*;
 use crate::intake::Refusal;
-use crate::standing::{CounterState, Rollback};
+use crate::standing::{Counter, CounterState, Rollback, silent_tpm};
 
 /// A parent that was affirming is listened to for so long after its result has ended, seconds.
 pub(super) const PARENT_GRACE_S: u64 = 7 * 86_400;
+/// Pause before a counter that could not be increased is increased again.
+const COUNT_AGAIN_MS: u64 = 30_000;
 
 impl Agent {
     /// Looks at what the TPM says of the ledger, once at boot.
@@ -39,31 +41,91 @@ impl Agent {
     /// A twin is about to be committed: the ledger counts up with it, and the TPM follows after the commit. While the TPM
     /// has not followed, the ledger does not run further ahead: one step is all that a power cut may leave between them.
     pub(super) fn count(&mut self) {
-        if matches!(self.config.root.counter, CounterState::Value(_)) && !self.counting {
-            self.counter += 1;
-            self.ops.push(Op::Counter(self.counter));
-            self.count_up();
+        match self.config.root.counter {
+            CounterState::Value(_) if !self.counting => {
+                self.counter += 1;
+                self.ops.push(Op::Counter(self.counter));
+                self.count_up();
+            }
+            // Made up for when it is known what the ledger is worth: counted before, a disk that was rolled back by one
+            // step would look right.
+            CounterState::Unknown => self.own_boot.is_uncounted = true,
+            CounterState::Value(_) | CounterState::NoTpm => {}
+        }
+    }
+
+    /// The TPM answers for the first time since the agent started, or still does not.
+    pub(super) fn on_counter(&mut self, found: Result<Counter, String>, now: Now) {
+        if self.config.root.counter != CounterState::Unknown {
+            return;
+        }
+        let counter = match found {
+            Ok(counter) => counter,
+            Err(why) => {
+                let (code, detail) = ("tpm".to_owned(), silent_tpm(&why));
+                self.alarm(&code, detail.clone(), now);
+                self.config.alarms.retain(|a| a.code != code);
+                return self.config.alarms.push(v1::Alarm { code, detail });
+            }
+        };
+        self.config.root.counter = CounterState::Value(counter);
+        self.standing.root.counter = self.config.root.counter;
+        self.config.alarms.retain(|a| a.code != "tpm");
+        self.end_alarm("tpm", now);
+        self.judge_disk(now);
+        self.count_missed();
+        // The hello says what was found.
+        self.parent.changed(now.mono_ms);
+        self.tpm_answers();
+    }
+
+    /// Twins that were taken while the TPM was silent count once, unless the disk turned out to be an older one.
+    fn count_missed(&mut self) {
+        if self.own_boot.is_uncounted && !self.counting && self.standing.quarantine.is_none() {
+            self.own_boot.is_uncounted = false;
+            self.count();
+        }
+    }
+
+    fn end_alarm(&mut self, code: &str, now: Now) {
+        let key = format!("alarm/{code}");
+        if matches!(self.reporter.entry(&key).map(|e| &e.body), Some(Body::Alarm(_))) {
+            self.say(&key, now, Body::Over);
         }
     }
 
     fn count_up(&mut self) {
         self.counting = true;
+        self.own_boot.count_again_at = None;
         self.effects.push_back(Action::CountUp);
+    }
+
+    /// What the TPM did not count is tried again.
+    pub(super) fn count_again(&mut self, now: Now) {
+        if self.own_boot.count_again_at.is_some_and(|at| at <= now.mono_ms) {
+            self.count_up();
+        }
     }
 
     pub(super) fn on_counted(&mut self, result: Result<u64, String>, now: Now) {
         match result {
-            Ok(value) if value == self.counter => self.counting = false,
+            Ok(value) if value == self.counter => {
+                self.counting = false;
+                self.end_alarm("tpm", now);
+                self.count_missed();
+            }
             // Somebody else counts with it. What is on disk must not look rolled back at the next start.
             Ok(value) => {
                 self.counting = false;
                 self.counter = value;
                 self.ops.push(Op::Counter(value));
+                self.end_alarm("tpm", now);
                 self.stage(Stage::Note(format!("the TPM's counter jumped to {value}")));
             }
             Err(why) => {
-                let detail = format!("the TPM's counter could not be increased, and will be at the next start: {why}");
+                let detail = format!("the TPM's counter could not be increased, and is tried again: {why}");
                 self.alarm("tpm", detail, now);
+                self.own_boot.count_again_at = Some(now.mono_ms + COUNT_AGAIN_MS);
             }
         }
     }

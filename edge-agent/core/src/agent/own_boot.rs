@@ -23,11 +23,15 @@ pub(super) struct Asked {
     /// When it is asked again, monotonic milliseconds.
     again_at: Option<u64>,
     pause_ms: u64,
+    /// When a counter that could not be increased is increased again.
+    pub(super) count_again_at: Option<u64>,
+    /// Whether a twin was taken while the counter was not known.
+    pub(super) is_uncounted: bool,
 }
 
 impl Asked {
     pub(super) fn timeout(&self) -> Option<u64> {
-        self.again_at
+        self.again_at.into_iter().chain(self.count_again_at).min()
     }
 }
 
@@ -86,6 +90,13 @@ impl Agent {
 
     pub(super) fn ask_again_for_own_boot(&mut self, now: Now) {
         if self.own_boot.again_at.is_some_and(|at| at <= now.mono_ms) {
+            self.ask_for_own_boot(self.own_boots());
+        }
+    }
+
+    /// The TPM answers after all: what waited for it need not wait out its pause.
+    pub(super) fn tpm_answers(&mut self) {
+        if matches!(self.standing.root.own_boot, OwnBoot::Unknown(_)) && self.own_boot.open.is_none() {
             self.ask_for_own_boot(self.own_boots());
         }
     }

@@ -32,7 +32,15 @@ impl Agent {
 
     /// Conditions of trust, for a person in front of the node.
     pub(crate) fn trust_alarms(&self) -> Vec<String> {
-        let all = [STORED_ALARM, REFUSED_ALARM, OLD_ALARM, PARENT_ALARM, own_boot::ALARM].into_iter();
+        let all = [
+            STORED_ALARM,
+            REFUSED_ALARM,
+            OLD_ALARM,
+            PARENT_ALARM,
+            own_boot::ALARM,
+            "alarm/unmeasured",
+        ];
+        let all = all.into_iter();
         let said = all.filter_map(|key| match &self.reporter.entry(key)?.body {
             Body::Alarm(a) => Some(format!("{}: {}", a.code, a.detail)),
             _ => None,

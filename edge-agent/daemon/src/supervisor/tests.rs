@@ -70,7 +70,7 @@ fn supervisor(dir: &Path) -> (Supervisor, mpsc::Receiver<Said>) {
         start: Duration::from_secs(1),
         prepare: Duration::from_secs(1),
     };
-    (Supervisor::new(ground, times, said), events)
+    (Supervisor::new(ground, times, None, said), events)
 }
 
 fn id(attempt: u32) -> InstanceId {

@@ -16,7 +16,7 @@ use crate::config::{EnrolmentConfig, IdentityConfig};
 use crate::identity::{Identity, IdentityError, NodeKey, read_trust};
 use crate::tls::FloorClock;
 
-/// Pause before a TPM that does not answer is opened again.
+/// Pause before a TPM that does not answer is opened again, where there is no certificate yet.
 const TPM_AGAIN: Duration = Duration::from_secs(5);
 /// Pause before a certificate that could not be written is written again.
 const DISK_AGAIN: Duration = Duration::from_secs(10);
@@ -53,16 +53,21 @@ pub struct Identified {
 /// Reads or makes everything: the key, the trust, and the certificate, for which it enrols and waits where that is needed.
 ///
 /// # Errors
-/// [`IdentityError`] with the file and what to do. A TPM that does not answer and a hub that says no are waited for.
+/// [`IdentityError`] with the file and what to do. A hub that says no is waited for; so is a TPM that does not answer, where
+/// there is no certificate yet. A node that has one begins without its TPM ([`cnova_root_of_trust::late`]).
 pub async fn identify(before: Before<'_>) -> Result<Identified, IdentityError> {
     let config = before.identity;
     let Some(enrolment) = before.enrolment.filter(|e| !e.endpoints.is_empty()) else {
-        let root = open_root(config, false).await?;
+        let root = open_certified(config, false).await?;
         let identity = config.load_with(&root)?;
         return Ok(Identified { identity, keeper: None });
     };
     let trust = read_trust(&config.trust_bundle)?;
-    let root = open_root(config, true).await?;
+    let is_there = config.certificate.try_exists().unwrap_or(true);
+    let root = match is_there {
+        true => open_certified(config, true).await?,
+        false => open_root(config).await?,
+    };
     let clock = FloorClock::new(trust.contents().issued_at);
     let mut keeper = Keeper {
         newcomer: Newcomer {
@@ -77,7 +82,6 @@ pub async fn identify(before: Before<'_>) -> Result<Identified, IdentityError> {
         certificate: config.certificate.clone(),
         trust_bundle: config.trust_bundle.clone(),
     };
-    let is_there = config.certificate.try_exists().unwrap_or(true);
     let identity = match (is_there, before.node, before.site) {
         (true, _, _) => config.load_with(&root)?,
         (false, Some(node), Some(site)) if before.works_uncertified => {
@@ -97,19 +101,38 @@ pub async fn identify(before: Before<'_>) -> Result<Identified, IdentityError> {
     })
 }
 
-/// Opens what holds the key; waits for a TPM that does not answer.
-async fn open_root(config: &IdentityConfig, make_key: bool) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+async fn open_certified(config: &IdentityConfig, make_key: bool) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+    let wanted = config.clone();
+    blocking(move || wanted.open_certified(make_key)).await
+}
+
+/// Opens what holds the key of a node without a certificate; waits for a TPM that does not answer.
+async fn open_root(config: &IdentityConfig) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+    let mut told = None;
     loop {
         let wanted = config.clone();
-        let opened = tokio::task::spawn_blocking(move || wanted.open_root(make_key)).await;
-        match opened.unwrap_or_else(|e| Err(RootError::File(e.to_string()).into())) {
+        match blocking(move || wanted.open_root(true)).await {
             Err(IdentityError::Root(error @ (RootError::NoAnswer { .. } | RootError::NoRoom { .. }))) => {
-                tracing::warn!(%error, retry_in_s = TPM_AGAIN.as_secs(), "the TPM cannot be opened");
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!(
+                        %error,
+                        retry_in_s = TPM_AGAIN.as_secs(),
+                        "this node has no certificate yet, and cannot enrol before its TPM answers: waiting for it"
+                    );
+                    told = Some(error);
+                }
                 sleep(TPM_AGAIN).await;
             }
             opened => return opened,
         }
     }
+}
+
+async fn blocking(
+    open: impl FnOnce() -> Result<Arc<dyn RootOfTrust>, IdentityError> + Send + 'static,
+) -> Result<Arc<dyn RootOfTrust>, IdentityError> {
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.unwrap_or_else(|e| Err(RootError::File(e.to_string()).into()))
 }
 
 /// Has a node admitted anew when its certificate has run out, or is missing.
