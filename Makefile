@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check bench bench-runtimes bench-trust release-container image test-board test-power-cuts test-os-update sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check cross-arm64 bench bench-runtimes bench-trust release-container image hil hil-prepare test-board test-power-cuts test-os-update sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,30 +47,53 @@ yocto-crates: ## Write the layer's list of crates again, after Cargo.lock change
 yocto-check: ## The Yocto layer with a real bitbake: make yocto-check YOCTO_CHECK='OE_CORE BITBAKE META_OE ...'
 	@scripts/yocto-check
 
+PROFILE ?= cross
+cross-arm64: ## What an arm64 device runs, and cnova: make cross-arm64 PROFILE=fast (cross)
+	@scripts/setup arm64
+	scripts/cross arm64 $(PROFILE)
+
 BOARD ?= qemu-x86_64
-IMAGE_BIN ?= target/fast
+# A board of another processor: what is installed for it, and where its programs are.
+BOARD_ARM64 := $(filter qemu-arm64,$(BOARD))
+IMAGE_SETUP := $(if $(BOARD_ARM64),arm64,image)
+IMAGE_BIN ?= $(if $(BOARD_ARM64),target/cross/aarch64-unknown-linux-gnu/fast,target/fast)
 image: ## A bootable disk: make image BOARD=qemu-x86_64 TRUST_BUNDLE=FILE CONFIG=FILE (firmware-images/README.md)
-	@scripts/setup image
+	@scripts/setup $(IMAGE_SETUP)
 	@test -n "$(TRUST_BUNDLE)" -a -n "$(CONFIG)" || { echo "error: name TRUST_BUNDLE=FILE (cnova trust init makes one) and CONFIG=FILE (the agent's): firmware-images/README.md"; exit 1; }
-	cargo build --profile fast --bins -p cnova-agent -p cnova-runtime-wasm -p cnova-runtime-container -p cnova-runtime-ebpf
+	$(if $(BOARD_ARM64),scripts/cross arm64 fast,cargo build --profile fast --bins -p cnova-agent -p cnova-runtime-wasm -p cnova-runtime-container -p cnova-runtime-ebpf)
 	PATH=$$PATH:/usr/sbin:/sbin firmware-images/build $(BOARD) --bin $(IMAGE_BIN) --trust-bundle $(TRUST_BUNDLE) --config $(CONFIG)
 
-test-board: setup-test ## An image on a virtual board, from flashing to working alone (minutes; needs Debian's packages)
-	@scripts/setup image
+# What `scripts/cross arm64` makes.
+ARM64_BIN := target/cross/aarch64-unknown-linux-gnu/cross
+# sim, qemu-x86_64, qemu-arm64, or labgrid:ENVIRONMENT-FILE for a real board (docs/HARDWARE.md).
+ON ?= sim
+HIL = PATH=$$PATH:/usr/sbin:/sbin ./target/debug/cnova-hil scenarios --bin target/debug --report report
+LABGRID := target/labgrid/.installed
+hil: setup-test $(if $(filter labgrid:%,$(ON)),$(LABGRID)) ## Scenarios of a board: make hil ON=sim|qemu-x86_64|qemu-arm64|labgrid:FILE [SCENARIO=NAME] [CUTS=N] [SOAK=MINUTES]; the report is in report/
+	$(if $(filter sim%,$(ON)),,@scripts/setup $(if $(filter qemu-arm64,$(ON)),arm64,image))
 	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(board) & test(an_image)'
+	$(if $(filter qemu-arm64,$(ON)),$(if $(BOARD_BIN),,scripts/cross arm64))
+	$(HIL) --on $(ON) $(if $(CUTS),--cuts $(CUTS)) $(if $(SOAK),--soak $(SOAK)) $(if $(BOARD_BIN),--board-bin $(BOARD_BIN),$(if $(filter qemu-arm64,$(ON)),--board-bin $(ARM64_BIN))) $(SCENARIO)
 
-CUTS ?= 50
-test-power-cuts: setup-test ## The same board, its power cut CUTS times at any moment (an hour)
-	@scripts/setup image
+hil-prepare: $(LABGRID) ## Before the image of a real board is built elsewhere: make hil-prepare ON=labgrid:FILE (docs/HARDWARE.md)
 	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin CNOVA_CUTS=$(CUTS) cargo nextest run --workspace --run-ignored all --no-capture \
-		-E 'binary(board) & test(power_cuts)'
+	$(HIL) --on $(ON) --prepare
+
+$(LABGRID): hil-tests/labgrid/requirements.txt
+	python3 -m venv target/labgrid
+	target/labgrid/bin/pip install --quiet --requirement $<
+	touch $@
+
+test-board: setup-test ## An image on a virtual board, from flashing to working alone (minutes): make test-board BOARD=qemu-arm64
+	$(MAKE) hil ON=$(BOARD) SCENARIO="line changed-byte"
+
+test-power-cuts: setup-test ## The same board, its power cut CUTS times at any moment (an hour)
+	$(MAKE) hil ON=$(BOARD) CUTS=$(or $(CUTS),50) SCENARIO=power-cuts
 
 test-os-update: setup-test ## A system of a virtual board changed by its twin: confirmed, left again, power cuts (CUTS=N more)
 	@scripts/setup image
 	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(os_update)'
+	PATH=$$PATH:/usr/sbin:/sbin $(if $(CUTS),CNOVA_CUTS=$(CUTS)) cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(os_update)'
 
 check: ## Format, lints, dependencies
 	cargo fmt --all --check

@@ -7,22 +7,25 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-/// Firmware of Debian's package `ovmf`: code, and the variables that a board begins with.
-const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
-const QEMU: &str = "qemu-system-x86_64";
+pub mod machine;
+
+use machine::{Machine, Plugs};
+
 /// The shell on the serial line, of images that were built with `--console`.
 const PROMPT: &str = "root@cnova:~# ";
 /// From power on to the prompt, emulated on a busy machine.
-const BOOT_PATIENCE: Duration = Duration::from_secs(300);
-const COMMAND_PATIENCE: Duration = Duration::from_secs(120);
+const BOOT_PATIENCE: Duration = Duration::from_secs(600);
+const COMMAND_PATIENCE: Duration = Duration::from_secs(240);
 const PAUSE: Duration = Duration::from_millis(50);
+/// Until what a machine said that is off has been read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why a board does not do what it is told.
 #[derive(Debug, Error)]
@@ -30,6 +33,14 @@ pub enum BoardError {
     /// Something that is installed separately is not; a test skips then.
     #[error("{0}")]
     Missing(String),
+    /// Its description cannot be used.
+    #[error("the description of the board, {}, cannot be used: {why}", path.display())]
+    Description {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// A file or a process of it could not be used.
     #[error("board: cannot {action}: {source}")]
     Io {
@@ -58,12 +69,16 @@ fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> BoardError {
 /// What a board is made of.
 #[derive(Clone, Debug)]
 pub struct Parts {
+    /// What it is.
+    pub machine: Machine,
     /// Its disk; it is written to.
     pub disk: PathBuf,
     /// Where its firmware keeps its variables, and the sockets are.
     pub folder: PathBuf,
     /// Its memory, MiB.
     pub memory_mib: u32,
+    /// What its clock says when it is switched on, as QEMU's `-rtc base=` takes it; the time, unless it is said.
+    pub clock: Option<String>,
 }
 
 impl Parts {
@@ -71,21 +86,17 @@ impl Parts {
     ///
     /// # Errors
     /// [`BoardError::Missing`] where QEMU or its firmware is not installed.
-    pub fn flash(image: &Path, folder: &Path, memory_mib: u32) -> Result<Self, BoardError> {
-        let in_path =
-            std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join(QEMU).is_file()));
-        if !in_path || !FIRMWARE.iter().all(|f| Path::new(f).is_file()) {
-            return Err(BoardError::Missing(format!(
-                "{QEMU} or its firmware is not installed: `scripts/setup image` installs them"
-            )));
-        }
+    pub fn flash(machine: &Machine, image: &Path, folder: &Path) -> Result<Self, BoardError> {
+        let emulated = machine.emulated()?;
         let disk = folder.join("disk.img");
         fs::copy(image, &disk).map_err(failed(format!("copy {}", image.display())))?;
-        fs::copy(FIRMWARE[1], folder.join("firmware")).map_err(failed("copy the firmware's variables"))?;
+        fs::copy(&emulated.firmware[1], folder.join("firmware")).map_err(failed("copy the firmware's variables"))?;
         Ok(Self {
+            machine: machine.clone(),
             disk,
             folder: folder.to_owned(),
-            memory_mib,
+            memory_mib: machine.memory.machine,
+            clock: None,
         })
     }
 
@@ -96,42 +107,25 @@ impl Parts {
     pub fn power_on(&self, tpm: &Path) -> Result<Board, BoardError> {
         let socket = self.folder.join("serial");
         let _ = fs::remove_file(&socket);
-        let pflash = |file: &Path, more: &str| format!("if=pflash,format=raw,{more}file={}", file.display());
-        let child = Command::new(QEMU)
-            .args(["-M", "q35", "-cpu", "max", "-smp", "2", "-accel", "tcg,thread=multi"])
-            .args([
-                "-m",
-                &self.memory_mib.to_string(),
-                "-display",
-                "none",
-                "-monitor",
-                "none",
-                "-no-reboot",
-            ])
-            .args(["-drive", &pflash(Path::new(FIRMWARE[0]), "readonly=on,")])
-            .args(["-drive", &pflash(&self.folder.join("firmware"), "")])
-            .args([
-                "-drive",
-                &format!("if=virtio,format=raw,cache=writeback,file={}", self.disk.display()),
-            ])
-            .args(["-chardev", &format!("socket,id=tpm,path={}", tpm.display())])
-            .args([
-                "-tpmdev",
-                "emulator,id=tpm0,chardev=tpm",
-                "-device",
-                "tpm-tis,tpmdev=tpm0",
-            ])
-            .args(["-nic", "user,model=virtio-net-pci", "-device", "virtio-rng-pci"])
-            .args([
-                "-chardev",
-                &format!("socket,id=serial,server=on,wait=on,path={}", socket.display()),
-            ])
-            .args(["-serial", "chardev:serial"])
+        let emulated = self.machine.emulated()?;
+        let child = emulated
+            .command(Plugs {
+                disk: &self.disk,
+                variables: &self.folder.join("firmware"),
+                tpm,
+                serial: &socket,
+                memory: self.memory_mib,
+            })
+            .args(
+                self.clock
+                    .iter()
+                    .flat_map(|base| ["-rtc".to_owned(), format!("base={base}")]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()
-            .map_err(failed(format!("start {QEMU}")))?;
+            .map_err(failed(format!("start {}", emulated.qemu)))?;
         let mut board = Board {
             child,
             serial: None,
@@ -177,10 +171,19 @@ impl Board {
     /// Waits for a text on the serial line after `from` bytes.
     ///
     /// # Errors
-    /// [`BoardError::Waited`].
-    pub fn wait_for(&self, text: &str, from: usize, patience: Duration) -> Result<(), BoardError> {
+    /// [`BoardError::Waited`]; at once when it is off and did not say it.
+    pub fn wait_for(&mut self, text: &str, from: usize, patience: Duration) -> Result<(), BoardError> {
         let until = Instant::now() + patience;
-        while !self.said().get(from..).is_some_and(|s| s.contains(text)) {
+        let has_said = |board: &Self| board.said().get(from..).is_some_and(|s| s.contains(text));
+        while !has_said(self) {
+            if !self.is_on() {
+                // Its last words are still on their way.
+                sleep(LAST_WORDS);
+                return match has_said(self) {
+                    true => Ok(()),
+                    false => Err(self.waited(&format!("{text}, it is off"), patience)),
+                };
+            }
             if Instant::now() > until {
                 return Err(self.waited(text, patience));
             }
@@ -203,7 +206,7 @@ impl Board {
     ///
     /// # Errors
     /// [`BoardError::Waited`].
-    pub fn wait_booted(&self) -> Result<(), BoardError> {
+    pub fn wait_booted(&mut self) -> Result<(), BoardError> {
         self.wait_for(PROMPT, 0, BOOT_PATIENCE)
     }
 
@@ -228,15 +231,17 @@ impl Board {
     /// [`BoardError`].
     pub fn run(&mut self, command: &str) -> Result<String, BoardError> {
         let from = self.said().len();
-        // The shell echoes what it is told, and joins this only when it runs it.
-        self.send(&format!("{{ {command}; }} 2>&1 | cat; echo d''one-{from}"))?;
+        // The shell echoes what it is told, and joins these only when it runs them.
+        self.send(&format!(
+            "echo b''egin-{from}; {{ {command}; }} 2>&1 | cat; echo d''one-{from}"
+        ))?;
         let end = format!("done-{from}");
         self.wait_for(&end, from, COMMAND_PATIENCE)?;
         let said = self.said();
         let answer = said.get(from..).unwrap_or_default();
         let answer = answer.split(&end).next().unwrap_or_default();
-        // The first line is the echo.
-        Ok(answer.split_once('\n').map_or("", |(_, rest)| rest).to_owned())
+        let answer = answer.split_once(&format!("begin-{from}\n"));
+        Ok(answer.map_or("", |(_, rest)| rest).to_owned())
     }
 
     /// Whether it is switched on: a machine that resets itself is off, and `power_on` is its next boot.

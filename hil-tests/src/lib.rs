@@ -4,4 +4,5 @@
 pub mod board;
 pub mod demo;
 pub mod measure;
+pub mod scenario;
 pub mod sim;

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use cnova_hil_tests::scenario::targets::TargetName;
+use cnova_hil_tests::scenario::{self, Scenario};
 use cnova_hil_tests::{demo, measure, sim};
 
 /// Runs the scenarios of the whole line.
@@ -26,6 +28,39 @@ enum Command {
         /// How many of the last steps to show of a seed that fails.
         #[arg(long, default_value_t = sim::world::TRACE_LINES)]
         trace: usize,
+    },
+    /// Run scenarios of a board and its plant: on the simulator, a virtual board, or a real one.
+    Scenarios {
+        /// What they run on: `sim`, `sim:SEED`, a virtual board such as `qemu-x86_64`, or `labgrid:ENVIRONMENT-FILE`.
+        #[arg(long, default_value = "sim")]
+        on: TargetName,
+        /// Only these; all without it.
+        #[arg(value_name = "SCENARIO")]
+        names: Vec<String>,
+        /// Show which there are, and end.
+        #[arg(long)]
+        list: bool,
+        /// Make what the image of a real board needs that is built elsewhere, and end.
+        #[arg(long)]
+        prepare: bool,
+        /// The folder with the programs of the hub, and those that go onto the board.
+        #[arg(long, default_value = "target/debug")]
+        bin: std::path::PathBuf,
+        /// The folder with the programs that go onto the board, where it has another architecture.
+        #[arg(long)]
+        board_bin: Option<std::path::PathBuf>,
+        /// Where the report goes: `junit.xml` and `index.html`.
+        #[arg(long, default_value = "report")]
+        report: std::path::PathBuf,
+        /// How often the power is cut.
+        #[arg(long, default_value_t = 5)]
+        cuts: usize,
+        /// How many minutes the long run takes: a day on a real board, 3 minutes elsewhere.
+        #[arg(long)]
+        soak: Option<u64>,
+        /// Of everything that is drawn.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
     },
     /// Run the whole line on this machine, as separate processes on loopback.
     Demo {
@@ -120,6 +155,39 @@ fn ended(what: &str, done: Result<(), demo::DemoError>) -> ExitCode {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Sim { from, seeds, trace } => simulate(from, seeds, trace),
+        Command::Scenarios {
+            on,
+            names,
+            list,
+            prepare,
+            bin,
+            board_bin,
+            report,
+            cuts,
+            soak,
+            seed,
+        } => {
+            if list {
+                return list_scenarios();
+            }
+            let minutes = soak.unwrap_or(if matches!(on, TargetName::Labgrid(_)) {
+                24 * 60
+            } else {
+                3
+            });
+            let bin = absolute(bin);
+            let options = scenario::Options {
+                board_bin: board_bin.map_or_else(|| bin.clone(), absolute),
+                bin,
+                cuts,
+                soak: std::time::Duration::from_secs(minutes * 60),
+                seed,
+            };
+            if prepare {
+                return prepare_image(&on, &options);
+            }
+            scenarios(&on, &names, &report, &options)
+        }
         Command::Demo {
             dir,
             bin,
@@ -182,6 +250,56 @@ fn main() -> ExitCode {
             };
             ended("measurement", measure::runtimes::run(&options))
         }
+    }
+}
+
+#[allow(clippy::print_stdout)]
+fn list_scenarios() -> ExitCode {
+    for Scenario { name, shows, needs, .. } in &scenario::ALL {
+        println!("{name}\n    {shows}\n    needs {needs}");
+    }
+    ExitCode::SUCCESS
+}
+
+#[allow(clippy::print_stdout)]
+fn prepare_image(on: &TargetName, options: &scenario::Options) -> ExitCode {
+    match on.prepare(options) {
+        Ok([bundle, bootstrap]) => {
+            println!(
+                "build the board's image with\n  CNOVA_TRUST_BUNDLE = \"{bundle}\"\n  CNOVA_BOOTSTRAP = \"{bootstrap}\""
+            );
+            ExitCode::SUCCESS
+        }
+        Err(trouble) => {
+            println!("error: {trouble}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs them and writes the report; fails when one of them does.
+#[allow(clippy::print_stdout)]
+fn scenarios(on: &TargetName, names: &[String], report: &std::path::Path, options: &scenario::Options) -> ExitCode {
+    let unknown = names.iter().find(|name| scenario::ALL.iter().all(|s| s.name != **name));
+    if let Some(name) = unknown {
+        println!("error: there is no scenario `{name}`: `cnova-hil scenarios --list` shows which there are");
+        return ExitCode::FAILURE;
+    }
+    let chosen: Vec<&Scenario> = (scenario::ALL.iter())
+        .filter(|s| names.is_empty() || names.iter().any(|name| name == s.name))
+        .collect();
+    let done = scenario::run_on(on, &chosen, options);
+    if let Err(e) = done.write(report) {
+        println!("error: the report cannot be written to {}: {e}", report.display());
+        return ExitCode::FAILURE;
+    }
+    for outcome in &done.outcomes {
+        println!("{:<18} {}", outcome.name, outcome.end);
+    }
+    println!("report: {0}/index.html, {0}/junit.xml", report.display());
+    match done.is_good() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use cnova_hil_tests::board::machine::Machine;
 use cnova_hil_tests::board::{Board, BoardError, Parts};
 use cnova_root_of_trust::testing::{Maker, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
@@ -19,8 +20,6 @@ use enrolment_support::{AGENT, HUB, Plant};
 use serde_json::Value;
 
 const BOARD: &str = "qemu-x86_64";
-/// Of the board's description, MiB.
-const MEMORY_MIB: u32 = 512;
 /// Where a guest sees the loopback of this machine.
 const HOST: &str = "10.0.2.2";
 /// The NV index of a P-384 endorsement key's certificate (TCG EK Credential Profile, section 2.2.1.4).
@@ -221,9 +220,10 @@ fn a_system_is_written_proves_itself_or_is_left() {
         return;
     };
     let plant = plant(&maker, &chip);
+    let machine = Machine::named(BOARD).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let builder = Builder::of(&plant);
-    let parts = match Parts::flash(&builder.build("1.0.0", &[]), folder.path(), MEMORY_MIB) {
+    let parts = match Parts::flash(&machine, &builder.build("1.0.0", &[]), folder.path()) {
         Err(BoardError::Missing(why)) => return eprintln!("SKIPPED: {why}"),
         parts => parts.unwrap(),
     };

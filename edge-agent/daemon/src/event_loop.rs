@@ -6,11 +6,12 @@ mod outage;
 mod proof;
 mod system;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cnova_agent_core::ledger::Op;
+use cnova_agent_core::ledger::{Op, Stored};
 use cnova_agent_core::standing::Counter;
 use cnova_agent_core::{Action, Agent, Config, Event, Message, Stage};
 use cnova_link::{Authorities, FloorClock, Identity, Uplink, UplinkEvent, Witness};
@@ -144,6 +145,9 @@ enum Input {
     End(End),
 }
 
+/// Artifacts that are whole, those in part with their length, and the instances.
+type Seen = (BTreeSet<Digest>, BTreeMap<Digest, u64>, observe::Found);
+
 pub(crate) struct EventLoop {
     parts: Parts,
     hub: NodeId,
@@ -230,20 +234,7 @@ impl EventLoop {
         let stored = self.parts.ledger.load().await?;
         // Tried again with each core: the ledger may not have been writable before, or its key not open.
         self.open_chest().await;
-        let (artifacts, run_dir) = (self.parts.artifacts.clone(), self.parts.run_dir.clone());
-        let rows = stored.instances.clone();
-        let seen = spawn_blocking(move || {
-            let (whole, partial) = artifacts.scan().unwrap_or_else(|error| {
-                tracing::error!(%error, "cannot see which artifacts are here; they are fetched again");
-                Default::default()
-            });
-            let found = observe::scan(&run_dir, &rows).unwrap_or_else(|error| {
-                tracing::error!(run_dir = %run_dir.display(), %error, "cannot see which instances run");
-                observe::Found::default()
-            });
-            (whole, partial, found)
-        });
-        let (whole, partial, found) = seen.await.map_err(|_| CallError::Gone)?;
+        let (whole, partial, found) = self.look(&stored).await?;
         for alive in found.alive {
             self.parts.supervisor.adopt(alive);
         }
@@ -265,6 +256,24 @@ impl EventLoop {
             core.handle(Event::Connected, self.now());
         }
         Ok(core)
+    }
+
+    /// Which artifacts are here, whole and in part, and which instances run.
+    async fn look(&self, stored: &Stored) -> Result<Seen, CallError> {
+        let (artifacts, run_dir) = (self.parts.artifacts.clone(), self.parts.run_dir.clone());
+        let rows = stored.instances.clone();
+        let seen = spawn_blocking(move || {
+            let (whole, partial) = artifacts.scan().unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot see which artifacts are here; they are fetched again");
+                Default::default()
+            });
+            let found = observe::scan(&run_dir, &rows).unwrap_or_else(|error| {
+                tracing::error!(run_dir = %run_dir.display(), %error, "cannot see which instances run");
+                observe::Found::default()
+            });
+            (whole, partial, found)
+        });
+        seen.await.map_err(|_| CallError::Gone)
     }
 
     async fn serve(&mut self, mut core: Agent, inputs: &mut Inputs) -> End {

@@ -261,6 +261,21 @@ async fn a_full_disk_is_told_above_and_passes() {
         1,
         "nothing is claimed that is not on disk"
     );
+    // Who stands in front of the node sees it too, and what runs.
+    let asked = Command::new(support::AGENT)
+        .args(["status", "--json", "--config"])
+        .arg(&rig.config)
+        .output()
+        .unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&asked.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&asked.stderr)));
+    assert!(status["alarms"].to_string().contains("full"), "{status}");
+    let shown = &status["workloads"][0];
+    assert_eq!(
+        (shown["id"].as_str(), shown["pid"].as_u64()),
+        (Some("app/w"), Some(first.pid.into())),
+        "{status}"
+    );
     drop(ballast);
     fs::remove_file(disk.0.join("ballast")).unwrap();
     rig.running("app/large").await;

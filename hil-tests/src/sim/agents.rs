@@ -92,8 +92,8 @@ impl SimAgent {
     /// Starts the agent's process on what the disk holds.
     pub fn boot(&mut self, now: Now, alarms: Vec<v1::Alarm>) {
         self.life += 1;
-        let runtime = v1::RuntimeCapability {
-            name: "wasm".into(),
+        let runtime = |name: &str| v1::RuntimeCapability {
+            name: name.into(),
             version: "1".into(),
             engine: "sim-engine".into(),
             targets: vec!["sim-target".into()],
@@ -104,7 +104,7 @@ impl SimAgent {
             parent: id(LINE),
             labels: BTreeMap::new(),
             capabilities: v1::Capabilities {
-                runtimes: vec![runtime],
+                runtimes: ["wasm", "container", "ebpf"].map(runtime).into(),
                 memory_bytes: MEMORY_BYTES,
                 cpu_millis: 4000,
                 ..Default::default()

@@ -93,7 +93,7 @@ fn run_traced(seed: u64, trace_lines: usize) -> Result<Outcome, Violation> {
 }
 
 impl World {
-    fn give_tpms(&mut self) {
+    pub(super) fn give_tpms(&mut self) {
         for (node, identity) in pki().nodes.iter().filter(|(n, _)| n.as_str() != HUB) {
             self.tpms.insert(node.clone(), SoftTpm::with_key(&identity.ak));
         }
@@ -195,7 +195,7 @@ impl World {
         Ok(())
     }
 
-    fn until_time(&mut self, time: u64) -> Result<(), Violation> {
+    pub(super) fn until_time(&mut self, time: u64) -> Result<(), Violation> {
         while self.now < time {
             if let Some(broken) = self.broken.take() {
                 return Err(self.violation(broken));
@@ -207,7 +207,7 @@ impl World {
     }
 
     /// A machine loses power and comes up again, with what it should boot or with something else.
-    fn cut_power(&mut self, agent: &NodeId, is_tampered: bool) {
+    pub(super) fn cut_power(&mut self, agent: &NodeId, is_tampered: bool) {
         self.log(format!("{agent} loses power; tampered with: {is_tampered}"));
         self.crash(agent);
         if let Some(a) = self.agents.get_mut(agent) {
@@ -321,7 +321,7 @@ impl World {
 }
 
 /// What every machine of the simulator should have booted.
-fn references(tpm: &SoftTpm) -> References {
+pub(super) fn references(tpm: &SoftTpm) -> References {
     let boot = tpm.pcrs.iter().filter(|(pcr, _)| **pcr != LAUNCH_PCR);
     let one = |value: &Digest| PcrReference {
         values: [*value].into(),

@@ -1,6 +1,7 @@
 //! Links and processes: how they come, break and come again.
 
 use cnova_shared::ids::NodeId;
+use cnova_shared::wire::v1::Alarm;
 
 use super::net::Arrival;
 use super::pki::HUB;
@@ -13,7 +14,7 @@ impl World {
         if self.links[child].up {
             return;
         }
-        let is_cut = self.hub_is_cut && parent.as_str() == HUB;
+        let is_cut = self.hub_is_cut && parent.as_str() == HUB || self.cut_off.contains(child);
         if is_cut || !self.is_alive(child) || !self.is_alive(&parent) || self.is_refused(child) {
             let again = self.now + self.rng.u64(200..2_000);
             return self.net.at(again, Arrival::Heal { child: child.clone() });
@@ -107,11 +108,17 @@ impl World {
     }
 
     pub(super) fn restart(&mut self, node: &NodeId) {
-        if self.is_alive(node) {
+        if self.is_alive(node) || self.dark.contains(node) {
             return;
         }
         let now = self.clock(node);
         self.log(format!("{node} starts"));
+        if self.full_disks.contains(node) {
+            return self.announce_outage(node);
+        }
+        if self.in_outage.remove(node) {
+            self.disconnect(node, 100);
+        }
         if let Some(a) = self.agents.get_mut(node) {
             a.boot(now, Vec::new());
             self.ask_health(node);
@@ -126,5 +133,36 @@ impl World {
         if self.links.contains_key(node) {
             self.connect(node);
         }
+    }
+}
+
+impl World {
+    /// An agent that cannot write, as its daemon is then: nothing that follows from what could not be written is done, the
+    /// parent is told by a hello of a core that is thrown away, and after a while it looks again.
+    pub(super) fn announce_outage(&mut self, node: &NodeId) {
+        let now = self.clock(node);
+        self.log(format!("{node} cannot write"));
+        let Some(a) = self.agents.get_mut(node) else { return };
+        a.boot(now, vec![disk_is_full()]);
+        let mut core = a.core.take();
+        self.in_outage.insert(node.clone());
+        if let Some(core) = core.as_mut().filter(|_| self.links[node].up) {
+            core.handle(cnova_agent_core::Event::Connected, now);
+            while let Some(action) = core.poll_action() {
+                if let cnova_agent_core::Action::Send(message @ cnova_agent_core::Message::Hello(_)) = action {
+                    self.agent_says(node, message);
+                }
+            }
+        }
+        let again = self.now + self.rng.u64(1_000..30_000);
+        self.net.at(again, Arrival::Restart(node.clone()));
+    }
+}
+
+/// What an agent alarms of that cannot write.
+pub(super) fn disk_is_full() -> Alarm {
+    Alarm {
+        code: "store".into(),
+        detail: "the disk is full".into(),
     }
 }

@@ -8,6 +8,7 @@
 //! [`run_delegated`] is another run: every node has a TPM, the hub is cut off for hours, and a gateway appraises in its place.
 
 pub mod agents;
+pub mod bench;
 mod delegated;
 pub mod faults;
 pub mod gateways;

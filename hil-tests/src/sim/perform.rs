@@ -6,7 +6,6 @@ use cnova_gateway_core as gateway;
 use cnova_hub_core as hub;
 use cnova_shared::ids::{Digest, HUB_AUDIENCE, NodeId, WorkloadId};
 use cnova_shared::topics::Kind;
-use cnova_shared::wire::v1;
 
 use super::agents::{Process, ProcessState};
 use super::faults::happens;
@@ -146,14 +145,14 @@ impl World {
             self.crash(node);
             return false;
         }
+        if self.full_disks.contains(node) {
+            self.announce_outage(node);
+            return false;
+        }
         let now = self.clock(node);
         let a = self.agents.get_mut(node).expect("it acts");
         if full {
-            let alarm = v1::Alarm {
-                code: "store".into(),
-                detail: "the disk is full".into(),
-            };
-            a.boot(now, vec![alarm]);
+            a.boot(now, vec![super::lives::disk_is_full()]);
             self.log(format!("{node}: disk full, its core begins anew"));
             self.ask_health(node);
             if self.links[node].up {
@@ -200,7 +199,7 @@ impl World {
         }
     }
 
-    fn agent_says(&mut self, node: &NodeId, message: agent::Message) {
+    pub(super) fn agent_says(&mut self, node: &NodeId, message: agent::Message) {
         let parent = parent_of(node);
         let (kind, bytes) = match message {
             agent::Message::Hello(m) => (Kind::Hello, self.speak(node, Kind::Hello, HUB_AUDIENCE, &m, true)),

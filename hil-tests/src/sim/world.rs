@@ -95,6 +95,14 @@ pub(super) struct World {
     pub(super) tpms: BTreeMap<NodeId, SoftTpm>,
     /// Whether nothing gets to the hub and back.
     pub(super) hub_is_cut: bool,
+    /// Nodes whose link up is cut until somebody mends it.
+    pub(super) cut_off: BTreeSet<NodeId>,
+    /// Nodes without power: they do not start.
+    pub(super) dark: BTreeSet<NodeId>,
+    /// Agents that can write nothing.
+    pub(super) full_disks: BTreeSet<NodeId>,
+    /// Agents that have found that out and wait.
+    pub(super) in_outage: BTreeSet<NodeId>,
 }
 
 /// The node above.
@@ -159,6 +167,10 @@ impl World {
             revoked: BTreeSet::new(),
             tpms: BTreeMap::new(),
             hub_is_cut: false,
+            cut_off: BTreeSet::new(),
+            dark: BTreeSet::new(),
+            full_disks: BTreeSet::new(),
+            in_outage: BTreeSet::new(),
         }
     }
 

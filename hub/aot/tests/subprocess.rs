@@ -114,6 +114,18 @@ fn the_caller_chooses_the_interpreter() {
 }
 
 #[test]
+fn a_module_is_compiled_for_another_processor() {
+    // ELF header, `e_machine`: EM_X86_64 and EM_AARCH64.
+    for (target, machine) in [(TARGET, 62), ("aarch64-unknown-linux-gnu", 183_u16)] {
+        let bench = Bench::new();
+        let outcome = bench.compile_with(Path::new(WORKER), target, &wasm(MODULE)).unwrap();
+        assert_eq!(outcome.target, target);
+        let made = fs::read(bench.output()).unwrap();
+        assert_eq!(made[18..20], machine.to_le_bytes(), "{target}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_the_input_comes_back_as_a_code() {
     let bench = Bench::new();
     let module = wasm(MODULE);

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{End, EventLoop, Input, Inputs};
 use crate::ledger::Ledger;
 use crate::run::{StartError, set_aside_alarm, wall_ms};
+use crate::status::Question;
 
 /// The longest pause between two attempts.
 const OUTAGE_MAX: Duration = Duration::from_secs(30);
@@ -68,9 +69,25 @@ impl EventLoop {
                 Input::End(end) => return end,
                 Input::Event(Event::Connected) => self.announce().await,
                 Input::Event(Event::Tick) if Instant::now() >= until => return End::Again,
-                Input::Event(_) | Input::Said(_) | Input::Done(_) | Input::Asked(_) => {}
+                Input::Asked(question) => self.tell(question).await,
+                Input::Event(_) | Input::Said(_) | Input::Done(_) => {}
             }
         }
+    }
+
+    /// Somebody in front of the node asks just now: what runs is looked at, what is wanted is what the store still holds.
+    async fn tell(&self, question: Question) {
+        let stored = self.parts.ledger.load().await.unwrap_or_default();
+        let Ok((whole, partial, found)) = self.look(&stored).await else {
+            return;
+        };
+        let (config, now) = (self.parts.config.clone(), self.now());
+        let mut core = Agent::boot(config, stored, whole, partial, found.observed, now);
+        if self.connected {
+            core.handle(Event::Connected, now);
+        }
+        // Who asked may have gone.
+        let _ = question.send(core.status());
     }
 
     /// Says hello with the alarms, from a core that is thrown away: the true one exists only when the store works.

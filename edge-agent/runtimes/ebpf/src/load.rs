@@ -157,6 +157,13 @@ fn explain_load(error: &EbpfError) -> String {
     text
 }
 
+/// The last line of the verifier that is not about its own effort.
+fn verdict(log: &str) -> &str {
+    let mut lines = log.lines().rev().map(str::trim);
+    let said = |line: &&str| !line.is_empty() && !line.starts_with("processed ");
+    lines.find(said).unwrap_or("it does not say why")
+}
+
 fn explain_program(name: &str, error: &ProgramError) -> String {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
         return format!("program `{name}` does not load: {error}");
@@ -168,9 +175,23 @@ fn explain_program(name: &str, error: &ProgramError) -> String {
         Some(libc::EPERM) if log.is_empty() => {
             format!("program `{name}` does not load: {io_error}; the runtime needs CAP_BPF, or root before Linux 5.8")
         }
+        // Its verdict first: who shortens the text must not lose it.
         _ => format!(
-            "the kernel's verifier rejects program `{name}` ({io_error}):\n{}",
+            "the kernel's verifier rejects program `{name}` ({io_error}): {}; the end of its log:\n{}",
+            verdict(log),
             &log[start..]
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::verdict;
+
+    #[test]
+    fn the_verdict_is_what_stands_before_the_effort() {
+        let log = "174: (6b) *(u16 *)(r10 -46) = r1\nattempt to corrupt spilled pointer on stack\nprocessed 174 insns (limit 1000000)\n";
+        assert_eq!(verdict(log), "attempt to corrupt spilled pointer on stack");
+        assert_eq!(verdict(""), "it does not say why");
     }
 }

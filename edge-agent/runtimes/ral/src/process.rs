@@ -18,8 +18,9 @@ use crate::{Description, State, file};
 const RUNTIME_ERR_BYTES_MAX: u64 = 64 << 10;
 /// Longest answer to `describe`, in bytes.
 const DESCRIPTION_BYTES_MAX: u64 = 64 << 10;
-/// How long a runtime may take to describe itself.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a runtime may take to describe itself:
+/// long enough for the first programs of a cold boot on a slow, busy board, because one that is given up on is not used until the agent starts again.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Starts `exe run --state dir` in a session of its own with an empty environment (except PATH), no standard input,
 /// no other descriptor of the caller, and what it prints appended to `dir/runtime.err`. The caller reaps the child, or
@@ -100,7 +101,7 @@ fn close_rest_on_exec() {
     }
 }
 
-/// Asks a runtime executable what it is. It is killed if it does not answer within five seconds.
+/// Asks a runtime executable what it is. It is killed if it does not answer within a minute.
 pub fn describe(exe: &Path) -> io::Result<Description> {
     let mut child = Command::new(exe)
         .arg("describe")
@@ -112,10 +113,16 @@ pub fn describe(exe: &Path) -> io::Result<Description> {
     let deadline = Instant::now() + DESCRIBE_TIMEOUT;
     let pid = Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-    if !wait_for_end(pidfd.as_fd(), deadline)? {
+    let ended = wait_for_end(pidfd.as_fd(), deadline)?;
+    if !ended {
         child.kill()?;
     }
     let status = child.wait()?;
+    if !ended {
+        let seconds = DESCRIBE_TIMEOUT.as_secs();
+        let why = format!("{} describe: no answer within {seconds} s", exe.display());
+        return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+    }
     let mut text = String::new();
     if let Some(out) = child.stdout.take() {
         out.take(DESCRIPTION_BYTES_MAX).read_to_string(&mut text)?;
