@@ -187,7 +187,7 @@ impl Bench {
     }
 
     fn booted(&mut self) -> Board {
-        let board = self.power_on();
+        let mut board = self.power_on();
         board.wait_for(PROMPT, 0, PATIENCE).unwrap();
         board
     }

@@ -182,6 +182,7 @@ impl Rig {
             epoch: 1,
             generation,
             workloads,
+            system: None,
             secrets: Vec::new(),
         };
         self.twin = self.seal_as_hub(Kind::Twin, &twin);

@@ -1,7 +1,6 @@
 //! What is in a bundle, and what is not.
 
 use super::*;
-use std::io::Read as _;
 
 fn unpacked(path: &Path) -> std::collections::BTreeMap<String, String> {
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(File::open(path).unwrap()));
