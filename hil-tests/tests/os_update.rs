@@ -200,15 +200,22 @@ impl Bench {
     }
 }
 
+/// Slot, version and boot, as the agent says once it can be asked: the shell is there before it.
 fn slot_of(board: &mut Board) -> String {
-    let status = board.run("cnova-agent status --json").unwrap();
-    let status: Value = serde_json::from_str(status.trim()).unwrap_or_else(|e| panic!("{e}: {status}"));
-    format!(
-        "{} {} {}",
-        status["system"]["s"].as_str().unwrap(),
-        status["system"]["v"].as_str().unwrap(),
-        status["own_boot"].as_str().unwrap()
-    )
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let said = board.run("cnova-agent status --json").unwrap();
+        if let Ok(status) = serde_json::from_str::<Value>(said.trim()) {
+            let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+            let system = &status["system"];
+            let boot = word(&status["own_boot"]);
+            if boot != "unknown" {
+                return format!("{} {} {boot}", word(&system["s"]), word(&system["v"]));
+            }
+        }
+        assert!(Instant::now() < until, "{said}");
+        sleep(Duration::from_secs(1));
+    }
 }
 
 #[test]

@@ -411,6 +411,24 @@ fn a_node_is_told_its_own_boots_by_keys_of_the_newest_bundle() {
     );
 }
 
+/// Keys that were made within one second last equally long, and a node must not stay with the one that goes.
+#[test]
+fn of_boot_keys_that_last_equally_long_the_newer_one_counts() {
+    let (old, new) = (new_boot_key(), new_boot_key());
+    let mut item = bundle_with_boot_keys(2, &[&old, &new]);
+    let mut contents = TrustBundle::flashed(&item.body).unwrap().contents().clone();
+    let last = contents.keys.last().unwrap().not_after;
+    for key in contents.keys.iter_mut().filter(|k| k.roles.contains(&Role::BootPolicy)) {
+        key.not_after = last;
+    }
+    item.body = bundle::sign(&contents, &[&support::root_key()]).unwrap().into();
+    let trust = TrustBundle::flashed(&item.body).unwrap();
+    let policy = BootPolicy::new(1, vec![approved_boot("mine", &["plc-1"], ("a", "b"), &[&old, &new])]);
+    let mine = policy.for_node(&node("plc-1"), &site("plant-7/plc-1"), &BTreeMap::new(), &trust);
+    let approver = &mine.fitting(&registers(("a", "b"))).unwrap().approver;
+    assert_eq!(approver.id(), new.public_key().id());
+}
+
 #[test]
 fn a_document_of_boots_keeps_its_rules() {
     let key = new_boot_key();

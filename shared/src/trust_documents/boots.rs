@@ -123,7 +123,8 @@ impl BootPolicy {
         }
     }
 
-    /// What is approved for one node by keys that the newest bundle names, those by the key first that lasts longest.
+    /// What is approved for one node by keys that the newest bundle names, those by the key first that lasts longest; of keys
+    /// that last equally long (made within one second) the one that the bundle names later, which is the newer one.
     /// A key that ran out still counts: what it approved, runs.
     #[must_use]
     pub fn for_node(
@@ -139,6 +140,7 @@ impl BootPolicy {
             .iter()
             .filter(|k| k.roles.contains(&Role::BootPolicy))
             .collect();
+        keys.reverse();
         keys.sort_by_key(|k| std::cmp::Reverse(k.not_after));
         let mine: Vec<&PolicyBoot> = self
             .boots
