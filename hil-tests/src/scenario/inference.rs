@@ -94,7 +94,7 @@ fn again_the_others(run: &mut Run<'_>, application: &Application) -> Done {
 fn computes(run: &mut Run<'_>, application: &Application) -> Done {
     let id = application.workloads().remove(0);
     let begin = run.target.now();
-    run.until_running(&[id.clone()])?;
+    run.until_running(std::slice::from_ref(&id))?;
     run.until("the workload says what the model computed", |run| {
         Ok(run.target.workload_log(&id)?.contains(ANSWER))
     })?;

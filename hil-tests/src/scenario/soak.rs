@@ -68,7 +68,7 @@ fn judged(samples: &[Sample]) -> Done<Judged> {
     };
     let (early, late) = (&samples[..third], &samples[samples.len() - third..]);
     let (mut measures, mut grown) = (Vec::new(), Vec::new());
-    let memory: [(&str, fn(&Sample) -> u64); 2] = [
+    let memory: [(&str, Of); 2] = [
         ("memory of the agent, PSS", |s| s.agent_pss),
         ("memory of the runtimes, PSS", |s| s.runtimes_pss),
     ];
@@ -92,6 +92,9 @@ fn judged(samples: &[Sample]) -> Done<Judged> {
     }
     Ok((measures, grown))
 }
+
+/// What is looked at of a sample.
+type Of = fn(&Sample) -> u64;
 
 fn median(samples: &[Sample], of: fn(&Sample) -> u64) -> u64 {
     let mut all: Vec<u64> = samples.iter().map(of).collect();
