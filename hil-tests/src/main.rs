@@ -30,38 +30,7 @@ enum Command {
         trace: usize,
     },
     /// Run scenarios of a board and its plant: on the simulator, a virtual board, or a real one.
-    Scenarios {
-        /// What they run on: `sim`, `sim:SEED`, a virtual board such as `qemu-x86_64`, or `labgrid:ENVIRONMENT-FILE`.
-        #[arg(long, default_value = "sim")]
-        on: TargetName,
-        /// Only these; all without it.
-        #[arg(value_name = "SCENARIO")]
-        names: Vec<String>,
-        /// Show which there are, and end.
-        #[arg(long)]
-        list: bool,
-        /// Make what the image of a real board needs that is built elsewhere, and end.
-        #[arg(long)]
-        prepare: bool,
-        /// The folder with the programs of the hub, and those that go onto the board.
-        #[arg(long, default_value = "target/debug")]
-        bin: std::path::PathBuf,
-        /// The folder with the programs that go onto the board, where it has another architecture.
-        #[arg(long)]
-        board_bin: Option<std::path::PathBuf>,
-        /// Where the report goes: `junit.xml` and `index.html`.
-        #[arg(long, default_value = "report")]
-        report: std::path::PathBuf,
-        /// How often the power is cut.
-        #[arg(long, default_value_t = 5)]
-        cuts: usize,
-        /// How many minutes the long run takes: a day on a real board, 3 minutes elsewhere.
-        #[arg(long)]
-        soak: Option<u64>,
-        /// Of everything that is drawn.
-        #[arg(long, default_value_t = 0)]
-        seed: u64,
-    },
+    Scenarios(ScenarioArgs),
     /// Run the whole line on this machine, as separate processes on loopback.
     Demo {
         /// The folder for everything that the demo makes.
@@ -136,6 +105,40 @@ enum Command {
     },
 }
 
+#[derive(Debug, clap::Args)]
+struct ScenarioArgs {
+    /// What they run on: `sim`, `sim:SEED`, a virtual board such as `qemu-x86_64`, or `labgrid:ENVIRONMENT-FILE`.
+    #[arg(long, default_value = "sim")]
+    on: TargetName,
+    /// Only these; all without it.
+    #[arg(value_name = "SCENARIO")]
+    names: Vec<String>,
+    /// Show which there are, and end.
+    #[arg(long)]
+    list: bool,
+    /// Make what the image of a real board needs that is built elsewhere, and end.
+    #[arg(long)]
+    prepare: bool,
+    /// The folder with the programs of the hub, and those that go onto the board.
+    #[arg(long, default_value = "target/debug")]
+    bin: std::path::PathBuf,
+    /// The folder with the programs that go onto the board, where it has another architecture.
+    #[arg(long)]
+    board_bin: Option<std::path::PathBuf>,
+    /// Where the report goes: `junit.xml` and `index.html`.
+    #[arg(long, default_value = "report")]
+    report: std::path::PathBuf,
+    /// How often the power is cut.
+    #[arg(long, default_value_t = 5)]
+    cuts: usize,
+    /// How many minutes the long run takes: a day on a real board, 3 minutes elsewhere.
+    #[arg(long)]
+    soak: Option<u64>,
+    /// Of everything that is drawn.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
 fn absolute(path: std::path::PathBuf) -> std::path::PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
@@ -155,39 +158,7 @@ fn ended(what: &str, done: Result<(), demo::DemoError>) -> ExitCode {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Sim { from, seeds, trace } => simulate(from, seeds, trace),
-        Command::Scenarios {
-            on,
-            names,
-            list,
-            prepare,
-            bin,
-            board_bin,
-            report,
-            cuts,
-            soak,
-            seed,
-        } => {
-            if list {
-                return list_scenarios();
-            }
-            let minutes = soak.unwrap_or(if matches!(on, TargetName::Labgrid(_)) {
-                24 * 60
-            } else {
-                3
-            });
-            let bin = absolute(bin);
-            let options = scenario::Options {
-                board_bin: board_bin.map_or_else(|| bin.clone(), absolute),
-                bin,
-                cuts,
-                soak: std::time::Duration::from_secs(minutes * 60),
-                seed,
-            };
-            if prepare {
-                return prepare_image(&on, &options);
-            }
-            scenarios(&on, &names, &report, &options)
-        }
+        Command::Scenarios(args) => run_scenarios(args),
         Command::Demo {
             dir,
             bin,
@@ -251,6 +222,26 @@ fn main() -> ExitCode {
             ended("measurement", measure::runtimes::run(&options))
         }
     }
+}
+
+fn run_scenarios(args: ScenarioArgs) -> ExitCode {
+    if args.list {
+        return list_scenarios();
+    }
+    let is_real = matches!(args.on, TargetName::Labgrid(_));
+    let minutes = args.soak.unwrap_or(if is_real { 24 * 60 } else { 3 });
+    let bin = absolute(args.bin);
+    let options = scenario::Options {
+        board_bin: args.board_bin.map_or_else(|| bin.clone(), absolute),
+        bin,
+        cuts: args.cuts,
+        soak: std::time::Duration::from_secs(minutes * 60),
+        seed: args.seed,
+    };
+    if args.prepare {
+        return prepare_image(&args.on, &options);
+    }
+    scenarios(&args.on, &args.names, &args.report, &options)
 }
 
 #[allow(clippy::print_stdout)]

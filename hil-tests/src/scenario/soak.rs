@@ -96,7 +96,7 @@ fn judged(samples: &[Sample]) -> Done<Judged> {
 /// What is looked at of a sample.
 type Of = fn(&Sample) -> u64;
 
-fn median(samples: &[Sample], of: fn(&Sample) -> u64) -> u64 {
+fn median(samples: &[Sample], of: Of) -> u64 {
     let mut all: Vec<u64> = samples.iter().map(of).collect();
     all.sort_unstable();
     all[all.len() / 2]

@@ -36,7 +36,7 @@ fn is_well_formed(text: &str) -> bool {
         let Some(end) = rest[at..].find('>') else { return false };
         let tag = &rest[at + 1..at + end];
         rest = &rest[at + end + 1..];
-        if tag.contains('<') || tag.matches('"').count() % 2 != 0 {
+        if tag.contains('<') || !tag.matches('"').count().is_multiple_of(2) {
             return false;
         }
         if tag.starts_with(['?', '!']) || tag.ends_with('/') {
