@@ -286,6 +286,27 @@ fn one_that_does_not_become_healthy_is_given_up_and_never_tried_again() {
     assert_eq!(phase(&rig), Some(Phase::Writing));
 }
 
+/// A hub takes a workload away from a node that says that it has no runtime for it any more.
+#[test]
+fn what_the_twin_lost_since_the_new_system_runs_is_missed() {
+    let header = header("2.0");
+    let (rig, _) = write_to_the_end(&wanted(&header), &header);
+    let (mut rig, _) = booted(rig.stored, running("2.0", "m2", OtherSlot::Tried));
+    welcome(&mut rig);
+    let mut twin = rig::support::twin(ME, 3, Vec::new());
+    twin.system = Some(Box::new(wanted(&header)));
+    let actions = rig.message(Kind::Twin, &twin);
+    assert!(about_slots(&actions).is_empty(), "{actions:?}");
+    assert_eq!(about_slots(&rig.wait(STEADY_MS)), [""; 0]);
+    assert_eq!(phase(&rig), Some(Phase::Trial));
+    assert_eq!(about_slots(&rig.wait(300_000)), ["restart"]);
+    assert!(
+        rig.agent.system().reason.contains("app/a is not in the twin"),
+        "{}",
+        rig.agent.system().reason
+    );
+}
+
 #[test]
 fn one_that_never_reaches_its_agent_is_told_by_the_one_before() {
     let header = header("2.0");

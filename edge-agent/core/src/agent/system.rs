@@ -482,14 +482,15 @@ impl Agent {
         let Some(twin) = &self.twin else {
             return Some("it has no twin".into());
         };
-        let asked = |id: &WorkloadId| twin.twin().workloads.iter().any(|w| w.id == *id);
+        let is_asked = |id: &WorkloadId| twin.twin().workloads.iter().any(|w| w.id == *id);
         let named = &health.workloads;
         let wanted: Vec<&WorkloadId> = match named.is_empty() {
-            true => row.ran.iter().filter(|id| asked(id)).collect(),
+            // Also what the twin asks for no more: a hub takes away what this system lacks a runtime for.
+            true => row.ran.iter().collect(),
             false => named.iter().collect(),
         };
         for id in wanted {
-            let Some(machine) = self.machines.get(id) else {
+            let Some(machine) = self.machines.get(id).filter(|_| is_asked(id)) else {
                 return Some(format!("workload {id} is not in the twin"));
             };
             let Some(report) = machine.report(self.lack(machine), self.fits(machine)) else {
