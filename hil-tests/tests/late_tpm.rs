@@ -8,7 +8,7 @@ use std::fs;
 
 use cnova_root_of_trust::testing::{Maker, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
-use enrolment_support::{AGENT, GATEWAY, HUB, Plant, Root};
+use enrolment_support::{AGENT, GATEWAY, HUB, Plant, Root, apply_plain_and_gated};
 use serde_json::Value;
 
 const SITE: &str = "plant-7/line-2";
@@ -48,25 +48,6 @@ fn alarms(plant: &Plant) -> String {
     status(plant)["alarms"].to_string()
 }
 
-/// Two that sleep: one asks for nothing, the other for attestation.
-fn apply(plant: &Plant) {
-    let wasm = wat::parse_str(include_str!("support/guest.wat").replace('#', "1")).unwrap();
-    plant.write("app/w.wasm", &wasm);
-    let workload = |name: &str, more: &str| {
-        format!(
-            "- {{name: {name}, runtime: wasm, artifact: {{file: w.wasm}}, resources: {{memory: 16MiB}},\n   \
-             grants: {{clocks: true}}{more}}}\n"
-        )
-    };
-    let manifest = format!(
-        "apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: app}}\nworkloads:\n{}{}",
-        workload("plain", ""),
-        workload("gated", ", placement: {trust: attested}")
-    );
-    let manifest = plant.write("app/app.yaml", manifest.as_bytes());
-    plant.cnova(&["apply", &manifest]);
-}
-
 /// As the machine does when it loses its power: nothing runs, the registers are gone and with them the log of that boot.
 fn lose_power(plant: &mut Plant, chip: &mut Swtpm) {
     plant.kill(AGENT);
@@ -103,7 +84,7 @@ fn an_agent_starts_without_its_tpm_and_goes_on_when_it_answers() {
     });
     plant.cnova(&["reference", "add", "plc-1-image", "--from-node", AGENT]);
     plant.wait("it is attested", |p| p.trust_of(AGENT).as_deref() == Some("affirming"));
-    apply(&plant);
+    apply_plain_and_gated(&plant);
     plant.wait("both run", |p| runs(p, "app/plain") && runs(p, "app/gated"));
 
     // The machine is started, and its TPM is dead.

@@ -9,7 +9,7 @@ use std::fs;
 
 use cnova_root_of_trust::testing::{Maker, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
-use enrolment_support::{AGENT, GATEWAY, HUB, Plant, Root};
+use enrolment_support::{AGENT, GATEWAY, HUB, Plant, Root, apply_plain_and_gated};
 use serde_json::Value;
 
 /// A hub that compiles, and approves boots.
@@ -47,25 +47,6 @@ fn runs(plant: &Plant, id: &str) -> bool {
     local(plant, id)["state"] == "running"
 }
 
-/// Two that sleep: one asks for nothing, the other for attestation.
-fn apply(plant: &Plant) {
-    let wasm = wat::parse_str(include_str!("support/guest.wat").replace('#', "1")).unwrap();
-    plant.write("app/w.wasm", &wasm);
-    let workload = |name: &str, more: &str| {
-        format!(
-            "- {{name: {name}, runtime: wasm, artifact: {{file: w.wasm}}, resources: {{memory: 16MiB}},\n   \
-             grants: {{clocks: true}}{more}}}\n"
-        )
-    };
-    let manifest = format!(
-        "apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: app}}\nworkloads:\n{}{}",
-        workload("plain", ""),
-        workload("gated", ", placement: {trust: attested}")
-    );
-    let manifest = plant.write("app/app.yaml", manifest.as_bytes());
-    plant.cnova(&["apply", &manifest]);
-}
-
 fn described(plant: &Plant) -> String {
     plant.cnova(&["describe", "node", AGENT])
 }
@@ -98,7 +79,7 @@ fn what_is_sealed_for_a_boot_decides_what_runs_also_without_the_hub() {
     plant.wait("its key is sealed for this boot", |p| own_boot(p) == "approved");
     let sealed = fs::read(&key).unwrap();
     assert_ne!(sealed, unsealed);
-    apply(&plant);
+    apply_plain_and_gated(&plant);
     plant.wait("both run", |p| runs(p, "app/plain") && runs(p, "app/gated"));
 
     // Started again under the same boot.

@@ -402,3 +402,22 @@ impl Drop for Plant {
         self.end_workloads();
     }
 }
+
+/// Two that sleep: one asks for nothing, the other for attestation.
+pub fn apply_plain_and_gated(plant: &Plant) {
+    let wasm = wat::parse_str(include_str!("../support/guest.wat").replace('#', "1")).unwrap();
+    plant.write("app/w.wasm", &wasm);
+    let workload = |name: &str, more: &str| {
+        format!(
+            "- {{name: {name}, runtime: wasm, artifact: {{file: w.wasm}}, resources: {{memory: 16MiB}},\n   \
+             grants: {{clocks: true}}{more}}}\n"
+        )
+    };
+    let manifest = format!(
+        "apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: app}}\nworkloads:\n{}{}",
+        workload("plain", ""),
+        workload("gated", ", placement: {trust: attested}")
+    );
+    let manifest = plant.write("app/app.yaml", manifest.as_bytes());
+    plant.cnova(&["apply", &manifest]);
+}
