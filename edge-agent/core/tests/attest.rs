@@ -386,14 +386,7 @@ fn where_only_an_attested_parent_is_listened_to_another_one_is_not() {
     config.parent = node("gw-1");
     config.root.attested_parent = true;
     let mut rig = boot(config, Stored::default());
-    let ack = v1::Ack {
-        v: 1,
-        stream: v1::Stream::Report,
-        incarnation: 0,
-        seq: 0,
-        hello: Some("boot-1".into()),
-        away_s: 0,
-    };
+    let ack = rig::first_ack();
     let say = |rig: &mut Rig, kind: Kind, bytes: Vec<u8>| rig.take(Event::Message { kind, bytes });
     let bytes = seal(Kind::Ack, &claims("gw-1", ME), &ack, &gateway.chain, &gateway.key).unwrap();
     say(&mut rig, Kind::Ack, bytes);

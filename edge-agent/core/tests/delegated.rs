@@ -70,14 +70,7 @@ impl Below {
     /// The gateway introduces itself, as with its first acknowledgement.
     fn introduce(&mut self) {
         let gateway = support::identity(GATEWAY, 20);
-        let ack = v1::Ack {
-            v: 1,
-            stream: v1::Stream::Report,
-            incarnation: 0,
-            seq: 0,
-            hello: Some("boot-1".into()),
-            away_s: 0,
-        };
+        let ack = rig::first_ack();
         let bytes = seal(Kind::Ack, &claims(GATEWAY, ME), &ack, &gateway.chain, &gateway.key).unwrap();
         self.rig.take(Event::Message { kind: Kind::Ack, bytes });
     }

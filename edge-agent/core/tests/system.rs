@@ -93,14 +93,7 @@ fn booted(stored: Stored, running: Running) -> (Rig, Vec<String>) {
 /// Connected to its parent, and known to it.
 fn welcome(rig: &mut Rig) {
     rig.take(Event::Connected);
-    let ack = v1::Ack {
-        v: 1,
-        stream: v1::Stream::Report,
-        incarnation: 0,
-        seq: 0,
-        hello: Some("boot-1".into()),
-        away_s: 0,
-    };
+    let ack = rig::first_ack();
     rig.message(Kind::Ack, &ack);
 }
 

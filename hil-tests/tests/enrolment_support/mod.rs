@@ -404,7 +404,7 @@ impl Drop for Plant {
 }
 
 /// Two that sleep: one asks for nothing, the other for attestation.
-pub fn apply_plain_and_gated(plant: &Plant) {
+pub(crate) fn apply_plain_and_gated(plant: &Plant) {
     let wasm = wat::parse_str(include_str!("../support/guest.wat").replace('#', "1")).unwrap();
     plant.write("app/w.wasm", &wasm);
     let workload = |name: &str, more: &str| {

@@ -64,6 +64,19 @@ pub fn config() -> Config {
     }
 }
 
+/// What a parent says to a hello that it knows.
+#[must_use]
+pub fn first_ack() -> v1::Ack {
+    v1::Ack {
+        v: 1,
+        stream: v1::Stream::Report,
+        incarnation: 0,
+        seq: 0,
+        hello: Some("boot-1".into()),
+        away_s: 0,
+    }
+}
+
 impl Rig {
     pub fn boot(stored: Stored, artifacts: &[&str], found: Vec<Observed>) -> (Self, Vec<String>) {
         Self::boot_as(config(), stored, artifacts, found)
@@ -92,14 +105,7 @@ impl Rig {
     pub fn welcomed(artifacts: &[&str]) -> Self {
         let (mut rig, _) = Self::boot(Stored::default(), artifacts, Vec::new());
         assert_eq!(rig.take(Event::Connected), ["send hello 0.0"]);
-        let ack = v1::Ack {
-            v: 1,
-            stream: v1::Stream::Report,
-            incarnation: 0,
-            seq: 0,
-            hello: Some("boot-1".into()),
-            away_s: 0,
-        };
+        let ack = first_ack();
         assert_eq!(rig.message(Kind::Ack, &ack), ["welcomed"]);
         rig
     }
