@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use cnova_attestation::ear::{Ear, Status};
+use cnova_attestation::parent::ParentTrust;
 use cnova_attestation::result::{Opened, Results};
 use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::certificate::Tier;
@@ -25,8 +26,8 @@ pub struct Root {
     pub boots: OwnBoots,
     /// Its monotonic counter.
     pub counter: CounterState,
-    /// Whether it takes anything only from a parent that is attested.
-    pub attested_parent: bool,
+    /// What it asks of its parent.
+    pub parent: ParentTrust,
 }
 
 /// What became of the node's attempt to open its own sealed key at this boot.

@@ -8,6 +8,7 @@ use cnova_agent_core::ledger::Stored;
 use cnova_agent_core::standing::{Counter, CounterState, OwnBoot, Root};
 use cnova_agent_core::{Config, Event, RuntimeEvent};
 use cnova_attestation::ear::{Ear, Finding, Status, TrustVector, VerifierId};
+use cnova_attestation::parent::ParentTrust;
 use cnova_shared::bundle::{self, Role, TrustBundle};
 use cnova_shared::certificate::Tier;
 use cnova_shared::envelope::seal;
@@ -32,7 +33,7 @@ fn with_tpm(count: u64) -> Config {
                 value: count,
                 is_new: false,
             }),
-            attested_parent: false,
+            parent: ParentTrust::Certified,
         },
         ..rig::config()
     }
@@ -384,7 +385,7 @@ fn where_only_an_attested_parent_is_listened_to_another_one_is_not() {
     let gateway = support::identity("gw-1", 20);
     let mut config = with_tpm(0);
     config.parent = node("gw-1");
-    config.root.attested_parent = true;
+    config.root.parent = ParentTrust::Attested;
     let mut rig = boot(config, Stored::default());
     let ack = rig::first_ack();
     let say = |rig: &mut Rig, kind: Kind, bytes: Vec<u8>| rig.take(Event::Message { kind, bytes });

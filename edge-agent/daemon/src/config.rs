@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use cnova_attestation::parent::ParentTrust;
 use cnova_devices::{Capacity as Measured, Configured, DeviceConfig, Groups, Thresholds};
 use cnova_link::config::{ConfigError, EnrolmentConfig, IdentityConfig, ParentConfig, load_toml};
 use cnova_shared::ids::{NodeId, SitePath};
@@ -73,17 +74,6 @@ pub struct AttestationConfig {
     pub launch_pcr: u8,
     /// Whether anything is taken only from a parent that is attested itself.
     pub parent: ParentTrust,
-}
-
-/// What is asked of the parent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ParentTrust {
-    /// Its certificate.
-    #[default]
-    Certified,
-    /// An attestation result of the hub about it, too.
-    Attested,
 }
 
 impl Default for AttestationConfig {

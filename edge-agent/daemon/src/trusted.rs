@@ -10,7 +10,7 @@ use cnova_root_of_trust::{LedgerKey, RootError, RootOfTrust};
 use cnova_shared::boot_policy::OwnBoots;
 use cnova_shared::wire::v1::Alarm;
 
-use crate::config::{AgentConfig, ParentTrust};
+use crate::config::AgentConfig;
 use crate::key_keeper::KeyKeeper;
 
 /// The launch log's file in the state folder.
@@ -105,7 +105,7 @@ pub(crate) fn ask(identity: &Identity, config: &AgentConfig, boots: OwnBoots) ->
         own_boot,
         boots,
         counter,
-        attested_parent: config.attestation.parent == ParentTrust::Attested,
+        parent: config.attestation.parent,
     };
     let pcrs = config.attestation.quoted();
     Ok(Trusted {

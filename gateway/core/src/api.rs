@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use cnova_attestation::appraiser::{Rhythm, Verdict};
 use cnova_attestation::ear::Ear;
+use cnova_attestation::parent::ParentTrust;
 use cnova_shared::bundle::TrustBundle;
 use cnova_shared::ids::{Digest, NodeId, SitePath};
 use cnova_shared::keys::PublicKey;
@@ -40,6 +41,8 @@ pub struct Config {
     pub key: PublicKey,
     /// When it is to ask for its next certificate, seconds since 1970; never, where it was certified by hand.
     pub renew_s: Option<u64>,
+    /// What it asks of its parent.
+    pub parent_trust: ParentTrust,
     /// How it appraises its children where the hub has delegated that.
     pub appraisal: Appraisal,
 }
@@ -169,6 +172,13 @@ pub enum Op {
     PutEar(Vec<u8>),
     /// As [`Op::PutEar`], by the gateway above under its delegation.
     PutDelegatedEar(Vec<u8>),
+    /// The newest result about the parent, as it came.
+    PutParentEar {
+        /// Whether a gateway judged, and not the hub.
+        is_delegated: bool,
+        /// The signed bytes.
+        bytes: Vec<u8>,
+    },
     /// The newest result about a child, as it came.
     PutResult {
         /// Which.
@@ -204,6 +214,8 @@ pub struct Stored {
     pub ear: Option<Vec<u8>>,
     /// The one of the gateway above.
     pub delegated_ear: Option<Vec<u8>>,
+    /// The newest results about the parent, as they came: the hub's, and that of a gateway above it.
+    pub parent_ears: [Option<Vec<u8>>; 2],
     /// The newest results about children, as they came: the hub's, and this gateway's own.
     pub results: BTreeMap<(NodeId, bool), Vec<u8>>,
     /// What this gateway's own appraisals came to.
@@ -222,6 +234,9 @@ impl Stored {
                 Op::Trust(op) => self.trust.apply(op),
                 Op::PutEar(bytes) => self.ear = Some(bytes.clone()),
                 Op::PutDelegatedEar(bytes) => self.delegated_ear = Some(bytes.clone()),
+                Op::PutParentEar { is_delegated, bytes } => {
+                    self.parent_ears[usize::from(*is_delegated)] = Some(bytes.clone());
+                }
                 Op::PutResult { child, is_own, bytes } => {
                     self.results.insert((child.clone(), *is_own), bytes.clone());
                 }

@@ -4,6 +4,7 @@ mod trust;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use cnova_attestation::parent::stands_alone;
 use cnova_attestation::result::Results;
 use cnova_shared::envelope::Untrusted;
 use cnova_shared::hop::Position;
@@ -25,6 +26,7 @@ use crate::spool::{Item, Spool, SpoolOp};
 
 mod attestation;
 mod certificates;
+mod parent;
 mod verifier;
 
 use certificates::first_ticket;
@@ -46,6 +48,8 @@ pub struct Gateway {
     welcomed: BTreeSet<Stream>,
     /// The newest results about this gateway.
     own: Results,
+    /// The newest results about the parent.
+    above: Results,
     verifier: Verifier,
     floor_s: u64,
     replies: u64,
@@ -80,6 +84,7 @@ impl Gateway {
             welcomed: BTreeSet::new(),
             floor_s: stored.time_floor.max(issued_at),
             own: Results::default(),
+            above: Results::default(),
             verifier: Verifier::new(&config, stored.verdicts, now),
             replies: 0,
             ops: Vec::new(),
@@ -93,7 +98,8 @@ impl Gateway {
             gateway.say(&format!("alarm/{}", alarm.code), Body::Alarm(alarm), now);
         }
         gateway.begin_trust(&faults, now);
-        gateway.reopen_results([stored.ear, stored.delegated_ear], stored.results, now);
+        let (own, above) = ([stored.ear, stored.delegated_ear], stored.parent_ears);
+        gateway.reopen_results(own, above, stored.results, now);
         // An alarm of an earlier start that this start did not raise is over.
         let stands = |key: &String| {
             gateway
@@ -232,6 +238,11 @@ impl Gateway {
     fn on_parent(&mut self, kind: Kind, bytes: &[u8], now: Now) {
         if kind != Kind::Trust
             && let Some(why) = self.parent.revoked(&self.trust)
+        {
+            return self.note(format!("{} from the parent was not taken: {why}", kind.as_str()));
+        }
+        if !stands_alone(kind)
+            && let Some(why) = self.doubt_about_parent(now)
         {
             return self.note(format!("{} from the parent was not taken: {why}", kind.as_str()));
         }

@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use cnova_attestation::parent::ParentTrust;
 use cnova_gateway_core::spool::SpoolOp;
 use cnova_gateway_core::{Action, Appraisal, Config, Event, Gateway, Op, Stored, UpMessage};
 use cnova_shared::envelope::seal;
@@ -42,6 +43,7 @@ fn config() -> Config {
         alarms: Vec::new(),
         key: cnova_shared::keys::Signer::public_key(&cnova_shared::keys::SoftKey::ed25519_from_seed(&[9; 32])).clone(),
         renew_s: None,
+        parent_trust: ParentTrust::Certified,
         appraisal: Appraisal::new([5; 32]),
     }
 }

@@ -9,6 +9,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use cnova_attestation::parent::ParentTrust;
 use cnova_gateway_core::{Action, Appraisal, Config, Event, Gateway, Op, Stored, UpMessage};
 use cnova_shared::envelope::seal;
 use cnova_shared::ids::SitePath;
@@ -70,6 +71,7 @@ impl Rig {
             alarms: Vec::new(),
             key: identity(ME, 20).key.public_key().clone(),
             renew_s: None,
+            parent_trust: ParentTrust::Certified,
             appraisal: Appraisal::new([5; 32]),
         };
         let gateway = Gateway::boot(config, stored.clone(), BTreeMap::new(), BTreeMap::new(), now);

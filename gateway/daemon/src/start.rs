@@ -222,6 +222,7 @@ pub async fn start(config: &Config, who: Who, keeper: Option<Keeper>) -> Result<
         alarms: alarm.into_iter().collect(),
         key: identity.signer().public_key().clone(),
         renew_s: identity.renew_s(),
+        parent_trust: config.attestation.parent,
         appraisal: appraisal(config)?,
     };
     let (installed_sender, installed) = mpsc::channel(1);

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::store;
 
 /// Keys of `gateway.toml` whose values are nobody's secret.
-const HARMLESS: [&str; 24] = [
+const HARMLESS: [&str; 25] = [
     "node",
     "site",
     "state_dir",
@@ -27,6 +27,7 @@ const HARMLESS: [&str; 24] = [
     "attestation.pcrs",
     "attestation.hub_away_seconds",
     "attestation.launch_pcr",
+    "attestation.parent",
     "labels.*",
     "listen.address",
     "external_broker.host",

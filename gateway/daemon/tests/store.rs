@@ -91,6 +91,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         any_trust_op().prop_map(Op::Trust),
         any_bytes().prop_map(Op::PutEar),
         any_bytes().prop_map(Op::PutDelegatedEar),
+        (any::<bool>(), any_bytes()).prop_map(|(is_delegated, bytes)| Op::PutParentEar { is_delegated, bytes }),
         (any_node(), any::<bool>(), any_bytes()).prop_map(|(child, is_own, bytes)| Op::PutResult {
             child,
             is_own,

@@ -28,6 +28,8 @@ const TCTI: &str = "device:/dev/tpmrm0";
 const REFUSAL: &str = "dm-verity device corrupted";
 /// What computes models; left out of an image where it was not built.
 const WORKER: &str = "cnova-wasm-nn";
+/// The command line tool, which a board in a plant has no need of.
+const CLI: &str = "cnova";
 /// A byte of the root's superblock, which is read first.
 const DAMAGED_BYTE: u64 = 20;
 /// Bytes of a file system's sector, as the kernel counts them.
@@ -151,6 +153,9 @@ impl<H: Hardware> Lab<H> {
         let mut runtimes = vec!["cnova-runtime-wasm", "cnova-runtime-container", "cnova-runtime-ebpf"];
         runtimes.extend(board_bin.join(WORKER).is_file().then_some(WORKER));
         build.args(["--runtimes", &runtimes.join(",")]);
+        if board_bin.join(CLI).is_file() {
+            build.args(["--tools", CLI]);
+        }
         let is_same_for_all = token.is_none();
         if let Some(token) = token {
             let file = plant.write("image/token", token.as_bytes())?;
@@ -514,6 +519,26 @@ impl<H: Hardware> Target for Lab<H> {
         Err(Trouble::unsupported(
             "its power cuts are part of the test of updates itself: hil-tests/tests/os_update.rs",
         ))
+    }
+
+    fn cnova_on_board(&mut self) -> Done<String> {
+        let has = self.hardware.run(&format!("command -v {CLI} || echo none"))?;
+        if has.contains("none") {
+            return Err(Trouble::unsupported("its image has no cnova"));
+        }
+        let node = self.node();
+        let Some(environment) = self.plant()?.administrator_on_board() else {
+            return Err(Trouble::unsupported("the hub's API listens for this machine only"));
+        };
+        let trust = self.hardware.run(&format!(
+            "{CLI} trust show /etc/cnova/trust-bundle.cose && echo it holds"
+        ))?;
+        let nodes = self.hardware.run(&format!("{environment} {CLI} get nodes"))?;
+        if !trust.contains("it holds") || !nodes.contains(&node) {
+            return Err(Trouble::Failed(format!("cnova on the board says: {trust}\n{nodes}")));
+        }
+        let version = self.hardware.run(&format!("{CLI} --version; uname -m"))?;
+        Ok(version.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
     fn memory(&mut self) -> Done<Memory> {

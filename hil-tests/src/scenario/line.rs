@@ -35,6 +35,10 @@ pub(super) fn line(run: &mut Run<'_>) -> Done {
         run.until("the boot loader counts no more", |run| run.target.is_blessed())
     })?;
     within_budget(run, "all three runtimes at work")?;
+    let cnova = run.if_possible("cnova on the board itself", |run| run.target.cnova_on_board())?;
+    if let Some(version) = cnova {
+        run.measure("cnova on the board itself: its bundle shown, the hub asked", version);
+    }
 
     run.target.cut_network()?;
     let begin = run.target.now();

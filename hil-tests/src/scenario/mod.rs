@@ -275,6 +275,12 @@ pub trait Target {
     /// # Errors
     /// [`Trouble`].
     fn memory(&mut self) -> Done<Memory>;
+    /// Runs `cnova` on the board itself: it shows what the board trusts, and asks the hub for its nodes. Its version and the
+    /// board's processor.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    fn cnova_on_board(&mut self) -> Done<String>;
     /// Memory, descriptors and writes now.
     ///
     /// # Errors

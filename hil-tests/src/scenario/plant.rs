@@ -228,6 +228,13 @@ impl Plant {
         command
     }
 
+    /// What a shell on the board sets so that `cnova` finds the hub's API, where the board can reach it.
+    pub(super) fn administrator_on_board(&self) -> Option<String> {
+        let (seen, api, token) = (&self.place.seen, self.ports[0], &self.token);
+        let is_reached = self.place.listen == "127.0.0.1";
+        is_reached.then(|| format!("CNOVA_HUB=http://{seen}:{api} CNOVA_TOKEN={token}"))
+    }
+
     /// Runs `cnova`; what it printed.
     pub(super) fn cnova(&self, arguments: &[&str]) -> Done<String> {
         let what = format!("cnova {}", arguments.join(" "));

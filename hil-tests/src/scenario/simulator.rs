@@ -228,6 +228,10 @@ impl Target for Simulator {
         no("memory")
     }
 
+    fn cnova_on_board(&mut self) -> Done<String> {
+        no("a shell for cnova")
+    }
+
     fn sample(&mut self) -> Done<Sample> {
         no("processes whose memory could grow")
     }

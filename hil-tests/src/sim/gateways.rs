@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cnova_attestation::parent::ParentTrust;
 use cnova_gateway_core::{Appraisal, Config, Gateway, Stored};
 use cnova_shared::ids::{Digest, NodeId};
 use cnova_shared::time::Now;
@@ -76,6 +77,7 @@ impl SimGateway {
             // Nobody's certificate ends in the simulated hours.
             key: cnova_shared::keys::Signer::public_key(&pki().nodes[&self.node].key).clone(),
             renew_s: None,
+            parent_trust: ParentTrust::Certified,
             appraisal: Appraisal::new(Digest::of(format!("{} {}", self.node, self.life).as_bytes()).0),
         };
         let (artifacts, partial) = (self.artifacts.clone(), self.partial.clone());

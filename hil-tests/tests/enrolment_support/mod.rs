@@ -25,6 +25,8 @@ const PROGRAMS: [&str; 4] = ["cnova", "cnova-hub", "cnova-gateway", "cnova-agent
 
 pub(crate) const HUB: &str = "hub-1";
 pub(crate) const GATEWAY: &str = "line-gw";
+/// Another gateway, above the first where a test wants two.
+pub(crate) const PLANT_GATEWAY: &str = "plant-gw";
 pub(crate) const AGENT: &str = "plc-1";
 
 /// What holds a node's key.
@@ -65,6 +67,10 @@ fn free_port() -> u16 {
         .expect("no free port on loopback")
 }
 
+fn is_gateway(node: &str) -> bool {
+    matches!(node, GATEWAY | PLANT_GATEWAY)
+}
+
 impl Plant {
     /// Trust, a hub with `[enrolment]` that says `more` beside the usual, and whose TPMs it takes. Nothing is started.
     pub(crate) fn new(more: &str, makers: &[&Maker]) -> Self {
@@ -75,7 +81,15 @@ impl Plant {
         for (i, maker) in makers.iter().enumerate() {
             fs::write(dir.path().join(format!("makers/{i}.der")), maker.certificate()).unwrap();
         }
-        let names = ["api", HUB, GATEWAY, "door-hub-1", "door-line-gw"];
+        let names = [
+            "api",
+            HUB,
+            GATEWAY,
+            PLANT_GATEWAY,
+            "door-hub-1",
+            "door-line-gw",
+            "door-plant-gw",
+        ];
         let ports = names.map(|name| (name.to_owned(), free_port())).into();
         let mut plant = Self {
             dir,
@@ -155,7 +169,7 @@ impl Plant {
             self.ports[parent]
         );
         let state = self.at(&format!("state/{node}"));
-        if node == GATEWAY {
+        if is_gateway(node) {
             let listen = self.ports[node];
             return format!("state_dir = \"{state}\"\n{up}[listen]\naddress = \"127.0.0.1:{listen}\"\n");
         }
@@ -312,7 +326,7 @@ impl Plant {
     pub(crate) fn start(&mut self, name: &str) {
         let program = match name {
             HUB => "cnova-hub",
-            GATEWAY => "cnova-gateway",
+            node if is_gateway(node) => "cnova-gateway",
             _ => "cnova-agent",
         };
         let log = File::create(self.at(&format!("logs/{name}.log"))).unwrap();

@@ -11,6 +11,7 @@ pub mod evidence;
 mod labels;
 pub mod limits;
 mod objects;
+pub mod parent;
 pub mod result;
 
 #[cfg(feature = "verifier")]

@@ -239,6 +239,12 @@ impl Results {
         is_newer
     }
 
+    /// Whether this very result is held.
+    #[must_use]
+    pub fn holds(&self, shown: &Opened) -> bool {
+        [&self.hub, &self.gateway].into_iter().flatten().any(|h| h == shown)
+    }
+
     /// The one that counts. The newest does, but:
     ///
     /// - what the hub found against a node stands until the hub says otherwise: a gateway may judge by older references;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
+use cnova_attestation::parent::ParentTrust;
 use cnova_root_of_trust::{RootError, RootOfTrust, Soft, late};
 use cnova_shared::ids::NodeId;
 use serde::de::DeserializeOwned;
@@ -80,6 +81,8 @@ pub struct AttestationConfig {
     pub hub_away_seconds: u64,
     /// The register of its children's launch logs, as in the hub's configuration; 14 unless it is said.
     pub launch_pcr: u8,
+    /// Whether anything is taken only from a parent that is attested itself; the hub is no such parent.
+    pub parent: ParentTrust,
 }
 
 impl Default for AttestationConfig {
@@ -88,6 +91,7 @@ impl Default for AttestationConfig {
             pcrs: cnova_attestation::DEFAULT_BOOT_PCRS.to_vec(),
             hub_away_seconds: 300,
             launch_pcr: cnova_attestation::DEFAULT_LAUNCH_PCR,
+            parent: ParentTrust::default(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the node proves, what it is told of that, and what it thinks of its own disk.
 
-use cnova_attestation::ear::{self, EarError, Status};
+use cnova_attestation::parent::{self, ParentTrust};
 use cnova_attestation::result::{self, By, Expected, Opened, When};
 use cnova_shared::bundle::Role;
 use cnova_shared::envelope::Untrusted;
@@ -10,8 +10,6 @@ use super::*;
 use crate::intake::Refusal;
 use crate::standing::{Counter, CounterState, Rollback, silent_tpm};
 
-/// A parent that was affirming is listened to for so long after its result has ended, seconds.
-pub(super) const PARENT_GRACE_S: u64 = 7 * 86_400;
 /// Pause before a counter that could not be increased is increased again.
 const COUNT_AGAIN_MS: u64 = 30_000;
 
@@ -213,7 +211,8 @@ impl Agent {
             Err(why) => return self.stage(Stage::Note(format!("an attestation result was not taken: {why}"))),
         };
         let (status, by, iat) = (opened.ear().status, opened.by().clone(), opened.ear().iat);
-        if let (By::Gateway(gateway), Some(doubt)) = (&by, self.doubt_about_verifier(now_s).filter(|_| !of_parent)) {
+        let doubt = parent::doubt_about_verifier(&self.standing.parent, now_s).filter(|_| !of_parent);
+        if let (By::Gateway(gateway), Some(doubt)) = (&by, doubt) {
             let text = format!("a result of {gateway} was not taken: {doubt}");
             return self.stage(Stage::Note(text));
         }
@@ -250,13 +249,6 @@ impl Agent {
         result::open(bytes, &expected, &self.trust, when).map_err(|e| e.to_string())
     }
 
-    /// Why the parent may not judge this node, whatever its delegation says: it was judged itself.
-    fn doubt_about_verifier(&self, now_s: u64) -> Option<String> {
-        let parent = self.standing.parent.in_force(now_s)?;
-        let is_bad = parent.ear().status == Status::Contraindicated;
-        is_bad.then(|| format!("it was found not to be what it should be by {}", parent.by()))
-    }
-
     pub(super) fn reopen_results(&mut self, own: [Option<Vec<u8>>; 2], parent: [Option<Vec<u8>>; 2]) {
         for bytes in own.iter().flatten() {
             if let Ok(opened) = self.open_ear(bytes, false, When::Before) {
@@ -279,33 +271,13 @@ impl Agent {
         (self.standing.own, self.standing.parent) = (own, parent);
     }
 
-    /// Where only an attested parent is listened to: why it is not one now. What shows that it is one always comes through,
-    /// and what the hub or the roots signed needs nobody's word.
-    pub(super) fn parent_is_doubtful(&self, kind: Kind, now: Now) -> Option<String> {
-        let stands_alone = matches!(
-            kind,
-            Kind::Ear | Kind::Challenge | Kind::Command | Kind::Trust | Kind::Enrolled
-        );
-        if !self.config.root.attested_parent || stands_alone {
+    /// Where only an attested parent is listened to: why it is not one now.
+    pub(super) fn doubt_about_parent(&self, now: Now) -> Option<String> {
+        if self.config.root.parent != ParentTrust::Attested {
             return None;
         }
         // Who has not introduced itself yet is about to, with its acknowledgement; the hub never does.
         let key = self.parent.certified_key()?;
-        let now_s = self.now_s(now);
-        let Some(result) = self.standing.parent.in_force(now_s) else {
-            return Some("no attestation result about it has come".into());
-        };
-        // Its session key signs; its certified key, to which the result is bound, vouched for that one.
-        match ear::check_ear(result.ear(), &self.config.parent, key, now_s) {
-            Ok(Status::Affirming) => None,
-            Ok(other) => Some(format!("it is {other}")),
-            // Unreachable is not untrusted: its last result may have ended because the hub is away.
-            Err(EarError::Expired {
-                exp,
-                was: Status::Affirming,
-                ..
-            }) if now_s < exp + PARENT_GRACE_S => None,
-            Err(why) => Some(why.to_string()),
-        }
+        parent::doubt(&self.standing.parent, &self.config.parent, key, self.now_s(now))
     }
 }

@@ -1,5 +1,7 @@
 //! What the parent says, and what is said to it.
 
+use cnova_attestation::parent::stands_alone;
+
 use super::*;
 
 impl Agent {
@@ -9,7 +11,9 @@ impl Agent {
         {
             return self.stage(Stage::Note(format!("a {} was not taken: {why}", kind.as_str())));
         }
-        if let Some(why) = self.parent_is_doubtful(kind, now) {
+        if !stands_alone(kind)
+            && let Some(why) = self.doubt_about_parent(now)
+        {
             let text = format!("a {} of the parent was not taken: {why}", kind.as_str());
             return self.stage(Stage::Note(text));
         }

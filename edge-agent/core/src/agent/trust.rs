@@ -1,5 +1,7 @@
 //! Documents about trust: taken from the parent, kept, and in force.
 
+use cnova_attestation::parent::{self, DOUBTFUL_ALARM};
+
 use super::*;
 use cnova_shared::bundle::Role;
 
@@ -14,7 +16,7 @@ const PARENT_ALARM: &str = "alarm/parent-revoked";
 
 /// Whether an alarm follows from what is trusted now, and not from what happened in an earlier start.
 pub(super) fn is_watched(key: &str) -> bool {
-    matches!(key, OLD_ALARM | PARENT_ALARM)
+    matches!(key, OLD_ALARM | PARENT_ALARM | DOUBTFUL_ALARM)
 }
 
 impl Agent {
@@ -37,6 +39,7 @@ impl Agent {
             REFUSED_ALARM,
             OLD_ALARM,
             PARENT_ALARM,
+            DOUBTFUL_ALARM,
             own_boot::ALARM,
             "alarm/unmeasured",
         ];
@@ -107,6 +110,10 @@ impl Agent {
         match self.parent.revoked(&self.trust) {
             Some(why) => self.raise(PARENT_ALARM, &why, now),
             None => self.end(PARENT_ALARM, now),
+        }
+        match self.doubt_about_parent(now) {
+            Some(why) => self.raise(DOUBTFUL_ALARM, &parent::not_listened_to(&why), now),
+            None => self.end(DOUBTFUL_ALARM, now),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Attestation on the way through, and the gateway's own: its children want to know whom they listen to.
 
+use cnova_attestation::parent;
 use cnova_attestation::result::{self, By, Expected, Opened, ResultError, When};
 
 use super::*;
@@ -34,9 +35,12 @@ impl Gateway {
         Ok(())
     }
 
-    /// A result about a descendant, or about this gateway: this one is shown to every child.
+    /// A result about a descendant, about the parent, or about this gateway: this one is shown to every child.
     pub(super) fn on_ear(&mut self, bytes: &[u8], now: Now) -> Result<(), String> {
         let aud = Untrusted::read(bytes).map_err(|e| e.to_string())?.claims.aud;
+        if aud == self.config.parent {
+            return self.on_result_of_parent(bytes, now);
+        }
         if aud != self.config.node {
             self.on_result_of_child(&aud, bytes, now);
             return self.hand_down(Kind::Ear, bytes);
@@ -44,6 +48,10 @@ impl Gateway {
         let opened = self.open_own(bytes, When::Now(self.now_s(now)));
         let opened = opened.map_err(|e| e.to_string())?;
         let (by, status) = (opened.by().clone(), opened.ear().status);
+        let doubt = parent::doubt_about_verifier(&self.above, self.now_s(now));
+        if let (By::Gateway(gateway), Some(doubt)) = (&by, doubt) {
+            return Err(format!("it is by {gateway}: {doubt}"));
+        }
         if !self.own.take(opened) {
             return Err("a newer one is held".into());
         }

@@ -1,6 +1,7 @@
 //! Documents about trust: taken from the parent, kept, in force here, and then handed on.
 
 use super::*;
+use cnova_attestation::parent::DOUBTFUL_ALARM;
 use cnova_shared::bundle::Role;
 use cnova_shared::limits;
 use cnova_shared::trust_documents::{Delegation, Right, Signed};
@@ -12,11 +13,11 @@ const REFUSED_ALARM: &str = "alarm/trust-refused";
 /// The key of the alarm about a bundle under which nothing new is taken any more.
 const OLD_ALARM: &str = "alarm/trust-old";
 /// The key of the alarm about a parent that was revoked.
-const PARENT_ALARM: &str = "alarm/parent-revoked";
+pub(super) const PARENT_ALARM: &str = "alarm/parent-revoked";
 
 /// Whether an alarm follows from what is trusted now, and not from what happened in an earlier start.
 pub(super) fn is_watched(key: &str) -> bool {
-    matches!(key, OLD_ALARM | PARENT_ALARM) || key.starts_with(super::verifier::CHILD_ALARM)
+    matches!(key, OLD_ALARM | PARENT_ALARM | DOUBTFUL_ALARM) || key.starts_with(super::verifier::CHILD_ALARM)
 }
 
 impl Gateway {
@@ -98,10 +99,7 @@ impl Gateway {
         } else {
             self.end(OLD_ALARM, now);
         }
-        match self.parent.revoked(&self.trust) {
-            Some(why) => self.raise(PARENT_ALARM, &why, now),
-            None => self.end(PARENT_ALARM, now),
-        }
+        self.watch_parent(now);
     }
 
     /// `key` is `alarm/`, a stable word and, for alarms of which there are several, `/` and what it is about.

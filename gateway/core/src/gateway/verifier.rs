@@ -122,12 +122,18 @@ impl Gateway {
     pub(super) fn reopen_results(
         &mut self,
         own: [Option<Vec<u8>>; 2],
+        above: [Option<Vec<u8>>; 2],
         of_children: BTreeMap<(NodeId, bool), Vec<u8>>,
         now: Now,
     ) {
         for bytes in own.iter().flatten() {
             if let Ok(opened) = self.open_own(bytes, When::Before) {
                 self.own.take(opened);
+            }
+        }
+        for bytes in above.iter().flatten() {
+            if let Ok(opened) = self.open_of_parent(bytes, When::Before) {
+                self.above.take(opened);
             }
         }
         for ((child, _), bytes) in of_children {
@@ -156,6 +162,9 @@ impl Gateway {
         let mut own = std::mem::take(&mut self.own);
         own.retain(|r| self.open_own(r.bytes(), When::Before).is_ok());
         self.own = own;
+        let mut above = std::mem::take(&mut self.above);
+        above.retain(|r| self.open_of_parent(r.bytes(), When::Before).is_ok());
+        self.above = above;
         let children: Vec<NodeId> = self.verifier.children.keys().cloned().collect();
         for child in children {
             let Some(mut results) = self.verifier.children.get(&child).map(|c| c.results.clone()) else {

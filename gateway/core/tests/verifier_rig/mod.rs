@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cnova_attestation::ear::{Ear, Finding, Status, TrustVector, VerifierId};
 use cnova_attestation::event_log::{Boot, Event as Logged, slice};
 use cnova_attestation::evidence::Evidence;
+use cnova_attestation::parent::ParentTrust;
 use cnova_attestation::reference::{self, PcrReference, ReferenceSet, References, Selector};
 use cnova_attestation::testing::SoftTpm;
 use cnova_gateway_core::{Action, Appraisal, Config, Event, Gateway, Op, Stored, UpMessage};
@@ -187,17 +188,19 @@ pub fn hub_ear(about: &str, n: u8, status: Status, iat: u64, exp: u64) -> Ear {
 }
 
 pub struct Rig {
+    pub config: Config,
     pub gateway: Gateway,
     pub stored: Stored,
     pub now: Now,
 }
 
 impl Rig {
-    pub fn boot(stored: Stored, now: Now) -> Self {
-        let config = Config {
+    /// A gateway below `parent`.
+    pub fn config(parent: &str, parent_trust: ParentTrust) -> Config {
+        Config {
             node: node(ME),
             site: "plant-7/line-2".parse().unwrap(),
-            parent: node(HUB),
+            parent: node(parent),
             labels: BTreeMap::new(),
             software: "test".into(),
             boot: "boot-1".into(),
@@ -205,13 +208,22 @@ impl Rig {
             alarms: Vec::new(),
             key: my_key().public_key().clone(),
             renew_s: None,
+            parent_trust,
             appraisal: Appraisal {
                 after_ms: AFTER_MS,
                 ..Appraisal::new([5; 32])
             },
+        }
+    }
+
+    pub fn boot(config: Config, stored: Stored, now: Now) -> Self {
+        let gateway = Gateway::boot(config.clone(), stored.clone(), BTreeMap::new(), BTreeMap::new(), now);
+        let mut rig = Self {
+            config,
+            gateway,
+            stored,
+            now,
         };
-        let gateway = Gateway::boot(config, stored.clone(), BTreeMap::new(), BTreeMap::new(), now);
-        let mut rig = Self { gateway, stored, now };
         rig.perform();
         rig
     }
@@ -221,7 +233,7 @@ impl Rig {
             mono_ms: 1000,
             wall_ms: EPOCH_S * 1000,
         };
-        Self::boot(Stored::default(), now)
+        Self::boot(Self::config(HUB, ParentTrust::Certified), Stored::default(), now)
     }
 
     /// A gateway that may appraise as soon as the hub is away: delegation, references, its own result. The hub is here.
@@ -338,7 +350,7 @@ impl Rig {
     }
 
     pub fn restart(&self) -> Self {
-        Self::boot(self.stored.clone(), self.now)
+        Self::boot(self.config.clone(), self.stored.clone(), self.now)
     }
 }
 

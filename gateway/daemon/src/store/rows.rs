@@ -16,10 +16,11 @@ const SPOOL: &str = "spool";
 const STREAM: &str = "stream";
 const TIME_FLOOR: &str = "time-floor";
 const RESULT: &str = "result";
-/// What a result is about: this gateway itself, by the hub or by the gateway above; a child, whose name follows, by the hub
+/// What a result is about: this gateway itself, by the hub or by the gateway above; the parent, likewise; a child, whose name follows, by the hub
 /// or by this gateway; the verdict behind the last one.
 const OWN: &str = "self";
 const OWN_DELEGATED: &str = "self/gateway";
+const PARENT: [&str; 2] = ["parent", "parent/gateway"];
 const BY_HUB: &str = "child/hub/";
 const BY_SELF: &str = "child/self/";
 const VERDICT: &str = "verdict/";
@@ -61,6 +62,7 @@ pub(crate) fn apply(db: &Connection, op: &Op) -> Result<(), Error> {
         Op::Trust(op) => apply_trust(db, op)?,
         Op::PutEar(bytes) => put_result(db, OWN, bytes)?,
         Op::PutDelegatedEar(bytes) => put_result(db, OWN_DELEGATED, bytes)?,
+        Op::PutParentEar { is_delegated, bytes } => put_result(db, PARENT[usize::from(*is_delegated)], bytes)?,
         Op::PutResult { child, is_own, bytes } => {
             let by = if *is_own { BY_SELF } else { BY_HUB };
             put_result(db, &format!("{by}{child}"), bytes)?;
@@ -196,7 +198,9 @@ fn load_results(db: &Connection, stored: &mut Stored) -> Result<(), Error> {
             OWN => stored.ear = Some(bytes),
             OWN_DELEGATED => stored.delegated_ear = Some(bytes),
             other => {
-                if let Some(child) = other.strip_prefix(VERDICT) {
+                if let Some(which) = PARENT.iter().position(|p| *p == other) {
+                    stored.parent_ears[which] = Some(bytes);
+                } else if let Some(child) = other.strip_prefix(VERDICT) {
                     let verdict = wire::decode(&bytes).map_err(|e| bad(RESULT, e))?;
                     stored.verdicts.insert(name(child)?, verdict);
                 } else if let Some(child) = other.strip_prefix(BY_HUB) {
