@@ -90,10 +90,8 @@ test-board: setup-test ## An image on a virtual board, from flashing to working 
 test-power-cuts: setup-test ## The same board, its power cut CUTS times at any moment (an hour)
 	$(MAKE) hil ON=$(BOARD) CUTS=$(or $(CUTS),50) SCENARIO=power-cuts
 
-test-os-update: setup-test ## A system of a virtual board changed by its twin: confirmed, left again, power cuts (CUTS=N more)
-	@scripts/setup image
-	cargo build --workspace --bins
-	PATH=$$PATH:/usr/sbin:/sbin $(if $(CUTS),CNOVA_CUTS=$(CUTS)) cargo nextest run --workspace --run-ignored all --no-capture -E 'binary(os_update)'
+test-os-update: setup-test ## A system of a virtual board changed by its twin: kept, left again, and the power cut on the way (CUTS=N, at most 8)
+	$(MAKE) hil ON=$(BOARD) SCENARIO="os-update update-power-cut"
 
 check: ## Format, lints, dependencies
 	cargo fmt --all --check

@@ -19,7 +19,7 @@ pub mod machine;
 use machine::{Machine, Plugs};
 
 /// The shell on the serial line, of images that were built with `--console`.
-const PROMPT: &str = "root@cnova:~# ";
+pub(crate) const PROMPT: &str = "root@cnova:~# ";
 /// From power on to the prompt, emulated on a busy machine.
 const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 const COMMAND_PATIENCE: Duration = Duration::from_secs(240);

@@ -6,8 +6,9 @@ use cnova_hil_tests::scenario::{ALL, Options, Scenario, run_on};
 
 const SEEDS: u64 = 12;
 /// What the simulator has no part for.
-const SKIPPED: [&str; 5] = [
+const SKIPPED: [&str; 6] = [
     "changed-byte",
+    "os-update",
     "update-power-cut",
     "inference-cpu",
     "inference-npu",

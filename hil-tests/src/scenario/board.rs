@@ -10,7 +10,7 @@ use super::lab::{Hardware, Known, flip};
 use super::plant::Place;
 use super::{Clock, Done, Trouble};
 use crate::board::machine::Machine;
-use crate::board::{Board, BoardError, Parts};
+use crate::board::{Board, BoardError, PROMPT, Parts};
 
 /// Where a guest sees the loopback of this machine (QEMU's user network).
 const HOST: &str = "10.0.2.2";
@@ -172,6 +172,16 @@ impl Hardware for Virtual {
         // This QEMU ends where a machine resets itself.
         board.wait_off(PATIENCE)?;
         self.switch_on(Clock::Right)
+    }
+
+    fn follow(&mut self) -> Done<bool> {
+        let board = self.board()?;
+        if board.is_on() {
+            return Ok(board.said().contains(PROMPT));
+        }
+        // This QEMU ends where a machine resets itself.
+        self.switch_on(self.clock)?;
+        Ok(false)
     }
 
     fn wait_for(&mut self, text: &str) -> Done {

@@ -103,11 +103,6 @@ fn nothing_is_lost(run: &mut Run<'_>, cut: usize, floor: (u64, u64)) -> Done {
     }
 }
 
-/// Between two systems.
-pub(super) fn update_power_cut(run: &mut Run<'_>) -> Done {
-    run.target.update_power_cut()
-}
-
 /// The state partition is full for a while.
 pub(super) fn full_disk(run: &mut Run<'_>) -> Done {
     run.prepare()?;

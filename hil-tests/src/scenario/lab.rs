@@ -4,15 +4,15 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use cnova_agent_core::Status;
 
-use super::application::{Application, write_artifacts};
+use super::application::Application;
+use super::images::{Builder, CLI};
 use super::plant::{Place, Plant};
-use super::targets::repository;
+use super::update::{System, SystemAtHub};
 use super::{Clock, Done, Memory, Options, Sample, Shown, Target, Trouble};
 use crate::board::machine::Machine;
 
@@ -26,10 +26,9 @@ const SLICE: &str = "/sys/fs/cgroup/cnova.slice";
 const TCTI: &str = "device:/dev/tpmrm0";
 /// What a board says that refuses its root.
 const REFUSAL: &str = "dm-verity device corrupted";
-/// What computes models; left out of an image where it was not built.
-const WORKER: &str = "cnova-wasm-nn";
-/// The command line tool, which a board in a plant has no need of.
-const CLI: &str = "cnova";
+/// How long a new system has to become healthy, emulated on a busy machine; and one that never does.
+const GOOD_WITHIN: &str = "240s";
+const BAD_WITHIN: &str = "60s";
 /// A byte of the root's superblock, which is read first.
 const DAMAGED_BYTE: u64 = 20;
 /// Bytes of a file system's sector, as the kernel counts them.
@@ -67,6 +66,8 @@ pub(super) trait Hardware {
     fn run(&mut self, command: &str) -> Done<String>;
     /// Starts it again in order; it is on its way up then.
     fn restart(&mut self) -> Done;
+    /// Sees to it that a board that started itself anew is on; whether it can be asked.
+    fn follow(&mut self) -> Done<bool>;
     /// Waits until its console said it since it was switched on.
     fn wait_for(&mut self, text: &str) -> Done;
     /// What its console said since it was switched on.
@@ -126,72 +127,49 @@ impl<H: Hardware> Lab<H> {
         format!("plant-7/line-2/{}", self.node())
     }
 
+    /// What makes images of this plant.
+    fn builder(&mut self) -> Done<Builder> {
+        let board = self.hardware.machine().name.clone();
+        let programs = self.options.board_bin.clone();
+        let plant = self.plant()?;
+        Ok(Builder {
+            board,
+            programs,
+            trust_bundle: plant.at("trust/trust-bundle.cose"),
+            config: plant.write("image/agent.toml", plant.agent_configuration(TCTI).as_bytes())?,
+            folder: plant.at("image").into(),
+        })
+    }
+
     /// The image for this plant: the same for all of its boards, but for a token.
     fn image(&mut self, token: Option<String>) -> Done<PathBuf> {
         if let Some(image) = self.hardware.ready_image().or_else(|| self.image.clone()) {
             return Ok(image);
         }
-        let board = self.hardware.machine().name.clone();
-        let board_bin = self.options.board_bin.clone();
-        let plant = self.plant()?;
-        let config = plant.write("image/agent.toml", plant.agent_configuration(TCTI).as_bytes())?;
-        let out = plant.at("image");
-        let mut build = Command::new(repository().join("firmware-images/build"));
-        build
-            .arg(&board)
-            .arg("--bin")
-            .arg(&board_bin)
-            .arg("--config")
-            .arg(&config);
-        build.args([
-            "--trust-bundle",
-            &plant.at("trust/trust-bundle.cose"),
-            "--out",
-            &out,
-            "--console",
-        ]);
-        let mut runtimes = vec!["cnova-runtime-wasm", "cnova-runtime-container", "cnova-runtime-ebpf"];
-        runtimes.extend(board_bin.join(WORKER).is_file().then_some(WORKER));
-        build.args(["--runtimes", &runtimes.join(",")]);
-        if board_bin.join(CLI).is_file() {
-            build.args(["--tools", CLI]);
-        }
-        let is_same_for_all = token.is_none();
-        if let Some(token) = token {
-            let file = plant.write("image/token", token.as_bytes())?;
-            build.args(["--token", &file]);
-        }
-        let built = build
-            .output()
-            .map_err(|e| Trouble::failed(format!("firmware-images/build: {e}")))?;
-        if !built.status.success() {
-            let why = String::from_utf8_lossy(&built.stderr);
-            return Err(Trouble::Failed(format!("no image for {board}: {}", why.trim())));
-        }
-        let image = Path::new(&out).join("disk.img");
-        self.image = is_same_for_all.then(|| image.clone());
+        let builder = self.builder()?;
+        let token = match &token {
+            Some(token) => Some(self.plant()?.write("image/token", token.as_bytes())?),
+            None => None,
+        };
+        let image = builder.disk(token.as_deref())?;
+        self.image = token.is_none().then(|| image.clone());
         Ok(image)
     }
 
-    /// What is deployed, with a busybox of the board's own architecture out of its image.
-    fn artifacts(&mut self) -> Done {
-        let architecture = self.hardware.machine().architecture.clone();
-        let plant = self.plant()?;
-        let folder = PathBuf::from(plant.at("app"));
-        if folder.join("ebpf.o").is_file() {
-            return Ok(());
-        }
-        fs::create_dir_all(&folder).map_err(Trouble::failed)?;
-        let root = plant.at("image/root.img");
-        let busybox = match Path::new(&root).is_file() {
-            true => Command::new("unsquashfs")
-                .args(["-cat", &root, "usr/bin/busybox"])
-                .output()
-                .map(|o| o.stdout),
-            false => fs::read("/bin/busybox"),
-        };
-        let busybox = busybox.map_err(|e| Trouble::failed(format!("busybox for {architecture}: {e}")))?;
-        write_artifacts(&folder, &architecture, &busybox)
+    /// A manifest that offers a bundle.
+    fn system_manifest(&mut self, bundle: &Path, system: &System) -> Done<String> {
+        let site = self.site();
+        let within = if system.is_good { GOOD_WITHIN } else { BAD_WITHIN };
+        let folder = bundle.parent().unwrap_or(Path::new("."));
+        let file = bundle.file_name().unwrap_or_default().to_string_lossy();
+        let tries = system.tries;
+        let text = format!(
+            "apiVersion: cnova/v1\nkind: System\nmetadata: {{name: os}}\nbundle: {{file: {file}}}\n\
+             placement: {{site: \"{site}\"}}\nslots: {{tries: {tries}}}\nhealth: {{within: {within}, parent: true}}\n"
+        );
+        let path = folder.join("system.yaml");
+        fs::write(&path, text).map_err(Trouble::failed)?;
+        Ok(path.display().to_string())
     }
 
     fn number(&mut self, file: &str) -> Done<u64> {
@@ -278,11 +256,13 @@ impl<H: Hardware> Target for Lab<H> {
             .hardware
             .run("journalctl -b -u cnova-agent -n 40 --no-pager")
             .unwrap_or_default();
-        let hub = self.plant.as_ref().map(Plant::log).unwrap_or_default();
+        let log = |name| self.plant.as_ref().map(|p| p.log(name)).unwrap_or_default();
+        let (hub, gateway) = (log("hub"), log("gateway"));
         format!(
-            "--- console\n{}\n--- the agent's journal\n{journal}\n--- the hub\n{}",
+            "--- console\n{}\n--- the agent's journal\n{journal}\n--- the hub\n{}\n--- the gateway\n{}",
             last(&self.hardware.said()),
-            last(&hub)
+            last(&hub),
+            last(&gateway)
         )
     }
 
@@ -316,7 +296,9 @@ impl<H: Hardware> Target for Lab<H> {
             self.certificate = Some(certificate);
         }
         let image = self.image(token)?;
-        self.artifacts()?;
+        let architecture = self.hardware.machine().architecture.clone();
+        let folder = PathBuf::from(self.plant()?.at("app"));
+        self.builder()?.artifacts(&folder, &architecture)?;
         self.hardware.flash(&image)
     }
 
@@ -515,10 +497,60 @@ impl<H: Hardware> Target for Lab<H> {
         Ok(())
     }
 
-    fn update_power_cut(&mut self) -> Done {
-        Err(Trouble::unsupported(
-            "its power cuts are part of the test of updates itself: hil-tests/tests/os_update.rs",
-        ))
+    fn build_system(&mut self, system: &System) -> Done {
+        if self.hardware.ready_image().is_some() {
+            return Err(Trouble::unsupported(
+                "its image was made elsewhere: another system for it is made there, too, and offered by hand (docs/OS-UPDATES.md)",
+            ));
+        }
+        self.builder()?.bundle(system.version, system.is_good).map(drop)
+    }
+
+    fn offer(&mut self, system: &System) -> Done {
+        let bundle = self.builder()?.bundle(system.version, system.is_good)?;
+        let manifest = self.system_manifest(&bundle, system)?;
+        self.plant()?.cnova(&["apply", &manifest]).map(drop)
+    }
+
+    fn offer_damaged(&mut self, system: &System) -> Done<String> {
+        let bundle = self.builder()?.bundle(system.version, system.is_good)?;
+        let mut bytes = fs::read(&bundle).map_err(Trouble::failed)?;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        let damaged = self.plant()?.write("image/damaged/system.cnova", &bytes)?;
+        let manifest = self.system_manifest(Path::new(&damaged), system)?;
+        match self.plant()?.cnova(&["apply", &manifest]) {
+            Err(Trouble::Failed(why)) if why.contains("its part Root has the digest") => Ok(why),
+            Err(Trouble::Failed(why)) => Err(Trouble::Failed(format!("refused for another reason: {why}"))),
+            Err(other) => Err(other),
+            Ok(_) => Err(Trouble::failed("the hub took a bundle in which one byte is another")),
+        }
+    }
+
+    fn approve_system(&mut self, system: &System) -> Done {
+        let bundle = self.builder()?.bundle(system.version, system.is_good)?;
+        let (node, name) = (self.node(), format!("system-{}-{}", system.version, self.flashes));
+        let file = bundle.display().to_string();
+        let plant = self.plant()?;
+        plant.cnova(&["reference", "add", &name, "--from-node", &node, "--from-bundle", &file])?;
+        Ok(())
+    }
+
+    fn system_at_hub(&mut self) -> Done<SystemAtHub> {
+        let node = self.node();
+        let all = self.plant()?.json(&["get", "systems"])?;
+        let here = &all[0]["nodes"][&node];
+        let text = |key: &str| here[key].as_str().unwrap_or_default().to_owned();
+        Ok(SystemAtHub {
+            is_asked: here["asked"] == true,
+            state: text("state"),
+            reason: text("reason"),
+            percent: here["percent"].as_u64().unwrap_or_default(),
+        })
+    }
+
+    fn follow(&mut self) -> Done<bool> {
+        self.hardware.follow()
     }
 
     fn cnova_on_board(&mut self) -> Done<String> {

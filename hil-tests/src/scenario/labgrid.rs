@@ -304,6 +304,11 @@ impl Hardware for Labgrid {
         self.bridge.ask(&json!({"do": "restart"})).map(drop)
     }
 
+    fn follow(&mut self) -> Done<bool> {
+        // It starts itself; whether it can be asked is known when it was.
+        self.wait_shell().map(|()| true)
+    }
+
     fn wait_for(&mut self, text: &str) -> Done {
         self.bridge.ask(&json!({"do": "wait_for", "text": text})).map(drop)
     }

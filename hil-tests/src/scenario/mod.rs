@@ -6,6 +6,7 @@
 pub mod application;
 mod board;
 mod faults;
+mod images;
 mod inference;
 mod lab;
 pub mod labgrid;
@@ -16,6 +17,7 @@ mod run;
 mod simulator;
 mod soak;
 pub mod targets;
+pub mod update;
 
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use thiserror::Error;
 pub use run::{Options, Run, run_all, run_on};
 
 use application::Application;
+use update::{System, SystemAtHub};
 
 /// Why a scenario does not come to its end.
 #[derive(Debug, Error)]
@@ -265,11 +268,36 @@ pub trait Target {
     /// # Errors
     /// [`Trouble::Failed`] with the one that is not.
     fn workloads_alive(&mut self, then: &Status) -> Done;
-    /// Cuts the power in the middle of an update of the operating system; it must start one of the two.
+    /// Makes the bundle of another system for the board; the same is made once.
     ///
     /// # Errors
     /// [`Trouble`].
-    fn update_power_cut(&mut self) -> Done;
+    fn build_system(&mut self, system: &System) -> Done;
+    /// Asks the hub to bring it to the board.
+    ///
+    /// # Errors
+    /// [`Trouble::Failed`] when the hub refuses it.
+    fn offer(&mut self, system: &System) -> Done;
+    /// The same with one byte changed; how the hub refused it.
+    ///
+    /// # Errors
+    /// [`Trouble::Failed`] when the hub takes it.
+    fn offer_damaged(&mut self, system: &System) -> Done<String>;
+    /// Approves that the board boots it.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    fn approve_system(&mut self, system: &System) -> Done;
+    /// What the hub knows of the system of the board.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    fn system_at_hub(&mut self) -> Done<SystemAtHub>;
+    /// Sees to it that a board that started itself anew is on its way up again; whether it can be asked now.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    fn follow(&mut self) -> Done<bool>;
     /// Memory of the agent with all that it starts.
     ///
     /// # Errors
@@ -309,7 +337,7 @@ pub struct Scenario {
 }
 
 /// All scenarios, in the order in which they are run.
-pub const ALL: [Scenario; 10] = [
+pub const ALL: [Scenario; 11] = [
     Scenario {
         name: "line",
         shows: "flashed, enrolled by its TPM, attested, given Wasm, a container and eBPF, cut off, started again: all \
@@ -330,10 +358,17 @@ pub const ALL: [Scenario; 10] = [
         run: faults::power_cuts,
     },
     Scenario {
+        name: "os-update",
+        shows: "the operating system changed by its twin: written, started and kept when its workloads run; left by the loader \
+                when they do not",
+        needs: "two slots",
+        run: update::os_update,
+    },
+    Scenario {
         name: "update-power-cut",
         shows: "power cut in the middle of an update of the operating system: one of the two systems starts",
         needs: "a power switch and two slots",
-        run: faults::update_power_cut,
+        run: update::update_power_cut,
     },
     Scenario {
         name: "full-disk",

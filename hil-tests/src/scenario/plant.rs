@@ -1,4 +1,4 @@
-//! The plant above a board: a root of trust and a hub on this machine, in a folder that goes with it.
+//! The plant above a board: a root of trust, a hub and a gateway on this machine, in a folder that goes with it.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -14,13 +14,17 @@ use super::{Done, Trouble};
 
 /// The hub's name.
 const HUB: &str = "hub-1";
-/// How long the hub may take to be ready, on a busy machine.
+/// The board's parent, and where it is.
+const GATEWAY: &str = "line-gw";
+const GATEWAY_SITE: &str = "plant-7/line-2";
+/// How long a program may take to be ready, on a busy machine.
 const READY: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Programs of the plant, and those that go into an image.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 8] = [
     "cnova",
     "cnova-hub",
+    "cnova-gateway",
     "cnova-aot",
     "cnova-agent",
     "cnova-runtime-wasm",
@@ -32,10 +36,10 @@ const TOKEN: &str = "token";
 /// Below the ports that Linux gives to outgoing connections.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// Where a board finds the hub, and how the hub knows the board.
+/// Where a board finds its gateway, and how the hub knows the board.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    /// The address on which the hub listens for the board.
+    /// The address on which the gateway listens for the board.
     pub(super) listen: String,
     /// This machine's address as the board sees it.
     pub(super) seen: String,
@@ -45,13 +49,16 @@ pub(super) struct Place {
     pub(super) makers: Vec<Vec<u8>>,
 }
 
-/// A hub with its folder.
+/// A hub with a gateway below it, and their folder.
 pub(super) struct Plant {
     dir: PathBuf,
     bin: PathBuf,
     place: Place,
-    ports: [u16; 3],
-    hub: Option<Child>,
+    /// For people and, on this machine, for the gateway.
+    hub_ports: [u16; 2],
+    /// For the board: its link, its enrolment.
+    ports: [u16; 2],
+    running: Vec<Child>,
     token: String,
 }
 
@@ -64,7 +71,7 @@ fn free_port() -> Done<u16> {
 }
 
 impl Plant {
-    /// A plant in an empty folder, with these programs. Its hub runs.
+    /// A plant in an empty folder, with these programs. Its hub and gateway run.
     pub(super) fn new(dir: &Path, bin: &Path, place: Place) -> Done<Self> {
         let missing: Vec<&str> = { PROGRAMS.into_iter() }.filter(|p| !bin.join(p).is_file()).collect();
         if !missing.is_empty() {
@@ -74,7 +81,7 @@ impl Plant {
                 bin.display()
             )));
         }
-        let [link, door] = match place.ports {
+        let ports = match place.ports {
             Some(ports) => ports,
             None => [free_port()?, free_port()?],
         };
@@ -82,8 +89,9 @@ impl Plant {
             dir: dir.to_owned(),
             bin: bin.to_owned(),
             place,
-            ports: [free_port()?, link, door],
-            hub: None,
+            hub_ports: [free_port()?, free_port()?],
+            ports,
+            running: Vec::new(),
             token: String::new(),
         };
         plant.set_up()?;
@@ -139,82 +147,108 @@ impl Plant {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(Trouble::failed)?;
             }
         }
-        let listen = &self.place.listen;
+        if !Path::new(&self.at(&format!("trust/nodes/{GATEWAY}"))).is_dir() {
+            self.cnova(&["trust", "issue", GATEWAY, "--site", GATEWAY_SITE, "--dir", &trust])?;
+        }
+        self.configure(&trust, &tokens)
+    }
+
+    fn configure(&self, trust: &str, tokens: &str) -> Done {
+        let identity = |node: &str| {
+            let folder = format!("{trust}/nodes/{node}");
+            format!(
+                "[identity]\ncertificate = \"{folder}/node.pem\"\nkey = \"{folder}/node.key\"\n\
+                 trust_bundle = \"{folder}/trust-bundle.cose\"\n"
+            )
+        };
         let roots = match self.place.makers.is_empty() {
             true => String::new(),
             false => format!("tpm_roots = \"{}\"\n", self.at("makers")),
         };
-        let [api, link, door] = self.ports;
+        let ([api, above], [link, door]) = (self.hub_ports, self.ports);
         let text = format!(
-            "state_dir = \"{}\"\ntokens = \"{tokens}\"\n[identity]\ncertificate = \"{trust}/nodes/{HUB}/node.pem\"\n\
-             key = \"{trust}/nodes/{HUB}/node.key\"\ntrust_bundle = \"{trust}/nodes/{HUB}/trust-bundle.cose\"\n\
-             [signing]\nkey = \"{trust}/hub-signing.key\"\n[api]\nlisten = \"127.0.0.1:{api}\"\n[mqtt]\nlisten = \"{listen}:{link}\"\n\
-             [enrolment]\nlisten = \"{listen}:{door}\"\nissuer_certificate = \"{trust}/hub-issuer.pem\"\n\
+            "state_dir = \"{}\"\ntokens = \"{tokens}\"\n{}[signing]\nkey = \"{trust}/hub-signing.key\"\n\
+             boot_policy = [\"{trust}/boot-policy.key\"]\n[api]\nlisten = \"127.0.0.1:{api}\"\n\
+             [mqtt]\nlisten = \"127.0.0.1:{above}\"\n[enrolment]\nissuer_certificate = \"{trust}/hub-issuer.pem\"\n\
              issuer_key = \"{trust}/hub-issuer.key\"\n{roots}",
             self.at("state"),
+            identity(HUB),
         );
         self.write("hub.toml", text.as_bytes())?;
-        Ok(())
+        let listen = &self.place.listen;
+        let text = format!(
+            "state_dir = \"{}\"\n[parent]\nnode = \"{HUB}\"\naddress = \"127.0.0.1:{above}\"\n\
+             [listen]\naddress = \"{listen}:{link}\"\n{}[enrolment]\nlisten = \"{listen}:{door}\"\n",
+            self.at("gateway"),
+            identity(GATEWAY),
+        );
+        self.write("gateway.toml", text.as_bytes()).map(drop)
     }
 
     /// What an image brings that was made elsewhere: where its hub is, as a file of `agent.d`.
     pub(super) fn bootstrap(&self) -> String {
-        let [_, link, door] = self.ports;
+        let [link, door] = self.ports;
         let seen = &self.place.seen;
         format!(
-            "[parent]\nnode = \"{HUB}\"\naddress = \"{seen}:{link}\"\n[enrolment]\nendpoints = [\"{seen}:{door}\"]\n"
+            "[parent]\nnode = \"{GATEWAY}\"\naddress = \"{seen}:{link}\"\n[enrolment]\nendpoints = [\"{seen}:{door}\"]\n"
         )
     }
 
-    /// The configuration of an agent below the hub.
+    /// The configuration of an agent below the gateway.
     pub(super) fn agent_configuration(&self, tcti: &str) -> String {
-        let [_, link, door] = self.ports;
+        let [link, door] = self.ports;
         let seen = &self.place.seen;
         format!(
             "state_dir = \"/var/lib/cnova\"\nruntime_dir = \"/usr/lib/cnova/runtimes\"\n\
-             [parent]\nnode = \"{HUB}\"\naddress = \"{seen}:{link}\"\n[runtime]\ncgroup_parent = \"cnova.slice/workloads\"\n\
+             [parent]\nnode = \"{GATEWAY}\"\naddress = \"{seen}:{link}\"\n[runtime]\ncgroup_parent = \"cnova.slice/workloads\"\n\
              [identity]\nroot = \"tpm\"\ntcti = \"{tcti}\"\ncertificate = \"/var/lib/cnova/node.pem\"\n\
              trust_bundle = \"/etc/cnova/trust-bundle.cose\"\n[enrolment]\nendpoints = [\"{seen}:{door}\"]\n"
         )
     }
 
-    /// Starts the hub, if it does not run.
+    /// Starts the hub and the gateway, if they do not run.
     pub(super) fn start(&mut self) -> Done {
-        if self.hub.is_some() {
-            return Ok(());
+        if self.running.is_empty() {
+            self.start_one("hub", "the hub is ready")?;
+            self.start_one("gateway", "cnova_gateway: up")?;
         }
-        let path = self.at("logs/hub.log");
-        let fail = |e: std::io::Error| Trouble::Failed(format!("the hub cannot be started: {e}"));
-        let log = File::create(&path).map_err(fail)?;
-        let child = Command::new(self.bin.join("cnova-hub"))
-            .args(["run", "--config", &self.at("hub.toml")])
+        Ok(())
+    }
+
+    /// `name` is that of its program behind `cnova-`, of its configuration and of its log.
+    fn start_one(&mut self, name: &str, ready: &str) -> Done {
+        let fail = |e: std::io::Error| Trouble::Failed(format!("the {name} cannot be started: {e}"));
+        let log = File::create(self.at(&format!("logs/{name}.log"))).map_err(fail)?;
+        let child = Command::new(self.bin.join(format!("cnova-{name}")))
+            .args(["run", "--config", &self.at(&format!("{name}.toml"))])
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(fail)?)
             .stderr(log)
             .spawn()
             .map_err(fail)?;
-        self.hub = Some(child);
+        self.running.push(child);
         let until = Instant::now() + READY;
-        while !self.log().contains("the hub is ready") {
+        while !self.log(name).contains(ready) {
             if Instant::now() > until {
-                return Err(Trouble::Failed(format!("the hub is not ready:\n{}", self.log())));
+                return Err(Trouble::Failed(format!("the {name} is not ready:\n{}", self.log(name))));
             }
             sleep(PAUSE);
         }
         Ok(())
     }
 
-    /// Kills the hub: nobody is above the board.
+    /// Kills the hub and the gateway: nobody is above the board.
     pub(super) fn kill(&mut self) {
-        if let Some(mut child) = self.hub.take() {
+        for mut child in self.running.drain(..) {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// What the hub said since it was started last.
-    pub(super) fn log(&self) -> String {
-        fs::read_to_string(self.at("logs/hub.log")).unwrap_or_default()
+    /// What the hub or the gateway said since it was started last.
+    pub(super) fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.at(&format!("logs/{name}.log"))).unwrap_or_default()
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -223,14 +257,14 @@ impl Plant {
             .args(arguments)
             .env("HOME", &self.dir)
             .env("CNOVA_TOKEN", &self.token)
-            .env("CNOVA_HUB", format!("http://127.0.0.1:{}", self.ports[0]))
+            .env("CNOVA_HUB", format!("http://127.0.0.1:{}", self.hub_ports[0]))
             .stdin(Stdio::null());
         command
     }
 
     /// What a shell on the board sets so that `cnova` finds the hub's API, where the board can reach it.
     pub(super) fn administrator_on_board(&self) -> Option<String> {
-        let (seen, api, token) = (&self.place.seen, self.ports[0], &self.token);
+        let (seen, api, token) = (&self.place.seen, self.hub_ports[0], &self.token);
         let is_reached = self.place.listen == "127.0.0.1";
         is_reached.then(|| format!("CNOVA_HUB=http://{seen}:{api} CNOVA_TOKEN={token}"))
     }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use cnova_agent_core::Status;
 
 use super::application::Application;
+use super::update::{System, SystemAtHub};
 use super::{Clock, Done, Memory, Sample, Shown, Target, Trouble};
 use crate::sim::bench::Bench;
 
 /// Virtual time that anything may take.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
+const TWO_SLOTS: &str = "boot loader with two slots";
 /// Lines of the trace that a report shows.
 const TRACE_LINES: usize = 200;
 
@@ -220,8 +222,28 @@ impl Target for Simulator {
         }
     }
 
-    fn update_power_cut(&mut self) -> Done {
-        no("operating system")
+    fn build_system(&mut self, _: &System) -> Done {
+        no(TWO_SLOTS)
+    }
+
+    fn offer(&mut self, _: &System) -> Done {
+        no(TWO_SLOTS)
+    }
+
+    fn offer_damaged(&mut self, _: &System) -> Done<String> {
+        no(TWO_SLOTS)
+    }
+
+    fn approve_system(&mut self, _: &System) -> Done {
+        no(TWO_SLOTS)
+    }
+
+    fn system_at_hub(&mut self) -> Done<SystemAtHub> {
+        no(TWO_SLOTS)
+    }
+
+    fn follow(&mut self) -> Done<bool> {
+        Ok(self.bench()?.status().is_some())
     }
 
     fn memory(&mut self) -> Done<Memory> {

@@ -129,16 +129,6 @@ impl Plant {
         fs::write(&path, text.replace("aot_worker = \"/bin/true\"\n", "")).unwrap();
     }
 
-    /// The port of a daemon, of its `door-`, or of the `api`.
-    pub(crate) fn port(&self, name: &str) -> u16 {
-        self.ports[name]
-    }
-
-    /// The folder of the programs.
-    pub(crate) fn programs(&self) -> &Path {
-        &self.bin
-    }
-
     pub(crate) fn at(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
