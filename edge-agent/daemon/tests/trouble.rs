@@ -71,7 +71,11 @@ async fn a_node_that_waits_to_be_enrolled_is_told_from_an_agent_that_is_down() {
     assert_ne!(new, good);
     fs::write(&rig.config, &new).unwrap();
     assert_eq!(asked(), Some(2), "nobody would give it one");
-    fs::write(&rig.config, format!("{new}\n[enrolment]\nendpoints = [\"127.0.0.1:1\"]\n")).unwrap();
+    fs::write(
+        &rig.config,
+        format!("{new}\n[enrolment]\nendpoints = [\"127.0.0.1:1\"]\n"),
+    )
+    .unwrap();
     assert_eq!(asked(), Some(4));
     fs::write(&rig.config, "node = 1").unwrap();
     assert_eq!(asked(), Some(2));
