@@ -58,7 +58,7 @@ pub(super) enum Purpose {
 
 impl Purpose {
     /// The line that nobody filled in, with its number.
-    fn unfilled<'a>(self, text: &'a str) -> Option<(&'a str, usize)> {
+    fn unfilled(self, text: &str) -> Option<(&str, usize)> {
         let may_lack = |line: &str| self == Self::Prepare && line.starts_with("image:");
         let mut lines = text.lines().map(str::trim).zip(1..);
         lines.find(|(line, _)| line.contains("FILL-IN") && !line.starts_with('#') && !may_lack(line))
