@@ -18,6 +18,7 @@ use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::system_bundle::{Header, Part, PartKind, VERSION};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
+use cnova_shared::trust_documents::Document;
 use cnova_shared::wire::v1::{self, SystemReport, SystemState};
 use rotation::{flashed, second_key, twin_by};
 use support::{EPOCH_S, HUB, hub_key, identity, node};

@@ -178,7 +178,8 @@ impl BootControl for UBoot {
 
     fn disarm(&self, slot: &str) -> Result<(), SlotError> {
         self.change(|v| {
-            v.insert(ORDER.into(), keep_startable(v, slot).join(" "));
+            let others = keep_startable(v, slot);
+            v.insert(ORDER.into(), others.join(" "));
             v.insert(Self::left(slot), "0".into());
         })
     }
