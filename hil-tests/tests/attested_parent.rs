@@ -9,23 +9,14 @@ use std::fs;
 
 use cnova_root_of_trust::testing::{Maker, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
-use enrolment_support::{AGENT, GATEWAY, HUB, PLANT_GATEWAY, Plant, Root};
+use enrolment_support::{AGENT, GATEWAY, HUB, PLANT_GATEWAY, Plant, Root, apply_sleeper};
 
 fn is(plant: &Plant, node: &str, word: &str) -> bool {
     plant.trust_of(node).as_deref() == Some(word)
 }
 
-/// A workload that ends at once, in its `n`th version.
 fn apply(plant: &Plant, n: u32) {
-    let guest = include_str!("support/guest.wat").replace('#', &n.to_string());
-    plant.write("app/w.wasm", &wat::parse_str(guest).unwrap());
-    let manifest = plant.write(
-        "app/app.yaml",
-        b"apiVersion: cnova/v1\nkind: Application\nmetadata: {name: app}\nworkloads:\n\
-          - {name: w, runtime: wasm, artifact: {file: w.wasm}, resources: {memory: 16MiB},\n   \
-          grants: {clocks: true}}\n",
-    );
-    plant.cnova(&["apply", &manifest]);
+    apply_sleeper(plant, n, "grants: {clocks: true}");
 }
 
 /// The generation in force at the agent and its workload's state, as the agent itself says.

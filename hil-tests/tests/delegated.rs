@@ -8,7 +8,7 @@ use std::fs;
 
 use cnova_root_of_trust::testing::{Maker, Swtpm};
 use cnova_root_of_trust::tpm::EkKind;
-use enrolment_support::{AGENT, GATEWAY, HUB, Plant, Root};
+use enrolment_support::{AGENT, GATEWAY, HUB, Plant, Root, apply_sleeper};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -53,15 +53,7 @@ fn has_said(plant: &Plant, status: &str) -> bool {
 }
 
 fn apply(plant: &Plant) {
-    let guest = include_str!("support/guest.wat").replace('#', "1");
-    plant.write("app/w.wasm", &wat::parse_str(guest).unwrap());
-    let manifest = plant.write(
-        "app/app.yaml",
-        b"apiVersion: cnova/v1\nkind: Application\nmetadata: {name: app}\nworkloads:\n\
-          - {name: w, runtime: wasm, artifact: {file: w.wasm}, resources: {memory: 16MiB},\n   \
-          placement: {trust: attested}}\n",
-    );
-    plant.cnova(&["apply", &manifest]);
+    apply_sleeper(plant, 1, "placement: {trust: attested}");
 }
 
 #[test]

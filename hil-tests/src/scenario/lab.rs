@@ -325,11 +325,14 @@ impl<H: Hardware> Target for Lab<H> {
                 "this board's boot loader does not count in file names",
             ));
         }
-        let line = self.hardware.run("cat /proc/cmdline")?;
-        let slot = line
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix("cnova.root=root-"));
-        let slot = slot.ok_or_else(|| Trouble::Failed(format!("the command line names no slot: {line}")))?;
+        // The command line names no slot: both boot the same program. The partition below the verified root does.
+        let slot = self
+            .hardware
+            .run("sed -n 's/^PARTNAME=root-//p' /sys/block/dm-0/slaves/*/uevent")?;
+        let slot = slot.trim();
+        if slot.is_empty() {
+            return Err(Trouble::failed("no partition root-a or root-b lies below the root"));
+        }
         let prefix = format!("cnova-{slot}");
         let mut names = files.split_whitespace();
         Ok(names.any(|name| name.starts_with(&prefix) && name.ends_with(".efi") && !name.contains('+')))
@@ -447,6 +450,10 @@ impl<H: Hardware> Target for Lab<H> {
     fn reported(&mut self) -> Done<(u64, u64)> {
         let shown = self.shown()?;
         Ok(super::version(shown["reported"].as_str().unwrap_or_default()))
+    }
+
+    fn has_newest(&mut self) -> Done<bool> {
+        Ok(self.shown()?["in_sync"] == true)
     }
 
     fn alarms_at_hub(&mut self) -> Done<String> {

@@ -268,6 +268,11 @@ pub trait Target {
     /// # Errors
     /// [`Trouble::Failed`] with the one that is not.
     fn workloads_alive(&mut self, then: &Status) -> Done;
+    /// Whether the board has reported the newest twin that the hub has for it.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    fn has_newest(&mut self) -> Done<bool>;
     /// Makes the bundle of another system for the board; the same is made once.
     ///
     /// # Errors

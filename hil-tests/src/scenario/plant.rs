@@ -199,9 +199,7 @@ impl Plant {
         let [link, door] = self.ports;
         let seen = &self.place.seen;
         format!(
-            "state_dir = \"/var/lib/cnova\"\nruntime_dir = \"/usr/lib/cnova/runtimes\"\n\
-             [parent]\nnode = \"{GATEWAY}\"\naddress = \"{seen}:{link}\"\n[runtime]\ncgroup_parent = \"cnova.slice/workloads\"\n\
-             [identity]\nroot = \"tpm\"\ntcti = \"{tcti}\"\ncertificate = \"/var/lib/cnova/node.pem\"\n\
+            "state_dir = \"/var/lib/cnova\"\n[parent]\nnode = \"{GATEWAY}\"\naddress = \"{seen}:{link}\"\n[identity]\nroot = \"tpm\"\ntcti = \"{tcti}\"\ncertificate = \"/var/lib/cnova/node.pem\"\n\
              trust_bundle = \"/etc/cnova/trust-bundle.cose\"\n[enrolment]\nendpoints = [\"{seen}:{door}\"]\n"
         )
     }

@@ -197,6 +197,10 @@ impl Target for Simulator {
         Ok(self.bench()?.reported())
     }
 
+    fn has_newest(&mut self) -> Done<bool> {
+        Ok(self.bench()?.has_newest())
+    }
+
     fn alarms_at_hub(&mut self) -> Done<String> {
         Ok(self.bench()?.alarms_at_hub())
     }

@@ -182,6 +182,12 @@ impl Bench {
         crate::scenario::version(&shown.unwrap_or_default())
     }
 
+    /// Whether the board has said that it has the newest twin that the hub has for it.
+    #[must_use]
+    pub fn has_newest(&self) -> bool {
+        self.hub().and_then(|h| h.node(&self.board)).is_some_and(|n| n.in_sync)
+    }
+
     /// What the board alarmed the hub of.
     #[must_use]
     pub fn alarms_at_hub(&self) -> String {

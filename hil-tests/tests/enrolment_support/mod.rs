@@ -407,6 +407,18 @@ impl Drop for Plant {
     }
 }
 
+/// One that sleeps, `app/w`, in its `n`th version; `more` is what it asks for besides.
+pub(crate) fn apply_sleeper(plant: &Plant, n: u32, more: &str) {
+    let guest = include_str!("../support/guest.wat").replace('#', &n.to_string());
+    plant.write("app/w.wasm", &wat::parse_str(guest).unwrap());
+    let manifest = format!(
+        "apiVersion: cnova/v1\nkind: Application\nmetadata: {{name: app}}\nworkloads:\n\
+         - {{name: w, runtime: wasm, artifact: {{file: w.wasm}}, resources: {{memory: 16MiB}}, {more}}}\n"
+    );
+    let manifest = plant.write("app/app.yaml", manifest.as_bytes());
+    plant.cnova(&["apply", &manifest]);
+}
+
 /// Two that sleep: one asks for nothing, the other for attestation.
 pub(crate) fn apply_plain_and_gated(plant: &Plant) {
     let wasm = wat::parse_str(include_str!("../support/guest.wat").replace('#', "1")).unwrap();
