@@ -11,7 +11,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" L
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu CARGO_TARGET_DIR=target/static
 WASMTIME ?= $(shell command -v wasmtime)
 
-.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test check cross-arm64 bench bench-runtimes bench-trust release-container image hil hil-prepare test-board test-power-cuts test-os-update sim setup-test setup-demo fmt
+.PHONY: help demo demo-stop test test-cgroup2 yocto-crates yocto-check yocto-test bridge-test check cross-arm64 bench bench-runtimes bench-trust release-container image hil hil-prepare test-board test-power-cuts test-os-update sim setup-test setup-demo fmt
 
 help: ## What can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,7 +24,7 @@ demo: setup-demo ## The whole line on this machine, in about a minute (KEEP=1 le
 demo-stop: ## End a fleet that `make demo KEEP=1` left up
 	@scripts/demo-stop $(DEMO_DIR)
 
-test: setup-test yocto-test ## Everything: build, lints, tests, 1,000 seeds of the simulator
+test: setup-test yocto-test bridge-test ## Everything: build, lints, tests, 1,000 seeds of the simulator
 	@echo "== building (the first time takes several minutes)"
 	cargo build --workspace --all-targets
 	@echo "== testing"
@@ -40,6 +40,11 @@ test-cgroup2: setup-test ## Containers, their conformance and accounting with co
 yocto-test: ## The Yocto layer, as far as it can be looked at without bitbake; part of `make test`
 	@echo "== the Yocto layer, without bitbake"
 	@scripts/yocto-test
+
+bridge-test: ## What speaks for real boards, as far as it can be tried without one; part of `make test`
+	@echo "== the bridge to real boards, without labgrid"
+	@PYTHONPYCACHEPREFIX=target/pycache python3 -m py_compile hil-tests/labgrid/bridge.py
+	@cd hil-tests/labgrid && python3 -B test_steps.py
 
 yocto-crates: ## Write the layer's list of crates again, after Cargo.lock changed
 	@scripts/yocto-crates
@@ -80,6 +85,7 @@ hil-prepare: $(LABGRID) ## Before the image of a real board is built elsewhere: 
 	$(HIL) --on $(ON) --prepare
 
 $(LABGRID): hil-tests/labgrid/requirements.txt
+	@scripts/setup lab
 	python3 -m venv target/labgrid
 	target/labgrid/bin/pip install --quiet --requirement $<
 	touch $@

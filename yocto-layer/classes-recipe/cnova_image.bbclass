@@ -24,6 +24,7 @@ IMAGE_LINGUAS = ""
 IMAGE_INSTALL = "\
     packagegroup-core-boot \
     packagegroup-cnova \
+    cnova-appliance \
     cnova-boot-slot \
     cnova-provision \
     cnova-state \

@@ -33,7 +33,8 @@ enum Verb {
         json: bool,
     },
     /// Whether the system that runs has proved itself: ends with 0 when it has, 1 when it has not in its time, 3 while that
-    /// is open, and 2 when no agent answers. What decides over a slot at boot asks this.
+    /// is open, and 2 when no agent answers; 4 when none can yet, as the node has no certificate and waits to be enrolled.
+    /// What decides over a slot at boot asks this.
     SystemGood {
         /// The configuration of the agent that runs here.
         #[arg(long, default_value = "/etc/cnova/agent.toml")]
@@ -124,16 +125,27 @@ fn print_status(config: &Path, json: bool) -> ExitCode {
 }
 
 fn system_good(config: &Path) -> ExitCode {
-    let asked = AgentConfig::load(config).map_err(|e| e.to_string());
-    match asked.and_then(|config| status::ask(&config).map_err(|e| e.to_string())) {
+    let say = |error: &dyn std::fmt::Display| {
+        let _ = writeln!(std::io::stderr(), "cnova-agent: {error}");
+    };
+    let config = match AgentConfig::load(config) {
+        Ok(config) => config,
+        Err(error) => {
+            say(&error);
+            return ExitCode::from(2);
+        }
+    };
+    match status::ask(&config) {
         Ok(status) => match status.system_good {
             Some(true) => ExitCode::SUCCESS,
             Some(false) => ExitCode::from(1),
             None => ExitCode::from(3),
         },
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "cnova-agent: {error}");
-            ExitCode::from(2)
+            say(&error);
+            // It answers once it knows who it is.
+            let is_new = config.enrolment.is_some() && !config.identity.certificate.try_exists().unwrap_or(true);
+            ExitCode::from(if is_new { 4 } else { 2 })
         }
     }
 }

@@ -62,6 +62,26 @@ async fn bad_starts_say_why() {
 }
 
 #[tokio::test]
+async fn a_node_that_waits_to_be_enrolled_is_told_from_an_agent_that_is_down() {
+    let rig = Rig::new().await;
+    let asked = || agent("system-good", &rig.config).status.code();
+    assert_eq!(asked(), Some(2), "it has a certificate, and nobody answers");
+    let good = fs::read_to_string(&rig.config).unwrap();
+    let new = good.replace("plc-1.pem", "not-yet.pem");
+    assert_ne!(new, good);
+    fs::write(&rig.config, &new).unwrap();
+    assert_eq!(asked(), Some(2), "nobody would give it one");
+    fs::write(
+        &rig.config,
+        format!("{new}\n[enrolment]\nendpoints = [\"127.0.0.1:1\"]\n"),
+    )
+    .unwrap();
+    assert_eq!(asked(), Some(4));
+    fs::write(&rig.config, "node = 1").unwrap();
+    assert_eq!(asked(), Some(2));
+}
+
+#[tokio::test]
 async fn two_agents_do_not_share_a_state_folder() {
     let mut rig = Rig::new().await;
     rig.start_agent();

@@ -82,7 +82,7 @@ impl Builder {
         }
     }
 
-    /// What is deployed, with a busybox of the board's own architecture out of its image.
+    /// What is deployed, with a busybox of the board's own architecture: out of its image, or Debian's where that was made elsewhere.
     pub(super) fn artifacts(&self, folder: &Path, architecture: &str) -> Done {
         if folder.join("ebpf.o").is_file() {
             return Ok(());
@@ -95,9 +95,72 @@ impl Builder {
                 .args([root.as_path(), Path::new("usr/bin/busybox")])
                 .output()
                 .map(|o| o.stdout),
-            false => fs::read("/bin/busybox"),
+            false if architecture == debian_architecture() => fs::read("/bin/busybox"),
+            false => debian_busybox(folder, architecture),
         };
         let busybox = busybox.map_err(|e| Trouble::failed(format!("busybox for {architecture}: {e}")))?;
+        if !is_for(&busybox, architecture) {
+            return Err(Trouble::Failed(format!(
+                "the busybox for the board's containers is no program for {architecture}"
+            )));
+        }
         write_artifacts(folder, architecture, &busybox)
+    }
+}
+
+/// Debian's name of this machine's architecture.
+fn debian_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Debian's busybox for another architecture.
+fn debian_busybox(folder: &Path, architecture: &str) -> std::io::Result<Vec<u8>> {
+    let apt = repository().join("scripts/foreign-apt");
+    // Older releases of Debian have it in /bin.
+    let script = "set -e; \"$1\" \"$2\" update; \"$1\" \"$2\" download busybox-static; \
+                  dpkg-deb --extract busybox-static_*.deb busybox; cat busybox/usr/bin/busybox busybox/bin/busybox 2>/dev/null || true";
+    let done = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(apt)
+        .arg(architecture)
+        .current_dir(folder)
+        .output()?;
+    match done.status.success() {
+        true => Ok(done.stdout),
+        false => Err(std::io::Error::other(format!(
+            "`scripts/foreign-apt {architecture} download busybox-static` does not bring it: {}",
+            String::from_utf8_lossy(&done.stderr).trim()
+        ))),
+    }
+}
+
+/// Whether this is a program (ELF, 64 bit, little-endian) for an architecture.
+fn is_for(program: &[u8], architecture: &str) -> bool {
+    let machine: u16 = match architecture {
+        "amd64" => 62,
+        "arm64" => 183,
+        _ => return false,
+    };
+    program.starts_with(b"\x7fELF\x02\x01") && program.get(18..20) == Some(&machine.to_le_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_of_another_architecture_is_not_taken() {
+        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(is_for(&own, debian_architecture()));
+        let other = if debian_architecture() == "amd64" {
+            "arm64"
+        } else {
+            "amd64"
+        };
+        assert!(!is_for(&own, other) && !is_for(b"", other) && !is_for(&own, "mips"));
     }
 }

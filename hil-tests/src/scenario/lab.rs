@@ -185,7 +185,7 @@ impl<H: Hardware> Lab<H> {
     /// Of each process in the budget: its name, its PSS in bytes, its open descriptors.
     fn processes(&mut self) -> Done<Vec<(String, u64, u64)>> {
         let text = self.hardware.run(&format!(
-            "for p in $(cat $(find {SLICE} -name cgroup.procs)); do echo p $(cat /proc/$p/comm) \
+            "for p in $(find {SLICE} -name cgroup.procs -exec cat {{}} +); do echo p $(cat /proc/$p/comm) \
              $(grep ^Pss: /proc/$p/smaps_rollup) $(ls /proc/$p/fd | wc -l); done"
         ))?;
         let line = |line: &str| {
@@ -599,9 +599,10 @@ impl<H: Hardware> Target for Lab<H> {
         let processes = self.processes()?;
         let (agent, runtimes): (Vec<_>, Vec<_>) = processes.iter().partition(|(name, _, _)| name == "cnova-agent");
         let sum = |all: &[&(String, u64, u64)]| all.iter().map(|(_, pss, _)| pss).sum();
-        let stat = self.hardware.run(
-            "cat /sys/class/block/$(basename $(readlink -f $(grep -m1 ' /var/lib/cnova ' /proc/mounts | cut -d' ' -f1)))/stat",
-        )?;
+        // The state partition is mounted there, or above it.
+        let stat = self
+            .hardware
+            .run("cat /sys/class/block/$(basename $(readlink -f $(df -P /var/lib/cnova | sed -n '2s/ .*//p')))/stat")?;
         // The seventh field: sectors written (Documentation/ABI/stable/sysfs-block).
         let sectors: Option<u64> = stat.split_whitespace().nth(6).and_then(|n| n.parse().ok());
         Ok(Sample {

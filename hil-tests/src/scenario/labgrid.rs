@@ -43,8 +43,26 @@ struct Settings {
     flash: Value,
     /// Seconds that anything may take.
     patience: Option<u64>,
-    /// Seconds of an orderly shutdown where there is only SSH; for the bridge.
-    shutdown_seconds: Option<u64>,
+    /// Seconds between off and on; for the bridge.
+    off_seconds: Option<f64>,
+}
+
+/// What a board of an environment file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be used.
+    Use,
+    /// To make the plant that its image is made for: there is no image yet.
+    Prepare,
+}
+
+impl Purpose {
+    /// The line that nobody filled in, with its number.
+    fn unfilled<'a>(self, text: &'a str) -> Option<(&'a str, usize)> {
+        let may_lack = |line: &str| self == Self::Prepare && line.starts_with("image:");
+        let mut lines = text.lines().map(str::trim).zip(1..);
+        lines.find(|(line, _)| line.contains("FILL-IN") && !line.starts_with('#') && !may_lack(line))
+    }
 }
 
 /// Where a virtual board finds its TPM, in its folder.
@@ -91,10 +109,42 @@ fn python() -> PathBuf {
     if own.is_file() { own } else { "python3".into() }
 }
 
+impl Settings {
+    /// With files looked for beside the environment file.
+    fn beside(mut self, file: &Path) -> Done<Self> {
+        // An image that is there is not made again for each board, so it holds no token.
+        if self.image.is_some() && self.ek_certificate.is_none() {
+            return Err(Trouble::Failed(format!(
+                "{}: options: `image` needs `ek_certificate`: the hub has to know the TPM, as an image that is made once for all \
+                 cannot hold a token for one board (docs/HARDWARE.md says how the certificate is read)",
+                file.display()
+            )));
+        }
+        let folder = file.parent().unwrap_or(Path::new("."));
+        let files = [&mut self.ek_certificate, &mut self.image, &mut self.plant];
+        for path in files.into_iter().flatten().chain(&mut self.makers) {
+            *path = folder.join(&*path);
+        }
+        Ok(self)
+    }
+}
+
+/// What changes one byte of the running slot from within, and says so. The command line names no slot: the partition below the
+/// verified root does.
+fn damage(sys: &str, dev: &str, offset: u64) -> String {
+    let find = format!(
+        r#"for m in {sys}/block/dm-*; do [ "$(cat $m/dm/name)" = root ] && s=$(ls $m/slaves); done; d={dev}/${{s:-none}}"#
+    );
+    let read = format!("b=$(dd if=$d bs=1 skip={offset} count=1 2>/dev/null | od -An -tu1)");
+    let write = format!(r#"printf "\\$(printf %03o $((b ^ 1)))" | dd of=$d bs=1 seek={offset} conv=notrunc,fsync"#);
+    format!(r#"{find}; {read}; [ -n "$b" ] && {write} && echo changed"#)
+}
+
 impl Bridge {
     fn start(file: &Path, environment: &[(&str, String)]) -> Done<Self> {
         let script = repository().join("hil-tests/labgrid/bridge.py");
         let mut child = Command::new(python())
+            .arg("-B")
             .arg(&script)
             .arg(file)
             .envs(environment.iter().cloned())
@@ -116,7 +166,7 @@ impl Bridge {
     fn ask(&mut self, request: &Value) -> Done<Value> {
         let gone = |why: &dyn std::fmt::Display| {
             Trouble::Failed(format!(
-                "labgrid's bridge ended ({why}): is labgrid installed? `make hil TARGET=labgrid:FILE` installs it"
+                "labgrid's bridge ended ({why}): is labgrid installed? `make hil ON=labgrid:FILE` installs it"
             ))
         };
         let told = self.told.as_mut().ok_or_else(|| gone(&"it was closed"))?;
@@ -147,17 +197,14 @@ impl Drop for Bridge {
 
 impl Labgrid {
     /// The board of this environment file. A virtual one has its files in the folder.
-    pub(super) fn open(file: &Path, folder: &Path) -> Done<Self> {
+    pub(super) fn open(file: &Path, folder: &Path, purpose: Purpose) -> Done<Self> {
         std::fs::create_dir_all(folder).map_err(Trouble::failed)?;
         let (file, folder) = (&absolute(file), &absolute(folder));
         let text = std::fs::read_to_string(file).map_err(|e| Trouble::Failed(format!("{}: {e}", file.display())))?;
-        let unfilled =
-            { text.lines().zip(1..) }.find(|(line, _)| line.contains("FILL-IN") && !line.trim().starts_with('#'));
-        if let Some((line, number)) = unfilled {
+        if let Some((line, number)) = purpose.unfilled(&text) {
             return Err(Trouble::Failed(format!(
-                "{}:{number}: still to be filled in: {} (docs/HARDWARE.md says how)",
-                file.display(),
-                line.trim()
+                "{}:{number}: still to be filled in: {line} (docs/HARDWARE.md says how)",
+                file.display()
             )));
         }
         let environment = [
@@ -168,6 +215,7 @@ impl Labgrid {
         let told = bridge.ask(&json!({"do": "describe"}))?;
         let settings: Settings =
             serde_json::from_value(told).map_err(|e| Trouble::Failed(format!("{}: options: {e}", file.display())))?;
+        let settings = settings.beside(file)?;
         let machine = Machine::named(&settings.board)?;
         let stand_in = match settings.tpm.as_deref() {
             None => None,
@@ -215,11 +263,10 @@ impl Labgrid {
     pub(super) fn plant_folder(&self) -> Option<PathBuf> {
         self.settings.plant.clone()
     }
+}
 
-    fn read(&self, file: &Path) -> Done<Vec<u8>> {
-        let beside = self.file.parent().unwrap_or(Path::new(".")).join(file);
-        std::fs::read(&beside).map_err(|e| Trouble::Failed(format!("{}: {e}", beside.display())))
-    }
+fn read(file: &Path) -> Done<Vec<u8>> {
+    std::fs::read(file).map_err(|e| Trouble::Failed(format!("{}: {e}", file.display())))
 }
 
 impl Hardware for Labgrid {
@@ -239,7 +286,7 @@ impl Hardware for Labgrid {
     fn place(&mut self) -> Done<Place> {
         let mut makers = Vec::new();
         for file in &self.settings.makers {
-            makers.push(self.read(file)?);
+            makers.push(read(file)?);
         }
         makers.extend(self.stand_in.as_ref().map(|s| s.maker.certificate().to_vec()));
         Ok(Place {
@@ -260,7 +307,7 @@ impl Hardware for Labgrid {
             return Ok(Known::ByCertificate(certificate_of(&stand_in.chip)?));
         }
         match self.settings.ek_certificate.clone() {
-            Some(file) => Ok(Known::ByCertificate(self.read(&file)?)),
+            Some(file) => Ok(Known::ByCertificate(read(&file)?)),
             None => Ok(Known::ByToken),
         }
     }
@@ -305,8 +352,8 @@ impl Hardware for Labgrid {
     }
 
     fn follow(&mut self) -> Done<bool> {
-        // It starts itself; whether it can be asked is known when it was.
-        self.wait_shell().map(|()| true)
+        let answers = self.bridge.ask(&json!({"do": "follow"}))?;
+        Ok(answers == true)
     }
 
     fn wait_for(&mut self, text: &str) -> Done {
@@ -322,11 +369,7 @@ impl Hardware for Labgrid {
             self.cut_power()?;
             return self.mend(offset);
         }
-        let said = self.run(&format!(
-            r#"d=/dev/disk/by-partlabel/root-$(sed 's/.*cnova.root=root-\(.\).*/\1/' /proc/cmdline); \
-             b=$(dd if=$d bs=1 skip={offset} count=1 2>/dev/null | od -An -tu1); \
-             printf "\\$(printf %03o $((b ^ 1)))" | dd of=$d bs=1 seek={offset} conv=notrunc,fsync && echo changed"#
-        ))?;
+        let said = self.run(&damage("/sys", "/dev", offset))?;
         if !said.contains("changed") {
             return Err(Trouble::Unsupported(format!(
                 "the byte could not be changed from within: {said}"
@@ -358,10 +401,72 @@ mod tests {
         let folder = std::env::temp_dir();
         for name in ["pi5.yaml", "plc-x86.yaml"] {
             let file = repository().join("hil-tests/labgrid").join(name);
-            let Err(Trouble::Failed(why)) = Labgrid::open(&file, &folder) else {
+            let Err(Trouble::Failed(why)) = Labgrid::open(&file, &folder, Purpose::Use) else {
                 panic!("{name} was taken as it is");
             };
             assert!(why.contains("FILL-IN") && why.contains(name), "{why}");
         }
+    }
+
+    #[test]
+    fn a_plant_is_prepared_before_there_is_an_image() {
+        let text = "options:\n  # FILL-IN\n  image: FILL-IN\n  plant: here\n";
+        assert_eq!(Purpose::Prepare.unfilled(text), None);
+        assert_eq!(Purpose::Use.unfilled(text), Some(("image: FILL-IN", 3)));
+        let text = text.replace("here", "FILL-IN");
+        assert_eq!(Purpose::Prepare.unfilled(&text), Some(("plant: FILL-IN", 4)));
+    }
+
+    #[test]
+    fn an_image_that_is_there_needs_a_tpm_that_is_known() {
+        let settings = |value: Value| serde_json::from_value::<Settings>(value).unwrap();
+        let file = Path::new("/lab/pi5.yaml");
+        let refused = settings(json!({"image": "pi5.wic.zst"})).beside(file);
+        assert!(matches!(refused, Err(Trouble::Failed(why)) if why.contains("/lab/pi5.yaml: options: `image` needs")));
+        let taken =
+            settings(json!({"image": "pi5.wic.zst", "ek_certificate": "ek.der", "plant": "/plant"})).beside(file);
+        let taken = taken.unwrap();
+        assert_eq!(taken.image.unwrap(), Path::new("/lab/pi5.wic.zst"));
+        assert_eq!(taken.plant.unwrap(), Path::new("/plant"));
+    }
+
+    #[test]
+    fn an_option_that_is_misspelt_is_refused() {
+        for option in ["off_seconds", "flash"] {
+            serde_json::from_value::<Settings>(json!({option: 3})).unwrap();
+        }
+        let misspelt = serde_json::from_value::<Settings>(json!({"of_seconds": 3}));
+        assert!(misspelt.unwrap_err().to_string().contains("of_seconds"));
+    }
+
+    /// Runs the command of [`damage`] with a device mapper of folders.
+    fn damaged(root: &Path) -> String {
+        let (sys, dev) = (root.join("sys"), root.join("dev"));
+        let command = damage(&sys.display().to_string(), &dev.display().to_string(), 20);
+        let done = Command::new("sh").args(["-c", &command]).output().unwrap();
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    #[test]
+    fn the_byte_that_is_changed_is_the_running_roots() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for (number, name, slave) in [(0, "state", "sda4"), (1, "root", "sda3"), (2, "other", "sda2")] {
+            let mapped = root.join(format!("sys/block/dm-{number}"));
+            std::fs::create_dir_all(mapped.join("dm")).unwrap();
+            std::fs::write(mapped.join("dm/name"), format!("{name}\n")).unwrap();
+            std::fs::create_dir_all(mapped.join("slaves").join(slave)).unwrap();
+        }
+        std::fs::create_dir(root.join("dev")).unwrap();
+        assert!(!damaged(root).contains("changed"), "there is no such device");
+        for disk in ["sda2", "sda3", "sda4", "none"] {
+            std::fs::write(root.join("dev").join(disk), [b'A'; 64]).unwrap();
+        }
+        assert!(damaged(root).contains("changed"));
+        let read = |disk: &str| std::fs::read(root.join("dev").join(disk)).unwrap();
+        let mut wanted = [b'A'; 64];
+        assert_eq!([read("sda2"), read("sda4"), read("none")], [wanted; 3]);
+        wanted[20] = b'@';
+        assert_eq!(read("sda3"), wanted);
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::board::Virtual;
 use super::lab::Lab;
-use super::labgrid::Labgrid;
+use super::labgrid::{Labgrid, Purpose};
 use super::simulator::Simulator;
 use super::{Done, Options, Target, Trouble};
 
@@ -63,7 +63,7 @@ impl TargetName {
             Self::Simulator(seed) => Box::new(Simulator::new(*seed)),
             Self::Virtual(board) => Box::new(Lab::new(Virtual::new(board, &work.join("board"))?, folder, options)),
             Self::Labgrid(file) => {
-                let labgrid = Labgrid::open(file, &work.join("board"))?;
+                let labgrid = Labgrid::open(file, &work.join("board"), Purpose::Use)?;
                 let kept = labgrid.plant_folder();
                 Box::new(Lab::new(labgrid, kept.unwrap_or(folder), options))
             }
@@ -83,7 +83,7 @@ impl TargetName {
             )));
         };
         let work = tempfile::tempdir().map_err(Trouble::failed)?;
-        Labgrid::open(file, work.path())?.prepare(options)
+        Labgrid::open(file, work.path(), Purpose::Prepare)?.prepare(options)
     }
 }
 

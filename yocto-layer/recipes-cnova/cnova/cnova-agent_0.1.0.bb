@@ -3,6 +3,7 @@ SUMMARY:cnova-runtime-wasm = "Runs precompiled WebAssembly for the Cloudnova age
 SUMMARY:cnova-runtime-wasm-nn = "Runs models (wasi-nn) for WebAssembly: CPU, HailoRT, OpenVINO"
 SUMMARY:cnova-runtime-container = "Runs OCI images for the Cloudnova agent"
 SUMMARY:cnova-runtime-ebpf = "Loads eBPF programs for the Cloudnova agent"
+SUMMARY:cnova-appliance = "What makes a whole machine the Cloudnova agent's: budget of memory, boot check, restart in an emergency, watchdog"
 DESCRIPTION = "The agent keeps its signed twin in SQLite, schedules it locally and runs WebAssembly, eBPF and container workloads whether or not anyone above it can be reached. Each runtime is a package of its own."
 
 require cnova.inc
@@ -26,7 +27,12 @@ CNOVA_CARGO_BUILDS = "\
     ${@bb.utils.contains('PACKAGECONFIG', 'ebpf', '-p,cnova-runtime-ebpf', '', d)} \
 "
 
+# What the agent and all that it starts may take of the machine's memory, MiB.
+CNOVA_AGENT_MIB ??= "128"
+
+SYSTEMD_PACKAGES = "${PN} cnova-appliance"
 SYSTEMD_SERVICE:${PN} = "cnova-agent.service"
+SYSTEMD_SERVICE:cnova-appliance = "cnova-boot-check.service"
 
 do_install () {
     install -D -m 0755 ${CNOVA_BUILT}/cnova-agent ${D}${bindir}/cnova-agent
@@ -44,10 +50,34 @@ do_install () {
         sed -i 's/^root = "tpm" .*/root = "soft"/' ${D}${sysconfdir}/cnova/agent.toml
         grep -q '^root = "soft"$' ${D}${sysconfdir}/cnova/agent.toml || bbfatal "agent.toml names no root of trust any more"
     fi
+
+    # The same files that images without Yocto have.
+    install -D -m 0755 ${S}/firmware-images/rootfs/usr/lib/cnova/boot-check ${D}${nonarch_libdir}/cnova/boot-check
+    install -D -m 0644 ${S}/firmware-images/rootfs/etc/systemd/system/cnova-boot-check.service \
+        ${D}${systemd_system_unitdir}/cnova-boot-check.service
+    install -D -m 0644 ${S}/firmware-images/rootfs/etc/systemd/system/cnova.slice ${D}${systemd_system_unitdir}/cnova.slice
+    sed -i 's/@AGENT_MIB@/${CNOVA_AGENT_MIB}/' ${D}${systemd_system_unitdir}/cnova.slice
+    install -D -m 0644 ${S}/firmware-images/rootfs/etc/systemd/system/cnova-agent.service.d/board.conf \
+        ${D}${systemd_system_unitdir}/cnova-agent.service.d/board.conf
+    install -D -m 0644 ${S}/firmware-images/rootfs/etc/systemd/system/emergency.service.d/restart.conf \
+        ${D}${systemd_system_unitdir}/emergency.service.d/restart.conf
+    install -D -m 0644 ${S}/firmware-images/rootfs/etc/systemd/system.conf.d/watchdog.conf \
+        ${D}${systemd_unitdir}/system.conf.d/10-cnova-watchdog.conf
+    # Workloads are counted in the same budget.
+    printf '[runtime]\ncgroup_parent = "cnova.slice/workloads"\n' > ${D}${sysconfdir}/cnova/agent.d/00-appliance.toml
+    chmod 0644 ${D}${sysconfdir}/cnova/agent.d/00-appliance.toml
 }
 
-PACKAGES =+ "cnova-runtime-wasm cnova-runtime-wasm-nn cnova-runtime-container cnova-runtime-ebpf"
+PACKAGES =+ "cnova-appliance cnova-runtime-wasm cnova-runtime-wasm-nn cnova-runtime-container cnova-runtime-ebpf"
 
+FILES:cnova-appliance += "\
+    ${nonarch_libdir}/cnova \
+    ${sysconfdir}/cnova/agent.d/00-appliance.toml \
+    ${systemd_system_unitdir}/cnova-agent.service.d \
+    ${systemd_system_unitdir}/cnova.slice \
+    ${systemd_system_unitdir}/emergency.service.d \
+    ${systemd_unitdir}/system.conf.d \
+"
 FILES:cnova-runtime-wasm += "${libexecdir}/cnova/cnova-runtime-wasm"
 FILES:cnova-runtime-wasm-nn += "${libexecdir}/cnova/cnova-wasm-nn"
 FILES:cnova-runtime-container += "${libexecdir}/cnova/cnova-runtime-container"
@@ -55,6 +85,7 @@ FILES:cnova-runtime-ebpf += "${libexecdir}/cnova/cnova-runtime-ebpf"
 
 CONFFILES:${PN} = "${sysconfdir}/cnova/agent.toml"
 
+RDEPENDS:cnova-appliance = "cnova-agent"
 RDEPENDS:cnova-runtime-wasm-nn = "cnova-runtime-wasm"
 # In the kernel or beside it.
 RRECOMMENDS:cnova-runtime-container = "kernel-module-overlay kernel-module-veth"

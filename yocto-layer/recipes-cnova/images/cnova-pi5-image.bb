@@ -9,5 +9,8 @@ inherit cnova_image
 
 COMPATIBLE_MACHINE = "^raspberrypi5$"
 
+# The Pi's device tree switches the controller of memory off, with which the budget is enforced.
+CNOVA_KERNEL_ARGUMENTS:append = " cgroup_enable=memory"
+
 # An accelerator on the board's connector: with the layer meta-hailo, MACHINE_FEATURES:append = " hailo".
 CNOVA_IMAGE_EXTRA:append = " ${@bb.utils.contains('MACHINE_FEATURES', 'hailo', 'packagegroup-cnova-hailo', '', d)}"
