@@ -143,6 +143,15 @@ impl Fetches {
             return ChunkEffect::Ignore;
         };
         if let Some(why) = missing {
+            let is_size = fetch.total.is_none() && (1..=limits::ARTIFACT_BYTES).contains(&total);
+            if is_size && fetch.offset >= total {
+                // All of it is here, and was cut off before its digest was checked: who did not know its size asked beyond
+                // its end, and knows it now. Longer than that, it is none of its own.
+                fetch.total = Some(total);
+                fetch.offset = if fetch.offset > total { 0 } else { total };
+                fetch.asked_until = None;
+                return ChunkEffect::Ignore;
+            }
             fetch.problem = Some(limits::clip_to(why, 300));
             return ChunkEffect::Missing(why.to_owned());
         }

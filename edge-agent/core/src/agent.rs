@@ -120,7 +120,7 @@ impl Agent {
                 ..Standing::default()
             },
             own_boot: own_boot::Asked::default(),
-            systems: system::Systems::of(stored.system),
+            systems: system::Systems::of(stored.system, stored.system_unread),
             floor: Version {
                 epoch: stored.floor.0,
                 generation: stored.floor.1,

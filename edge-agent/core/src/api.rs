@@ -16,7 +16,7 @@ use cnova_shared::wire::v1;
 use crate::ledger::Op;
 use crate::schedule::Pressure;
 use crate::standing::{Counter, OwnBoot, Root};
-use crate::system::Running;
+use crate::system::{OtherSlot, Running};
 
 /// What an agent is told about itself before it starts.
 #[derive(Clone, Debug)]
@@ -162,13 +162,27 @@ pub enum SystemEvent {
         /// Why not.
         result: Result<(), String>,
     },
-    /// The loader was not told to try it, or the machine does not start anew.
+    /// There is not room enough for it here, however often it is tried.
+    NoRoom {
+        /// Which.
+        bundle: Digest,
+        /// For what, and how much there is.
+        why: String,
+    },
+    /// The loader was not told to try it.
     NotStarted {
         /// Which.
         bundle: Digest,
         /// Why.
         why: String,
     },
+    /// The machine does not start anew. Where a bundle was to be started, the loader was told to try it.
+    NotRestarted {
+        /// Why.
+        why: String,
+    },
+    /// What is in the slot that does not run.
+    OtherSlot(OtherSlot),
 }
 
 /// What is done with the slots. Each may be done again.
@@ -198,7 +212,9 @@ pub enum SystemAction {
         /// What is to be in it.
         header: Box<Header>,
     },
-    /// Have the loader try the other slot so often, and start the machine anew; answered only when that failed.
+    /// Have the loader try the other slot so often, and start the machine anew; answered only when that failed: with
+    /// [`SystemEvent::Verified`] where what was staged is damaged, else with [`SystemEvent::NotStarted`] or
+    /// [`SystemEvent::NotRestarted`].
     Start {
         /// Which.
         bundle: Digest,
@@ -213,8 +229,10 @@ pub enum SystemAction {
     Confirm,
     /// The other slot is not started any more, and what is left of a bundle there is no use.
     Discard,
-    /// Start the machine anew: what runs is not good.
+    /// Start the machine anew: what runs is not good. Answered with [`SystemEvent::NotRestarted`] when that failed.
     Restart,
+    /// Look at what is in the other slot; answered with [`SystemEvent::OtherSlot`].
+    Look,
 }
 
 /// Why a version's provenance does not hold.

@@ -181,6 +181,9 @@ pub struct Stored {
     /// The operating system that is being changed, or was.
     #[serde(default)]
     pub system: Option<Box<SystemRow>>,
+    /// Whether there is something about it that this version cannot read.
+    #[serde(default)]
+    pub system_unread: bool,
 }
 
 impl Stored {
@@ -203,8 +206,8 @@ impl Stored {
                 Op::Floor { epoch, generation } => self.floor = (epoch, generation),
                 Op::Stream(op) => self.stream.apply(&op),
                 Op::Trust(op) => self.trust.apply(&op),
-                Op::PutSystem(row) => self.system = Some(row),
-                Op::DropSystem => self.system = None,
+                Op::PutSystem(row) => (self.system, self.system_unread) = (Some(row), false),
+                Op::DropSystem => (self.system, self.system_unread) = (None, false),
             }
         }
     }

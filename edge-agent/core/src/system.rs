@@ -27,6 +27,11 @@ pub const ATTEMPTS: u32 = 3;
 pub const AGAIN_MS: u64 = 60_000;
 /// What stands between a system that is staged and its start is looked at so often, milliseconds.
 pub const LOOK_MS: u64 = 30_000;
+/// So long after the agent's start at most, what runs may still be coming up: what the next system must have running is not
+/// known before. Milliseconds.
+pub const SETTLE_MS: u64 = 60_000;
+/// Meanwhile it is looked at so often, milliseconds.
+pub const SETTLING_MS: u64 = 1_000;
 
 /// The system that runs, as the machine itself tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub struct Running {
     pub machine_boot: String,
     /// What is in the other slot.
     pub other: OtherSlot,
+    /// Whether the loader still counts the starts of what runs: it is not known to be good.
+    pub is_counted: bool,
 }
 
 /// What is in the slot that does not run.
@@ -55,6 +62,21 @@ pub enum OtherSlot {
     Untried,
     /// Something that it has tried, or that is good.
     Tried,
+    /// What the loader knows cannot be read now.
+    Unknown,
+}
+
+/// What follows from what runs, at a start of the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AtStart {
+    /// Nothing: it goes on as it was.
+    AsItWas,
+    /// It cannot be told before it is known what is in the other slot.
+    Undecided,
+    /// It is in this phase, for this reason.
+    Becomes(Phase, String),
+    /// The loader did not even try it: it is told again.
+    NotTried,
 }
 
 /// How far a bundle is.
@@ -116,6 +138,9 @@ pub struct SystemRow {
     /// The version that ran then.
     #[serde(default)]
     pub before: String,
+    /// How often the machine was started anew for it without the loader trying it.
+    #[serde(default)]
+    pub untried: u32,
 }
 
 impl SystemRow {
@@ -131,21 +156,33 @@ impl SystemRow {
         self.header.as_ref().is_some_and(|h| h.root_hash == running.root_hash)
     }
 
-    /// What follows from what runs at a start of the agent; nothing, where it goes on as it was.
+    /// Whether it is no newer than what runs, so that the loader would not choose it by itself.
     #[must_use]
-    pub fn at_start(&self, running: &Running) -> Option<(Phase, String)> {
-        let runs = self.runs(running);
-        let is_other_start = self.machine_boot != running.machine_boot;
-        match self.phase {
-            Phase::Rebooting if runs => Some((Phase::Trial, String::new())),
-            // The power was cut before the loader was told: it is still staged.
-            Phase::Rebooting if is_other_start && running.other == OtherSlot::None => Some((
-                Phase::Staged,
-                "the machine was started anew before the loader was told to try it".into(),
-            )),
-            Phase::Rebooting if is_other_start => Some((Phase::RolledBack, self.went_back(running))),
-            Phase::Trial | Phase::Confirmed if !runs => Some((Phase::RolledBack, self.went_back(running))),
-            _ => None,
+    pub fn is_older(&self, running: &Running) -> bool {
+        let older = |h: &Header| !compare_versions(&h.version, &running.version).is_gt();
+        self.header.as_ref().is_some_and(older)
+    }
+
+    /// What follows from what runs at a start of the agent.
+    #[must_use]
+    pub fn at_start(&self, running: &Running) -> AtStart {
+        let back = || AtStart::Becomes(Phase::RolledBack, self.went_back(running));
+        match (self.phase, self.runs(running)) {
+            // Also where the ledger did not come as far as the loader: what runs decides.
+            (Phase::Writing | Phase::Staged | Phase::Rebooting, true) => AtStart::Becomes(Phase::Trial, String::new()),
+            (Phase::Rebooting, false) if self.machine_boot != running.machine_boot => match running.other {
+                OtherSlot::Unknown => AtStart::Undecided,
+                // The power was cut before the loader was told: it is still staged.
+                OtherSlot::None => AtStart::Becomes(
+                    Phase::Staged,
+                    "the machine was started anew before the loader was told to try it".into(),
+                ),
+                // The firmware may lose the variable by which the loader takes an older one.
+                OtherSlot::Untried if self.is_older(running) && self.untried + 1 < ATTEMPTS => AtStart::NotTried,
+                OtherSlot::Untried | OtherSlot::Tried => back(),
+            },
+            (Phase::Trial | Phase::Confirmed, false) => back(),
+            _ => AtStart::AsItWas,
         }
     }
 
@@ -207,11 +244,26 @@ pub fn verified_header(begin: &[u8], wanted: &System) -> Result<Header, String> 
     Header::read(bytes, wanted.bundle.size).map_err(|e| e.to_string())
 }
 
+/// How a started system is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Everything is as it should be.
+    Well,
+    /// What is not.
+    Missing(String),
+    /// What is not, for want of power: that is not the system's fault, and its time stands still.
+    Paused(String),
+}
+
 /// What a started system is looked at for.
 #[derive(Clone, Debug, Default)]
 pub struct Gate {
     /// Since when all of it has held, monotonic milliseconds.
     since_ms: Option<u64>,
+    /// Since when its time stands still, monotonic milliseconds.
+    paused_since_ms: Option<u64>,
+    /// How long its time stood still before, milliseconds.
+    paused_ms: u64,
 }
 
 /// What the gate says.
@@ -226,19 +278,26 @@ pub enum Judgement {
 }
 
 impl Gate {
-    /// Judges, `missing` being what is not as it should be. `mono_ms` counts from the agent's start.
-    pub fn judge(&mut self, missing: Option<String>, health: &SystemHealth, mono_ms: u64) -> Judgement {
-        let is_over = mono_ms >= health.within_s.saturating_mul(1000);
-        match missing {
-            Some(what) => {
+    /// Judges. `mono_ms` counts from the agent's start.
+    pub fn judge(&mut self, found: Health, health: &SystemHealth, mono_ms: u64) -> Judgement {
+        if let Some(since) = self.paused_since_ms.take() {
+            self.paused_ms += mono_ms.saturating_sub(since);
+        }
+        match found {
+            Health::Paused(what) => {
                 self.since_ms = None;
-                if is_over {
+                self.paused_since_ms = Some(mono_ms);
+                Judgement::NotYet(what)
+            }
+            Health::Missing(what) => {
+                self.since_ms = None;
+                if mono_ms >= self.over_ms(health) {
                     Judgement::Bad(what)
                 } else {
                     Judgement::NotYet(what)
                 }
             }
-            None => {
+            Health::Well => {
                 let since = *self.since_ms.get_or_insert(mono_ms);
                 if mono_ms.saturating_sub(since) >= STEADY_MS {
                     Judgement::Good
@@ -249,11 +308,16 @@ impl Gate {
         }
     }
 
-    /// When it has something else to say, monotonic milliseconds.
+    /// When its time is over, monotonic milliseconds.
+    const fn over_ms(&self, health: &SystemHealth) -> u64 {
+        health.within_s.saturating_mul(1000).saturating_add(self.paused_ms)
+    }
+
+    /// When it has something else to say, monotonic milliseconds; by itself never while its time stands still.
     #[must_use]
-    pub fn timeout(&self, health: &SystemHealth) -> u64 {
-        let over = health.within_s.saturating_mul(1000);
-        self.since_ms.map_or(over, |since| since + STEADY_MS)
+    pub fn timeout(&self, health: &SystemHealth) -> Option<u64> {
+        let by_time = self.since_ms.map_or(self.over_ms(health), |since| since + STEADY_MS);
+        self.paused_since_ms.is_none().then_some(by_time)
     }
 }
 

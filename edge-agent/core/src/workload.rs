@@ -283,6 +283,12 @@ impl Machine {
         self.progress().is_live()
     }
 
+    /// Whether it runs, and its last answer was not a bad one.
+    #[must_use]
+    pub const fn is_well(&self) -> bool {
+        matches!(&self.observed, Observed::Running(r) if r.unwell.is_empty())
+    }
+
     /// Memory and CPU that a process of it may be using.
     #[must_use]
     pub fn live_cost(&self) -> (u64, u64) {

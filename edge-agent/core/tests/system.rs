@@ -7,7 +7,8 @@ mod rig;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cnova_agent_core::ledger::Stored;
-use cnova_agent_core::system::{OtherSlot, Phase, Running, STEADY_MS};
+use cnova_agent_core::system::{AGAIN_MS, LOOK_MS, OtherSlot, Phase, Running, SETTLE_MS, SETTLING_MS, STEADY_MS};
+use cnova_agent_core::workload::GOOD_AFTER_MS;
 use cnova_agent_core::{Config, Event, RuntimeEvent, SystemEvent};
 use cnova_shared::ids::{Digest, Name};
 use cnova_shared::system_bundle::{self, Header, Part, PartKind};
@@ -76,6 +77,7 @@ fn running(version: &str, boot: &str, other: OtherSlot) -> Running {
         root_hash: Digest::of(version.as_bytes()),
         machine_boot: boot.into(),
         other,
+        is_counted: false,
     }
 }
 
@@ -98,7 +100,11 @@ fn welcome(rig: &mut Rig) {
 }
 
 fn ask(rig: &mut Rig, generation: u64, system: Option<System>) -> Vec<String> {
-    let mut twin = rig::support::twin(ME, generation, vec![a("one")]);
+    asks_for(rig, generation, a("one"), system)
+}
+
+fn asks_for(rig: &mut Rig, generation: u64, workload: v1::Workload, system: Option<System>) -> Vec<String> {
+    let mut twin = rig::support::twin(ME, generation, vec![workload]);
     twin.system = system.map(Box::new);
     rig.message(Kind::Twin, &twin)
 }
@@ -150,10 +156,30 @@ fn healthy(rig: &mut Rig, attempt: u32) {
     rig.runtime(attempt, RuntimeEvent::Health { healthy: true, detail });
 }
 
+/// What was started last is up.
+fn started(rig: &mut Rig) -> Vec<String> {
+    let attempt = rig.stored.instances[0].attempt;
+    rig.started(attempt)
+}
+
+fn power(rig: &mut Rig, level: v1::PowerLevel) -> Vec<String> {
+    let why = "3 %".into();
+    rig.take(Event::Power { level, why })
+}
+
+fn no_slots(stored: Stored) -> Rig {
+    Rig::boot_as(rig::config(), stored, &["one"], Vec::new()).0
+}
+
 /// The bundle is whole in the other slot; what was asked for last.
 fn staged(rig: &mut Rig, system: &System, header: &Header) -> Vec<String> {
-    let bundle = bytes_of(header);
     ask(rig, 2, Some(system.clone()));
+    written(rig, header)
+}
+
+/// The bundle that was asked for comes, and is found whole.
+fn written(rig: &mut Rig, header: &Header) -> Vec<String> {
+    let bundle = bytes_of(header);
     chunk(rig, &bundle, 0);
     open(rig, &bundle, 0);
     for offset in [0, CHUNK, 2 * CHUNK] {
@@ -319,9 +345,11 @@ fn a_power_cut_before_the_loader_was_told_changes_nothing() {
     let header = header("2.0");
     let (rig, _) = write_to_the_end(&wanted(&header), &header);
     assert_eq!(phase(&rig), Some(Phase::Rebooting));
-    let (rig, actions) = booted(rig.stored, running("1.0", "m2", OtherSlot::None));
-    // It is still in the slot, and started now.
-    assert_eq!(about_slots(&actions), ["slot start 3 older false"]);
+    let (mut rig, actions) = booted(rig.stored, running("1.0", "m2", OtherSlot::None));
+    // It is still in the slot, and started once everything runs again.
+    assert!(about_slots(&actions).is_empty(), "{actions:?}");
+    started(&mut rig);
+    assert_eq!(about_slots(&rig.wait(SETTLING_MS)), ["slot start 3 older false"]);
     // The agent alone was started anew: it goes on with what it was at.
     let (_, actions) = booted(rig.stored, running("1.0", "m2", OtherSlot::None));
     assert_eq!(about_slots(&actions), ["slot start 3 older false"]);
@@ -552,6 +580,272 @@ fn a_slot_that_cannot_be_written_is_tried_again_and_so_is_a_loader_that_says_no(
     rig.take(Event::System(SystemEvent::NotStarted { bundle, why }));
     assert_eq!(phase(&rig), Some(Phase::Staged));
     assert_eq!(about_slots(&rig.wait(60_000)), ["slot start 3 older false"]);
+}
+
+#[test]
+fn a_boot_part_that_is_damaged_before_its_start_is_fetched_anew() {
+    let header = header("2.0");
+    let bundle = bytes_of(&header);
+    let (mut rig, actions) = write_to_the_end(&wanted(&header), &header);
+    assert_eq!(about_slots(&actions), ["slot start 3 older false"]);
+    let why = "the boot part in slot b has the digest x".to_owned();
+    assert_eq!(about_slots(&verified(&mut rig, &bundle, Err(why))), ["slot discard"]);
+    assert_eq!(phase(&rig), Some(Phase::Writing));
+    assert_eq!(rig.agent.system().state, SystemState::Waiting);
+    assert_eq!(about_slots(&rig.wait(AGAIN_MS)), ["slot open"]);
+}
+
+#[test]
+fn what_cannot_be_judged_is_not_good() {
+    let header = header("2.0");
+    let (rig, _) = write_to_the_end(&wanted(&header), &header);
+    assert_eq!(rig.agent.system_verdict(), None, "it is on its way");
+    // The new system does not say which board it is for, or has no boot files.
+    assert_eq!(no_slots(rig.stored.clone()).agent.system_verdict(), Some(false));
+    let (rig, _) = booted(rig.stored, running("2.0", "m2", OtherSlot::Tried));
+    assert_eq!(phase(&rig), Some(Phase::Trial));
+    let mut rig = no_slots(rig.stored);
+    started(&mut rig);
+    rig.wait(STEADY_MS);
+    assert_eq!(rig.agent.system_verdict(), Some(false));
+    assert_eq!(phase(&rig), Some(Phase::Trial));
+}
+
+#[test]
+fn what_another_version_wrote_and_this_one_cannot_read_is_not_good_and_not_written_over() {
+    let header = header("2.0");
+    let stored = Stored {
+        system_unread: true,
+        ..at_work().stored
+    };
+    let on_trial = Running {
+        is_counted: true,
+        ..running("1.0", "m2", OtherSlot::Tried)
+    };
+    let (mut rig, _) = booted(stored.clone(), on_trial);
+    welcome(&mut rig);
+    ask(&mut rig, 2, Some(wanted(&header)));
+    assert_eq!(rig.agent.system_verdict(), Some(false));
+    assert_eq!(phase(&rig), None);
+    let said = rig.agent.system();
+    assert!(
+        said.state == SystemState::Failed && said.reason.contains("cannot read"),
+        "{said:?}"
+    );
+    // Where the loader has found good what runs, it is begun anew.
+    let (mut rig, _) = booted(stored, running("1.0", "m2", OtherSlot::Tried));
+    welcome(&mut rig);
+    ask(&mut rig, 2, Some(wanted(&header)));
+    assert_eq!(rig.agent.system_verdict(), Some(true));
+    assert_eq!(phase(&rig), Some(Phase::Writing));
+}
+
+#[test]
+fn a_machine_that_does_not_start_anew_is_told_again_and_what_runs_then_is_on_trial() {
+    let header = header("2.0");
+    let (mut rig, _) = write_to_the_end(&wanted(&header), &header);
+    let why = "systemctl ended with exit status: 1".to_owned();
+    rig.take(Event::System(SystemEvent::NotRestarted { why }));
+    assert_eq!(phase(&rig), Some(Phase::Rebooting), "the loader was told");
+    assert!(rig.agent.system().reason.contains("systemctl ended with"));
+    assert_eq!(about_slots(&rig.wait(AGAIN_MS)), ["slot start 3 older false"]);
+    // However it came that it runs: it is not good because of that.
+    for before in [Phase::Writing, Phase::Staged, Phase::Rebooting] {
+        let mut stored = rig.stored.clone();
+        stored.system.as_mut().unwrap().phase = before;
+        let (rig, _) = booted(stored, running("2.0", "m2", OtherSlot::Tried));
+        assert_eq!(phase(&rig), Some(Phase::Trial), "{before:?}");
+        assert_eq!(rig.agent.system_verdict(), None);
+        assert_eq!(rig.stored.system.unwrap().ran.len(), 1, "{before:?}");
+    }
+}
+
+#[test]
+fn the_end_of_a_trial_is_told_to_the_machine_until_it_starts_anew() {
+    let header = header("2.0");
+    let (rig, _) = write_to_the_end(&wanted(&header), &header);
+    let (mut rig, _) = booted(rig.stored, running("2.0", "m2", OtherSlot::Tried));
+    assert_eq!(about_slots(&rig.wait(300_000)), ["restart"]);
+    let why = "no such file".to_owned();
+    assert!(about_slots(&rig.take(Event::System(SystemEvent::NotRestarted { why }))).is_empty());
+    assert!(about_slots(&rig.wait(AGAIN_MS - 1)).is_empty());
+    assert_eq!(about_slots(&rig.wait(1)), ["restart"]);
+}
+
+#[test]
+fn nothing_is_decided_while_it_is_not_known_what_the_loader_knows() {
+    let header = header("2.0");
+    let (rig, _) = write_to_the_end(&wanted(&header), &header);
+    for (found, expected) in [(OtherSlot::Tried, Phase::RolledBack), (OtherSlot::None, Phase::Staged)] {
+        let (mut rig, actions) = booted(rig.stored.clone(), running("1.0", "m5", OtherSlot::Unknown));
+        assert_eq!(about_slots(&actions), ["slot look"]);
+        let look = |rig: &mut Rig, found| rig.take(Event::System(SystemEvent::OtherSlot(found)));
+        assert!(about_slots(&look(&mut rig, OtherSlot::Unknown)).is_empty());
+        assert_eq!(phase(&rig), Some(Phase::Rebooting));
+        assert!(rig.agent.system().reason.contains("cannot be read now"));
+        started(&mut rig);
+        assert_eq!(about_slots(&rig.wait(LOOK_MS)), ["slot look"]);
+        look(&mut rig, found);
+        let then = if expected == Phase::Staged {
+            Phase::Rebooting
+        } else {
+            expected
+        };
+        assert_eq!(phase(&rig), Some(then), "{found:?}: staged is started at once");
+    }
+}
+
+#[test]
+fn an_older_version_that_the_loader_does_not_try_is_named_again_a_few_times() {
+    let header = header("0.9");
+    let system = System {
+        downgrade: true,
+        ..wanted(&header)
+    };
+    let (mut rig, _) = write_to_the_end(&system, &header);
+    for boot in ["m2", "m3"] {
+        (rig, _) = booted(rig.stored, running("1.0", boot, OtherSlot::Untried));
+        assert_eq!(phase(&rig), Some(Phase::Staged));
+        assert!(
+            rig.agent.system().reason.contains("coming up"),
+            "{:?}",
+            rig.agent.system()
+        );
+        started(&mut rig);
+        assert_eq!(about_slots(&rig.wait(SETTLING_MS)), ["slot start 3 older true"]);
+    }
+    let (rig, _) = booted(rig.stored, running("1.0", "m4", OtherSlot::Untried));
+    let said = rig.agent.system();
+    assert_eq!(said.state, SystemState::RolledBack);
+    assert!(
+        said.reason.contains("the loader did not start version 0.9"),
+        "{}",
+        said.reason
+    );
+}
+
+#[test]
+fn what_must_run_is_not_forgotten_by_a_power_cut() {
+    let header = header("2.0");
+    let mut rig = at_work();
+    power(&mut rig, v1::PowerLevel::Low);
+    staged(&mut rig, &wanted(&header), &header);
+    assert_eq!(phase(&rig), Some(Phase::Staged));
+    // The power is cut while it waits. At the agent's start nothing runs yet.
+    let (mut rig, actions) = booted(rig.stored, running("1.0", "m2", OtherSlot::None));
+    assert!(about_slots(&actions).is_empty(), "{actions:?}");
+    assert!(rig.agent.system().reason.contains("app/a is coming up"));
+    let mut late = booted(rig.stored.clone(), running("1.0", "m2", OtherSlot::None)).0;
+    started(&mut rig);
+    assert_eq!(about_slots(&rig.wait(SETTLING_MS)), ["slot start 3 older false"]);
+    // What does not come up is not waited for without end, and must run all the same: it did before.
+    assert!(about_slots(&late.wait(SETTLE_MS - 2000)).is_empty());
+    assert_eq!(about_slots(&late.wait(SETTLING_MS)), ["slot start 3 older false"]);
+    for rig in [rig, late] {
+        let ran: Vec<String> = rig.stored.system.unwrap().ran.iter().map(ToString::to_string).collect();
+        assert_eq!(ran, ["app/a"]);
+    }
+}
+
+#[test]
+fn another_attempt_while_it_is_written_begins_anew_and_what_is_withdrawn_is_fetched_no_more() {
+    let header = header("2.0");
+    let bundle = bytes_of(&header);
+    let mut rig = at_work();
+    ask(&mut rig, 2, Some(wanted(&header)));
+    chunk(&mut rig, &bundle, 0);
+    open(&mut rig, &bundle, 0);
+    chunk(&mut rig, &bundle, 0);
+    let again = System {
+        attempt: 2,
+        ..wanted(&header)
+    };
+    let actions = ask(&mut rig, 3, Some(again));
+    let want = format!("send want {} 0+{CHUNK}", Digest::of(&bundle).short());
+    assert!(actions.contains(&want), "{actions:?}");
+    assert_eq!(about_slots(&chunk(&mut rig, &bundle, 0)), ["slot open"]);
+    open(&mut rig, &bundle, 0);
+    assert_eq!(about_slots(&ask(&mut rig, 4, None)), ["slot discard"]);
+    let actions = chunk(&mut rig, &bundle, 0);
+    assert!(!actions.iter().any(|a| a.starts_with("append")), "{actions:?}");
+}
+
+#[test]
+fn a_workload_whose_version_before_runs_again_is_as_well_as_it_can_be() {
+    let header = header("2.0");
+    let (mut rig, _) = Rig::boot_as(
+        config(running("1.0", "m1", OtherSlot::None)),
+        Stored::default(),
+        &["one", "two"],
+        Vec::new(),
+    );
+    welcome(&mut rig);
+    ask(&mut rig, 1, None);
+    rig.started(1);
+    healthy(&mut rig, 1);
+    rig.wait(GOOD_AFTER_MS);
+    asks_for(&mut rig, 2, a("two"), None);
+    rig.take(Event::ArtifactStored(Digest::of(b"two")));
+    rig.exited(1, true, "stopped");
+    rig.started(2);
+    let detail = "port 80 is closed".to_owned();
+    rig.runtime(2, RuntimeEvent::Health { healthy: false, detail });
+    rig.wait(v1::HEALTHY_WITHIN_MS);
+    rig.exited(2, true, "stopped");
+    rig.wait(AGAIN_MS);
+    started(&mut rig);
+    assert!(rig.report_of("app/a").returned, "{:?}", rig.report_of("app/a"));
+    asks_for(&mut rig, 3, a("two"), Some(wanted(&header)));
+    written(&mut rig, &header);
+    assert_eq!(rig.stored.system.as_ref().unwrap().ran.len(), 1);
+    let new = config(running("2.0", "m2", OtherSlot::Tried));
+    let (mut rig, _) = Rig::boot_as(new, rig.stored, &["one", "two"], Vec::new());
+    started(&mut rig);
+    assert!(rig.report_of("app/a").returned);
+    assert_eq!(about_slots(&rig.wait(STEADY_MS)), ["slot confirm"]);
+}
+
+#[test]
+fn a_trial_stands_still_while_there_is_no_power_for_what_must_run() {
+    let header = header("2.0");
+    let mut needy = a("one");
+    needy.power = v1::PowerLevel::Mains;
+    let (mut rig, _) = booted(Stored::default(), running("1.0", "m1", OtherSlot::None));
+    welcome(&mut rig);
+    asks_for(&mut rig, 1, needy.clone(), None);
+    rig.started(1);
+    asks_for(&mut rig, 2, needy, Some(wanted(&header)));
+    written(&mut rig, &header);
+    let (mut rig, _) = booted(rig.stored, running("2.0", "m2", OtherSlot::Tried));
+    power(&mut rig, v1::PowerLevel::Low);
+    let attempt = rig.stored.instances[0].attempt;
+    rig.exited(attempt, true, "stopped");
+    assert!(about_slots(&rig.wait(300_000)).is_empty());
+    assert!(rig.agent.system().reason.contains("power"), "{:?}", rig.agent.system());
+    assert_eq!(rig.agent.system_verdict(), None);
+    power(&mut rig, v1::PowerLevel::Mains);
+    started(&mut rig);
+    assert_eq!(about_slots(&rig.wait(STEADY_MS)), ["slot confirm"]);
+}
+
+#[test]
+fn what_has_no_room_fails_and_is_not_tried_without_end() {
+    let header = header("2.0");
+    let bundle = bytes_of(&header);
+    let mut rig = at_work();
+    ask(&mut rig, 2, Some(wanted(&header)));
+    chunk(&mut rig, &bundle, 0);
+    let event = SystemEvent::NoRoom {
+        bundle: Digest::of(&bundle),
+        why: "the root takes 9 bytes, and /dev/vda3 has room for 8".into(),
+    };
+    assert_eq!(about_slots(&rig.take(Event::System(event))), ["slot discard"]);
+    let said = rig.agent.system();
+    assert!(
+        said.state == SystemState::Failed && said.reason.contains("room for 8"),
+        "{said:?}"
+    );
+    assert!(about_slots(&rig.wait(AGAIN_MS)).is_empty());
 }
 
 /// Everything that is lost when the agent ends in the middle of what it does is done again: after a crash behind each single

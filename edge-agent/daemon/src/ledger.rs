@@ -381,6 +381,7 @@ fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
         incarnation: number(c, INCARNATION)?,
         seq: number(c, ACKED)?,
     };
+    let system = result(c, SYSTEM)?.map(|cbor| wire::decode(&cbor).ok());
     Ok(Stored {
         twin,
         time_floor: number(c, TIME_FLOOR)?,
@@ -393,8 +394,9 @@ fn load(c: &Connection) -> Result<Stored, rusqlite::Error> {
         instances,
         stream: StoredStream { entries, acked },
         trust: load_trust(c)?,
-        // What another version of the agent wrote, and this one cannot read, is begun anew.
-        system: result(c, SYSTEM)?.and_then(|cbor| wire::decode(&cbor).ok()),
+        // Another version of the agent may have written what this one cannot read.
+        system_unread: matches!(system, Some(None)),
+        system: system.flatten(),
     })
 }
 

@@ -191,3 +191,20 @@ fn nothing_of_a_failed_batch_is_kept() {
     assert_eq!((stored.time_floor, stored.stream.acked.incarnation), (0, 1));
     runtime.block_on(ledger.persist(vec![Op::TimeFloor(9)])).unwrap();
 }
+
+/// By a version that knew more, or another form.
+#[test]
+fn a_system_that_cannot_be_read_is_told_from_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.db");
+    let runtime = runtime();
+    let (ledger, _) = Ledger::open(&path, 0).unwrap();
+    let stored = runtime.block_on(ledger.load()).unwrap();
+    assert!(stored.system.is_none() && !stored.system_unread);
+    drop(ledger);
+    let write = "INSERT INTO result (about, bytes) VALUES ('system', x'00')";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(write).unwrap();
+    let (ledger, _) = Ledger::open(&path, 0).unwrap();
+    let stored = runtime.block_on(ledger.load()).unwrap();
+    assert!(stored.system.is_none() && stored.system_unread);
+}

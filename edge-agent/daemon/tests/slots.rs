@@ -20,6 +20,7 @@ const ROOT_BYTES: usize = 6 << 20;
 const BOOT_BYTES: usize = 70_000;
 const SLOT_BYTES: u64 = 8 << 20;
 const CHUNK: usize = 256 * 1024;
+const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// A machine that was started from slot a.
 struct Machine {
@@ -38,7 +39,8 @@ impl Machine {
         this.put("proc/sys/kernel/random/boot_id", "boot-1\n");
         this.put(
             "proc/self/mountinfo",
-            "22 1 253:0 / / ro,relatime - squashfs /dev/mapper/root ro\n23 22 0:5 / /proc rw - proc proc rw\n",
+            "22 1 253:0 / / ro,relatime - squashfs /dev/mapper/root ro\n23 22 0:5 / /proc rw - proc proc rw\n\
+             24 22 254:1 / /efi rw - vfat /dev/vda1 rw\n",
         );
         this.put(
             "etc/os-release",
@@ -85,6 +87,16 @@ impl Machine {
 
     fn slots(&self) -> Slots {
         Slots::find(self.dir.path(), &self.config(), &self.at("state")).unwrap()
+    }
+
+    /// One of the loader's variables, where it has been set.
+    fn variable(&self, name: &str) -> Option<String> {
+        let path = self.at("sys/firmware/efi/efivars").join(format!("{name}-{VENDOR}"));
+        let bytes = fs::read(path).ok()?;
+        assert_eq!(bytes[..4], [7, 0, 0, 0], "kept, and for the loader");
+        let units = bytes[4..].chunks(2).map(|c| u16::from_le_bytes([c[0], c[1]]));
+        let text = String::from_utf16(&units.collect::<Vec<u16>>()).unwrap();
+        Some(text.strip_suffix('\0').unwrap().to_owned())
     }
 
     fn entries(&self) -> Vec<String> {
@@ -169,6 +181,13 @@ fn verify(slots: &Slots, bundle: &Bundle) -> Result<(), String> {
         Some(SystemEvent::Verified { result, .. }) => result,
         other => panic!("{other:?}"),
     }
+}
+
+/// Whole in the slot that does not run.
+fn staged(slots: &Slots, bundle: &Bundle) {
+    open(slots, bundle);
+    assert_eq!(write(slots, bundle, 0, bundle.bytes.len()), None);
+    assert_eq!(verify(slots, bundle), Ok(()));
 }
 
 fn start(slots: &Slots, bundle: &Bundle, is_older: bool) -> Option<SystemEvent> {
@@ -298,7 +317,7 @@ fn what_does_not_fit_or_does_not_continue_is_refused_with_words() {
         bundle: new.digest,
         header: Box::new(new.header.clone()),
     });
-    let Some(SystemEvent::NotWritten { why, .. }) = said else {
+    let Some(SystemEvent::NoRoom { why, .. }) = said else {
         panic!("{said:?}")
     };
     assert!(
@@ -361,14 +380,137 @@ fn a_good_slot_is_not_counted_and_an_older_version_is_named_to_the_loader() {
     write(&slots, &old, 0, old.bytes.len());
     verify(&slots, &old).unwrap();
     assert_eq!(start(&slots, &old, true), None);
-    let path = "sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-    let variable = fs::read(machine.at(path)).unwrap();
-    assert_eq!(variable[..4], [7, 0, 0, 0]);
-    let units: Vec<u16> = variable[4..]
-        .chunks(2)
-        .map(|c| u16::from_le_bytes([c[0], c[1]]))
-        .collect();
-    assert_eq!(String::from_utf16(&units).unwrap(), "cnova-b+3.efi\0");
+    let value = |name| machine.variable(name).unwrap();
+    assert_eq!(value("LoaderEntryOneShot"), "cnova-b*");
+    // Until its tries are used up, and no longer.
+    assert_eq!(value("LoaderEntryDefault"), "cnova-b+[1-9]*");
+}
+
+#[test]
+fn what_is_good_is_the_default_whatever_the_version_in_the_other_slot() {
+    let machine = Machine::new();
+    let (slots, new) = (machine.slots(), bundle("2.0", 1));
+    let _ = slots.perform(SystemAction::Confirm);
+    assert_eq!(machine.variable("LoaderEntryDefault").unwrap(), "cnova-a.efi");
+    // The firmware's memory is not written where it says that already.
+    let path = machine.at(&format!("sys/firmware/efi/efivars/LoaderEntryDefault-{VENDOR}"));
+    let long_ago = std::time::SystemTime::UNIX_EPOCH;
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    let _ = slots.perform(SystemAction::Confirm);
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), long_ago);
+    // A newer one would not be started any more by itself.
+    staged(&slots, &new);
+    assert_eq!(start(&slots, &new, false), None);
+    assert_eq!(machine.variable("LoaderEntryOneShot").unwrap(), "cnova-b*");
+    assert_eq!(machine.variable("LoaderEntryDefault").unwrap(), "cnova-b+[1-9]*");
+}
+
+#[test]
+fn a_variable_that_the_kernel_guards_is_changed_all_the_same() {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let machine = Machine::new();
+    let slots = machine.slots();
+    let path = machine.at(&format!("sys/firmware/efi/efivars/LoaderEntryDefault-{VENDOR}"));
+    fs::write(&path, "something else").unwrap();
+    let file = File::open(&path).unwrap();
+    let guarded = ioctl_getflags(&file).and_then(|f| ioctl_setflags(&file, f | IFlags::IMMUTABLE));
+    if guarded.is_err() {
+        return eprintln!("SKIPPED: needs root and a file system that keeps files immutable");
+    }
+    assert!(fs::write(&path, "not so").is_err());
+    let _ = slots.perform(SystemAction::Confirm);
+    let said = machine.variable("LoaderEntryDefault");
+    // Or the folder cannot be removed.
+    ioctl_setflags(&file, ioctl_getflags(&file).unwrap() - IFlags::IMMUTABLE).unwrap();
+    assert_eq!(said.unwrap(), "cnova-a.efi");
+}
+
+#[test]
+fn without_variables_a_newer_version_is_started_and_an_older_one_is_not() {
+    let machine = Machine::new();
+    fs::remove_dir_all(machine.at("sys/firmware")).unwrap();
+    let (slots, new) = (machine.slots(), bundle("2.0", 1));
+    staged(&slots, &new);
+    let said = start(&slots, &new, true);
+    assert!(
+        matches!(&said, Some(SystemEvent::NotStarted { why, .. }) if why.contains("LoaderEntryDefault")),
+        "{said:?}"
+    );
+    assert_eq!(machine.entries(), ["cnova-a.efi", "cnova-b.new"]);
+    assert_eq!(start(&slots, &new, false), None);
+    assert_eq!(machine.entries(), ["cnova-a.efi", "cnova-b+3.efi"]);
+}
+
+#[test]
+fn what_is_armed_already_is_armed_again_with_any_number_of_tries() {
+    let machine = Machine::new();
+    let new = bundle("2.0", 1);
+    let failing = SystemConfig {
+        reboot: vec!["/bin/false".into()],
+        ..machine.config()
+    };
+    let slots = Slots::find(machine.dir.path(), &failing, &machine.at("state")).unwrap();
+    staged(&slots, &new);
+    let said = start(&slots, &new, false);
+    assert!(matches!(said, Some(SystemEvent::NotRestarted { .. })), "{said:?}");
+    let said = slots.perform(SystemAction::Restart);
+    assert!(matches!(said, Some(SystemEvent::NotRestarted { .. })), "{said:?}");
+    // The loader tried it meanwhile, or the twin says another number now.
+    let entry = |name: &str| machine.at("efi/EFI/Linux").join(name);
+    fs::rename(entry("cnova-b+3.efi"), entry("cnova-b+4-1.efi")).unwrap();
+    let slots = machine.slots();
+    assert_eq!(start(&slots, &new, false), None);
+    assert_eq!(machine.entries(), ["cnova-a.efi", "cnova-b+3.efi"]);
+    // Something else under its name is not.
+    fs::write(entry("cnova-b+3.efi"), "something else").unwrap();
+    let said = start(&slots, &new, false);
+    assert!(
+        matches!(said, Some(SystemEvent::Verified { result: Err(_), .. })),
+        "{said:?}"
+    );
+    fs::remove_file(entry("cnova-b+3.efi")).unwrap();
+    let said = start(&slots, &new, false);
+    assert!(
+        matches!(&said, Some(SystemEvent::Verified { result: Err(why), .. }) if why.contains("which is not there")),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn boot_files_that_cannot_be_read_are_not_taken_for_none() {
+    let machine = Machine::new();
+    machine.put("efi/EFI/Linux/cnova-b+0-3.efi", "tried in vain");
+    let slots = machine.slots();
+    assert_eq!(slots.running().other, OtherSlot::Tried);
+    let mounts = fs::read_to_string(machine.at("proc/self/mountinfo")).unwrap();
+    let without: Vec<&str> = mounts.lines().filter(|l| !l.contains("/efi")).collect();
+    machine.put("proc/self/mountinfo", &without.join("\n"));
+    let look = || slots.perform(SystemAction::Look);
+    assert_eq!(look(), Some(SystemEvent::OtherSlot(OtherSlot::Unknown)));
+    let running = machine.slots().running();
+    assert!(running.other == OtherSlot::Unknown && running.is_counted, "{running:?}");
+    let new = bundle("2.0", 1);
+    let said = slots.perform(SystemAction::Open {
+        bundle: new.digest,
+        header: Box::new(new.header),
+    });
+    assert!(
+        matches!(&said, Some(SystemEvent::NotWritten { why, .. }) if why.contains("/efi is not mounted")),
+        "{said:?}"
+    );
+    let _ = slots.perform(SystemAction::Discard);
+    assert_eq!(machine.entries(), ["cnova-a.efi", "cnova-b+0-3.efi"]);
+    // It came after the agent; and then its folder cannot be listed.
+    machine.put("proc/self/mountinfo", &mounts);
+    assert_eq!(look(), Some(SystemEvent::OtherSlot(OtherSlot::Tried)));
+    fs::remove_dir_all(machine.at("efi/EFI/Linux")).unwrap();
+    machine.put("efi/EFI/Linux", "no folder");
+    assert_eq!(look(), Some(SystemEvent::OtherSlot(OtherSlot::Unknown)));
 }
 
 /// The same on FAT itself, where this machine lets us mount one.
@@ -392,9 +534,9 @@ fn names_on_a_fat_file_system_change_in_one_step() {
     fs::create_dir_all(mount.join("EFI/Linux")).unwrap();
     fs::write(control.staging("b"), &boot).unwrap();
     let done = control.arm("b", 2, &Digest::of(&boot), false);
-    let state = control.state("b");
-    let confirmed = control.confirm("b").map(|()| control.state("b"));
-    let disarmed = control.disarm("b").map(|()| control.state("b"));
+    let state = control.state("b").unwrap();
+    let confirmed = control.confirm("b").map(|()| control.state("b").unwrap());
+    let disarmed = control.disarm("b").map(|()| control.state("b").unwrap());
     assert!(run("umount", &[&mount]));
     done.unwrap();
     assert_eq!(state, EntryState::Counted { left: 2, used: 0 });
@@ -433,30 +575,71 @@ fn u_boot_is_told_by_its_environment_of_which_one_copy_is_always_whole() {
     let boot = dir.path().join("boot");
     fs::create_dir(&boot).unwrap();
     let control = UBoot::new(boot, environment.clone());
-    assert_eq!(control.state("b"), EntryState::Good);
+    assert_eq!(control.state("b").unwrap(), EntryState::Good);
     let before = fs::read(&environment.path).unwrap();
     control.disarm("b").unwrap();
-    assert_eq!(control.state("b"), EntryState::None);
-    assert_eq!(control.state("a"), EntryState::Good);
+    assert_eq!(control.state("b").unwrap(), EntryState::None);
+    assert_eq!(control.state("a").unwrap(), EntryState::Good);
     let after = fs::read(&environment.path).unwrap();
     assert_eq!(before[..0x1000], after[..0x1000], "only the older copy is written");
     fs::write(control.staging("b"), b"a FIT image").unwrap();
     assert!(control.arm("b", 2, &Digest::of(b"another"), false).is_err());
     control.arm("b", 2, &Digest::of(b"a FIT image"), false).unwrap();
-    assert_eq!(control.state("b"), EntryState::Counted { left: 2, used: 0 });
+    assert_eq!(control.state("b").unwrap(), EntryState::Counted { left: 2, used: 0 });
     // The write of the next change is cut off: the copy before it counts.
     let mut cut = fs::read(&environment.path).unwrap();
     control.confirm("b").unwrap();
-    assert_eq!(control.state("b"), EntryState::Good);
+    assert_eq!(control.state("b").unwrap(), EntryState::Good);
     let newer = fs::read(&environment.path).unwrap();
     let at = (0..cut.len()).find(|i| cut[*i] != newer[*i]).unwrap();
     cut[at] = newer[at];
     fs::write(&environment.path, &cut).unwrap();
-    assert_ne!(control.state("b"), EntryState::Good);
+    assert_ne!(control.state("b").unwrap(), EntryState::Good);
     // Neither is whole.
     fs::write(&environment.path, vec![0; 0x2000]).unwrap();
     let said = control.disarm("b").unwrap_err().to_string();
     assert!(said.contains("neither copy"), "{said}");
+}
+
+/// A board whose environment nobody has saved yet: its script's own order is not in it.
+#[test]
+fn u_boot_is_never_left_without_the_slot_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let boot = dir.path().join("boot");
+    fs::create_dir(&boot).unwrap();
+    for (before, left) in [
+        ("bootdelay=0\n", "3"),
+        ("BOOT_ORDER=b\nBOOT_a_LEFT=0\n", "3"),
+        ("BOOT_ORDER=b a\nBOOT_a_LEFT=2\n", "2"),
+    ] {
+        let environment = environment(dir.path(), before);
+        let control = UBoot::new(boot.clone(), environment.clone());
+        let has = |words: &[&str]| {
+            let bytes = fs::read(&environment.path).unwrap();
+            let newest = if bytes[4] > bytes[0x1004] {
+                &bytes[..0x1000]
+            } else {
+                &bytes[0x1000..]
+            };
+            let text = String::from_utf8_lossy(&newest[5..]).into_owned();
+            for word in words {
+                assert!(text.split('\0').any(|line| line == *word), "{word} in {text}");
+            }
+        };
+        let left = format!("BOOT_a_LEFT={left}");
+        control.disarm("b").unwrap();
+        has(&["BOOT_ORDER=a", "BOOT_b_LEFT=0", &left]);
+        fs::write(control.staging("b"), b"a FIT image").unwrap();
+        control.arm("b", 2, &Digest::of(b"a FIT image"), false).unwrap();
+        has(&["BOOT_ORDER=b a", "BOOT_b_LEFT=2", &left]);
+    }
+    fs::remove_file(boot.join("cnova-b.fit")).unwrap();
+    let control = UBoot::new(boot, environment(dir.path(), "BOOT_ORDER=a\n"));
+    let said = control
+        .arm("b", 2, &Digest::of(b"a FIT image"), false)
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("which is not there"), "{said}");
 }
 
 #[test]

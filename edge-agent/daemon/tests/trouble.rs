@@ -307,3 +307,31 @@ async fn a_full_disk_is_told_above_and_passes() {
         support::kill(pid, "KILL").unwrap();
     }
 }
+
+/// Whether the system is good is in the store: one that cannot be read must not have a slot on trial kept.
+#[tokio::test]
+async fn a_store_that_cannot_be_read_does_not_find_the_system_good() {
+    let mut rig = Rig::new().await;
+    let workload = rig.workload("app/w", &["run"]);
+    rig.desire(1, vec![workload.clone()]);
+    rig.start_agent();
+    rig.running("app/w").await;
+    assert_eq!(agent("system-good", &rig.config).status.code(), Some(0));
+    let break_it = "ALTER TABLE twin RENAME TO elsewhere";
+    let ledger = rusqlite::Connection::open(rig.state_dir.join("agent.db")).unwrap();
+    ledger.execute_batch(break_it).unwrap();
+    let mut other = workload;
+    other.id = "app/other".parse().unwrap();
+    rig.desire(2, vec![other]);
+    rig.until("an alarm", |rig| {
+        let mut alarms = rig.hellos.iter().flat_map(|h| h.alarms.iter());
+        alarms.find(|a| a.code == "store").map(|_| ())
+    })
+    .await;
+    let asked = agent("system-good", &rig.config);
+    assert_eq!(asked.status.code(), Some(3), "{asked:?}");
+    rig.kill_agent();
+    for pid in processes_below(&rig.state_dir) {
+        support::kill(pid, "KILL").unwrap();
+    }
+}

@@ -88,11 +88,16 @@ fn report(from: u64, to: u64) -> v1::Report {
 
 impl Rig {
     fn boot(stored: Stored) -> Self {
+        Self::boot_with(stored, BTreeMap::new())
+    }
+
+    /// With what it holds of artifacts that are not whole.
+    fn boot_with(stored: Stored, partial: BTreeMap<Digest, u64>) -> Self {
         let now = Now {
             mono_ms: 1000,
             wall_ms: EPOCH_S * 1000,
         };
-        let gateway = Gateway::boot(config(), stored.clone(), BTreeMap::new(), BTreeMap::new(), now);
+        let gateway = Gateway::boot(config(), stored.clone(), BTreeMap::new(), partial, now);
         let mut rig = Self {
             gateway,
             stored,
@@ -521,6 +526,52 @@ fn an_artifact_is_fetched_once_and_served_whole_only() {
         [serve],
         "from the cache, with no parent"
     );
+}
+
+/// The power was cut between the last byte and the check: nobody knows any more how long it is.
+#[test]
+fn an_artifact_that_was_whole_when_the_gateway_stopped_is_served_by_the_next_one() {
+    let (digest, size) = (Digest::of(b"one"), 150);
+    let partial = BTreeMap::from([(digest, size)]);
+    let mut rig = Rig::boot_with(Stored::default(), partial);
+    rig.take(Event::ChildConnected(node(CHILD)));
+    rig.hello();
+    rig.welcome();
+    let want = |offset, length| v1::ChunkRequest {
+        v: 1,
+        digest,
+        offset,
+        length,
+        base: None,
+    };
+    let asked = |actions: &[Action]| -> Vec<(u64, u64)> {
+        let one = |a: &Action| match a {
+            Action::SendUp(UpMessage::ChunkRequest(r)) => Some((r.offset, r.length)),
+            _ => None,
+        };
+        actions.iter().filter_map(one).collect()
+    };
+    let first = asked(&rig.child_says(Kind::ChunkRequest, &want(0, 100), false));
+    assert_eq!(first[0].0, size);
+    // As a hub answers who asks beyond the end.
+    let chunk = |offset, data: &[u8], missing: Option<&str>| v1::Chunk {
+        v: 1,
+        digest,
+        offset,
+        total: size,
+        data: data.to_vec(),
+        missing: missing.map(str::to_owned),
+    };
+    let beyond = chunk(size, &[], Some("it has 150 bytes, byte 150 was asked for"));
+    let actions = rig.parent_says(Kind::Chunk, &beyond);
+    assert_eq!(asked(&actions), [(size - 1, 1)], "{actions:?}");
+    let actions = rig.parent_says(Kind::Chunk, &chunk(size - 1, &[0], None));
+    assert!(
+        matches!(&actions[..], [Action::AppendChunk { complete: true, .. }]),
+        "{actions:?}"
+    );
+    let actions = rig.take(Event::ArtifactStored { digest, size });
+    assert!(matches!(&actions[..], [Action::ServeChunk { .. }]), "{actions:?}");
 }
 
 fn renew() -> v1::Enrol {

@@ -167,7 +167,7 @@ fn what_needs_nobodys_word_comes_through_a_doubtful_parent() {
     assert!(doubts(&rig).is_some());
     let challenge = v1::Challenge {
         v: 1,
-        nonce: vec![1; 32].into(),
+        nonce: vec![1; 32],
         log: None,
     };
     let bytes = seal(Kind::Challenge, &claims("hub", ME), &challenge, &[], &hub_key()).unwrap();

@@ -12,14 +12,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use cnova_hub_core::cndl;
 use cnova_hub_core::policy::{AdmissionContext, PolicySet, PolicySource};
 use cnova_hub_core::systems::{BundleFacts, NodeSystem};
-use cnova_hub_core::{Action, Appraisal, Config, DelegationRules, Event, Hub, Outcome, Stored};
+use cnova_hub_core::{Action, Appraisal, Config, DelegationRules, Draft, Event, Hub, Outcome, Stored};
 use cnova_shared::ids::{Digest, Name, SitePath};
-use cnova_shared::keys::Signer;
+use cnova_shared::keys::{Signer, SoftKey};
 use cnova_shared::system_bundle::{Header, Part, PartKind, VERSION};
 use cnova_shared::time::Now;
 use cnova_shared::topics::Kind;
+use cnova_shared::trust_documents::Document;
 use cnova_shared::wire::v1::{self, SystemReport, SystemState};
-use rotation::{flashed, twin_by};
+use rotation::{flashed, second_key, twin_by};
 use support::{EPOCH_S, HUB, hub_key, identity, node};
 
 const NOW: Now = Now {
@@ -65,6 +66,7 @@ struct Rig {
     outcomes: Vec<Outcome>,
     damaged: bool,
     seq: u64,
+    key: fn() -> SoftKey,
 }
 
 impl Rig {
@@ -83,6 +85,7 @@ impl Rig {
             outcomes: Vec::new(),
             damaged: false,
             seq: 0,
+            key: hub_key,
         };
         rig.perform();
         rig.tell(Event::Signer(hub_key().public_key().id()));
@@ -110,7 +113,7 @@ impl Rig {
                 Action::Persist(ops) => self.stored.apply(&ops),
                 Action::SignTwin(twin) => {
                     cnova_shared::twin::check(&twin, &twin.node).unwrap();
-                    let bytes = twin_by(&hub_key(), &twin);
+                    let bytes = twin_by(&(self.key)(), &twin);
                     self.twins.insert(twin.node.to_string(), *twin);
                     self.hub.handle(Event::TwinSigned(bytes), NOW);
                 }
@@ -122,10 +125,24 @@ impl Rig {
                     };
                     self.hub.handle(Event::BundleInspected { bundle: digest, result }, NOW);
                 }
+                Action::SignDocument(draft) => {
+                    let Draft::Revocations(list) = &*draft else { continue };
+                    let signed = list.seal(&node(HUB), EPOCH_S, &(self.key)());
+                    let signed = signed.map_err(|e| e.to_string());
+                    self.hub.handle(Event::DocumentSigned(draft, signed), NOW);
+                }
                 Action::Answer { outcome, .. } => self.outcomes.push(outcome),
                 _ => {}
             }
         }
+    }
+
+    /// The next trust bundle, whose key may sign revocations.
+    fn rotate(&mut self) {
+        let bytes = rotation::bundle(2);
+        self.tell(Event::PushBundle { request: 2, bytes });
+        self.key = second_key;
+        self.tell(Event::Signer(second_key().public_key().id()));
     }
 
     fn hello(&mut self, name: &str) {
@@ -293,6 +310,60 @@ fn all_at_once_where_that_is_said_and_another_attempt_begins_again() {
         "attempt: 2\nrollout: {atOnce: 10, maxFailures: 3}\n",
     ));
     assert_eq!(rig.twins["plc-1"].system.as_ref().unwrap().attempt, 2);
+}
+
+#[test]
+fn a_manifest_that_is_replaced_on_the_way_asks_no_more_nodes_than_before() {
+    let mut rig = Rig::with_nodes();
+    rig.apply(&manifest("os", "2.0", "rollout: {atOnce: 1}\n"));
+    rig.says("plc-1", &about("2.0", SystemState::Rebooting, "1.0"));
+    // The node that is under way takes its own place: it is asked at once.
+    rig.apply(&manifest("os", "3.0", "rollout: {atOnce: 1}\n"));
+    assert_eq!((rig.asked("2.0"), rig.asked("3.0")), (vec![], vec!["plc-1"]));
+    // It ends what it was at first.
+    rig.says("plc-1", &about("2.0", SystemState::Confirmed, "2.0"));
+    assert_eq!(rig.asked("3.0"), ["plc-1"]);
+    // So does one that the new manifest must not ask, and others wait for it.
+    let mut rig = Rig::with_nodes();
+    rig.apply(&manifest(
+        "os",
+        "2.0",
+        "rollout: {atOnce: 1}\nplacement: {site: plant-7/**}\n",
+    ));
+    rig.says(
+        "plc-1",
+        &SystemReport {
+            compatible: "board-2".into(),
+            ..about("2.0", SystemState::Trial, "2.0")
+        },
+    );
+    rig.apply(&manifest("os", "3.0", "rollout: {atOnce: 1}\n"));
+    assert_eq!((rig.asked("2.0"), rig.asked("3.0")), (vec!["plc-1"], vec![]));
+    let why = rig.node("os", "plc-2").reason;
+    assert!(why.contains("1 node(s) are under way: plc-1"), "{why}");
+    rig.says(
+        "plc-1",
+        &SystemReport {
+            compatible: "board-2".into(),
+            ..about("2.0", SystemState::Confirmed, "2.0")
+        },
+    );
+    assert_eq!(rig.asked("3.0"), ["plc-2"]);
+}
+
+#[test]
+fn nobody_waits_for_a_node_that_was_revoked() {
+    let mut rig = Rig::with_nodes();
+    rig.rotate();
+    rig.apply(&manifest("os", "2.0", "rollout: {atOnce: 1}\n"));
+    assert_eq!(rig.asked("2.0"), ["plc-1"]);
+    rig.tell(Event::Revoke {
+        request: 3,
+        node: node("plc-1"),
+        keys_only: false,
+        reason: "stolen".into(),
+    });
+    assert_eq!(rig.asked("2.0"), ["plc-1", "plc-2"]);
 }
 
 #[test]

@@ -1,17 +1,12 @@
 //! The node's operating system, as the twin asks for it.
 
-use std::collections::BTreeMap;
-
-use cnova_shared::certificate::Tier;
-use cnova_shared::system_bundle::Header;
-use cnova_shared::wire::v1::{System, SystemReport, SystemState, WorkloadState};
+mod say;
+mod start;
 
 use super::*;
 use crate::api::{SystemAction, SystemEvent};
-use crate::schedule::{Opening, Reason, opening};
-use crate::standing::OwnBoot;
 use crate::system::{
-    AGAIN_MS, ATTEMPTS, Gate, Judgement, LOOK_MS, Phase, Running, SystemRow, refusal, unapproved, verified_header,
+    AGAIN_MS, ATTEMPTS, AtStart, Gate, LOOK_MS, OtherSlot, Phase, Running, SystemRow, refusal, verified_header,
 };
 
 /// The report's key.
@@ -31,8 +26,12 @@ pub(super) struct Systems {
     again_at: Option<u64>,
     /// What was said last of the gate: good, or over.
     verdict: Option<bool>,
-    /// Before this start of the agent it was judged what runs.
+    /// What runs is not good, and the machine was told to start anew.
     is_restarting: bool,
+    /// What is in the other slot is not known, and what became of the row depends on it.
+    is_undecided: bool,
+    /// The ledger holds a row that this version of the agent cannot read.
+    is_unread: bool,
 }
 
 /// What is under way with the bundle of the row; forgotten by a restart, and begun again.
@@ -51,11 +50,17 @@ enum Work {
     Verifying,
     /// The machine is being started anew.
     Starting,
+    /// It is looked at what is in the other slot.
+    Looking,
 }
 
 impl Systems {
-    pub(super) fn of(row: Option<Box<SystemRow>>) -> Self {
-        Self { row, ..Self::default() }
+    pub(super) fn of(row: Option<Box<SystemRow>>, is_unread: bool) -> Self {
+        Self {
+            row,
+            is_unread,
+            ..Self::default()
+        }
     }
 
     /// The bundle that is being fetched, which is no artifact of the store.
@@ -70,7 +75,7 @@ impl Systems {
             .row
             .as_ref()
             .filter(|r| r.phase == Phase::Trial && self.verdict.is_none());
-        let gate = trial.map(|r| self.gate.timeout(&r.wanted.health));
+        let gate = trial.and_then(|r| self.gate.timeout(&r.wanted.health));
         gate.into_iter().chain(self.again_at).min()
     }
 }
@@ -83,28 +88,69 @@ impl Agent {
     /// What follows from what runs, at the agent's start.
     pub(super) fn judge_system(&mut self) {
         let Ok(running) = self.config.slots.clone() else { return };
+        if self.systems.is_unread && !running.is_counted {
+            // The loader has found good what runs: nothing is lost by beginning anew.
+            self.systems.is_unread = false;
+        }
         let Some(row) = self.systems.row.clone() else { return };
-        if let Some((phase, why)) = row.at_start(&running) {
-            if !why.is_empty() {
-                self.stage(Stage::Note(format!("system: {why}")));
+        match row.at_start(&running) {
+            AtStart::AsItWas if row.phase == Phase::Confirmed => {
+                // The power may have been cut between the two.
+                self.system_action(SystemAction::Confirm);
             }
-            let why = if phase == Phase::Trial { String::new() } else { why };
-            let machine_boot = running.machine_boot;
-            self.put_system(SystemRow {
-                phase,
-                why,
-                machine_boot,
-                ..*row
-            });
-            match phase {
-                // Whatever is left there is never started again.
-                Phase::RolledBack => self.system_action(SystemAction::Discard),
-                Phase::Staged => self.systems.hold = "the power was cut before it was started".into(),
-                _ => {}
+            AtStart::AsItWas => {}
+            AtStart::Undecided => {
+                self.systems.is_undecided = true;
+                self.systems.hold = "what the boot loader knows of the other slot cannot be read now".into();
             }
-        } else if row.phase == Phase::Confirmed {
-            // The power may have been cut between the two.
-            self.system_action(SystemAction::Confirm);
+            AtStart::NotTried => {
+                let untried = row.untried + 1;
+                let why = format!("the loader did not try it ({untried} of {ATTEMPTS} times); it is told again");
+                self.becomes(SystemRow { untried, ..*row }, Phase::Staged, why, &running);
+            }
+            AtStart::Becomes(phase, why) => self.becomes(*row, phase, why, &running),
+        }
+    }
+
+    fn becomes(&mut self, row: SystemRow, phase: Phase, why: String, running: &Running) {
+        if !why.is_empty() {
+            self.stage(Stage::Note(format!("system: {why}")));
+        }
+        self.systems.hold.clear();
+        if phase == Phase::Staged {
+            self.systems.hold.clone_from(&why);
+        }
+        let why = if phase == Phase::RolledBack { why } else { String::new() };
+        let machine_boot = running.machine_boot.clone();
+        self.put_system(SystemRow {
+            phase,
+            why,
+            machine_boot,
+            ..row
+        });
+        if phase == Phase::RolledBack {
+            // Whatever is left there is never started again.
+            self.system_action(SystemAction::Discard);
+        }
+    }
+
+    /// Nothing is decided, and nothing written, before it is known what is in the other slot.
+    fn look_at_other_slot(&mut self) {
+        if self.systems.work == Work::None {
+            self.systems.work = Work::Looking;
+            self.system_action(SystemAction::Look);
+        }
+    }
+
+    fn on_other_slot(&mut self, other: OtherSlot, now: Now) {
+        self.systems.work = Work::None;
+        self.systems.is_undecided = false;
+        if let Ok(running) = &mut self.config.slots {
+            running.other = other;
+        }
+        self.judge_system();
+        if self.systems.is_undecided {
+            self.systems.again_at = Some(now.mono_ms + LOOK_MS);
         }
     }
 
@@ -134,10 +180,13 @@ impl Agent {
         self.follow_twin();
         let phase = self.systems.row.as_ref().map(|r| r.phase);
         match phase {
+            // What another version was at, is not written over by this one.
+            _ if self.systems.is_unread => {}
             _ if self.systems.again_at.is_some() && phase != Some(Phase::Trial) => {}
             None => self.begin_system(),
             Some(Phase::Writing) => self.go_on_writing(),
             Some(Phase::Staged) => self.start_when_due(now),
+            Some(Phase::Rebooting) if self.systems.is_undecided => self.look_at_other_slot(),
             Some(Phase::Rebooting) => self.start_system(),
             Some(Phase::Trial) => self.judge_trial(now),
             Some(Phase::Confirmed | Phase::RolledBack | Phase::Failed) => {}
@@ -173,6 +222,10 @@ impl Agent {
     /// A bundle that is asked for no more.
     fn leave_system(&mut self) {
         let phase = self.systems.row.as_ref().map(|r| r.phase);
+        if let Some(row) = &self.systems.row {
+            // Fetched on, its chunks would be taken for an artifact's; fetched again, for those that are asked for anew.
+            self.fetches.finished(&row.wanted.bundle.digest);
+        }
         if matches!(phase, Some(Phase::Writing | Phase::Staged)) {
             self.system_action(SystemAction::Discard);
         }
@@ -202,6 +255,7 @@ impl Agent {
             machine_boot: String::new(),
             ran: Vec::new(),
             before: self.running().map(|r| r.version.clone()).unwrap_or_default(),
+            untried: 0,
         });
         self.go_on_writing();
     }
@@ -314,18 +368,27 @@ impl Agent {
                 self.systems.work = Work::None;
                 self.hold_system(why, now);
             }
-            SystemEvent::Verified { bundle, result } if bundle == mine && self.systems.work == Work::Verifying => {
-                match result {
-                    Ok(()) => {
-                        self.fetches.finished(&bundle);
-                        self.systems.hold.clear();
-                        self.end_system(row, Phase::Staged, String::new());
-                    }
-                    Err(why) => {
-                        self.system_action(SystemAction::Discard);
-                        self.damaged_system(row, &why, Some(now.mono_ms));
-                    }
-                }
+            SystemEvent::Verified { bundle, result: Ok(()) }
+                if bundle == mine && self.systems.work == Work::Verifying =>
+            {
+                self.fetches.finished(&bundle);
+                self.systems.hold.clear();
+                let ran = self.must_run(&row);
+                self.end_system(SystemRow { ran, ..row }, Phase::Staged, String::new());
+            }
+            // Its boot part is read once more before it is started.
+            SystemEvent::Verified {
+                bundle,
+                result: Err(why),
+            } if bundle == mine && matches!(self.systems.work, Work::Verifying | Work::Starting) => {
+                self.system_action(SystemAction::Discard);
+                let phase = Phase::Writing;
+                self.damaged_system(SystemRow { phase, ..row }, &why, Some(now.mono_ms));
+            }
+            SystemEvent::NoRoom { bundle, why } if bundle == mine && self.systems.work != Work::None => {
+                self.fetches.finished(&bundle);
+                self.system_action(SystemAction::Discard);
+                self.end_system(row, Phase::Failed, why);
             }
             SystemEvent::NotStarted { bundle, why } if bundle == mine && row.phase == Phase::Rebooting => {
                 self.systems.work = Work::None;
@@ -335,6 +398,13 @@ impl Agent {
                 });
                 self.hold_system(format!("it could not be started: {why}"), now);
             }
+            // The loader was told: it stays so, and the machine is told again.
+            SystemEvent::NotRestarted { why } if row.phase.is_in_start() => {
+                self.systems.work = Work::None;
+                self.systems.is_restarting = false;
+                self.hold_system(format!("the machine does not start anew: {why}"), now);
+            }
+            SystemEvent::OtherSlot(other) if self.systems.is_undecided => self.on_other_slot(other, now),
             _ => {}
         }
     }
@@ -346,251 +416,5 @@ impl Agent {
         )));
         self.systems.hold = limits::clip(&why);
         self.systems.again_at = Some(now.mono_ms + AGAIN_MS);
-    }
-
-    fn start_when_due(&mut self, now: Now) {
-        let Some(row) = self.systems.row.as_deref().cloned() else {
-            return;
-        };
-        if let Some(why) = self.not_now(&row, now) {
-            self.systems.hold = why;
-            self.systems.again_at = Some(now.mono_ms + LOOK_MS);
-            return;
-        }
-        let ran = self
-            .machines
-            .values()
-            .filter_map(|m| m.report(self.lack(m), self.fits(m)));
-        let ran = ran.filter(|r| r.state == WorkloadState::Running).map(|r| r.id);
-        let ran: Vec<WorkloadId> = ran.collect();
-        let Some(running) = self.running() else { return };
-        let (machine_boot, before) = (running.machine_boot.clone(), running.version.clone());
-        self.put_system(SystemRow {
-            phase: Phase::Rebooting,
-            why: String::new(),
-            machine_boot,
-            ran,
-            before,
-            ..row
-        });
-        self.start_system();
-    }
-
-    /// Why the machine is not started anew now.
-    fn not_now(&self, row: &SystemRow, now: Now) -> Option<String> {
-        if let Some(why) = &self.standing.quarantine {
-            return Some(format!("this node is in quarantine: {why}"));
-        }
-        if let Some(why) = row.header.as_ref().and_then(|h| self.boot_is_unapproved(h)) {
-            return Some(why);
-        }
-        if self.power.0 <= PowerLevel::Low {
-            return Some(format!(
-                "power: the node is at power level {}",
-                schedule::power_word(self.power.0)
-            ));
-        }
-        let window = row.wanted.window.as_ref()?;
-        let wall_s = now.wall_ms / 1000;
-        if wall_s < self.floor_s {
-            return Some("window: the clock of this node is not set".into());
-        }
-        match opening(window, wall_s) {
-            Opening::Open => None,
-            Opening::Closed(next) => Some(match next {
-                Some(next) => format!("window: it opens {next}"),
-                None => "window: it never opens".into(),
-            }),
-            Opening::Broken(why) => Some(format!("window: {why}")),
-        }
-    }
-
-    /// A node whose secrets are bound to approved boots starts nothing under which they would stay closed.
-    fn boot_is_unapproved(&self, header: &Header) -> Option<String> {
-        let is_bound = self.trust.boot_policy().is_some() || !matches!(self.standing.root.own_boot, OwnBoot::Unsealed);
-        if self.standing.root.tier != Tier::Tpm || !is_bound {
-            return None;
-        }
-        let boots = self.own_boots();
-        let approved: Vec<BTreeMap<u8, Digest>> = boots.approved.iter().map(|a| a.approval.values.clone()).collect();
-        let pcrs = unapproved(header, &approved)?;
-        let list: Vec<String> = pcrs.iter().map(ToString::to_string).collect();
-        Some(format!(
-            "approval: no boot is approved for this node that ends as this system does (PCR {}); \
-             cnova reference add NAME --from-node {} --from-bundle FILE",
-            list.join(", "),
-            self.config.node
-        ))
-    }
-
-    fn start_system(&mut self) {
-        if self.systems.work == Work::Starting {
-            return;
-        }
-        let (Some(row), Some(running)) = (self.systems.row.as_deref(), self.running()) else {
-            return;
-        };
-        let Some(header) = row.header.clone().map(Box::new) else {
-            return;
-        };
-        let is_older = !cnova_shared::system_bundle::compare_versions(&header.version, &running.version).is_gt();
-        let (bundle, tries) = (row.wanted.bundle.digest, row.wanted.tries);
-        self.systems.work = Work::Starting;
-        self.systems.hold.clear();
-        self.system_action(SystemAction::Start {
-            bundle,
-            header,
-            tries,
-            is_older,
-        });
-    }
-
-    fn judge_trial(&mut self, now: Now) {
-        let Some(row) = self.systems.row.as_deref().cloned() else {
-            return;
-        };
-        let missing = self.missing_for_health(&row);
-        match self.systems.gate.judge(missing, &row.wanted.health, now.mono_ms) {
-            Judgement::Good => {
-                self.systems.verdict = Some(true);
-                self.systems.hold.clear();
-                self.end_system(row, Phase::Confirmed, String::new());
-                self.system_action(SystemAction::Confirm);
-            }
-            Judgement::NotYet(what) => self.systems.hold = what,
-            Judgement::Bad(what) => {
-                self.systems.hold.clone_from(&what);
-                self.systems.verdict = Some(false);
-                if !self.systems.is_restarting {
-                    self.systems.is_restarting = true;
-                    let why = format!("after {} s {what}", row.wanted.health.within_s);
-                    self.stage(Stage::Note(format!(
-                        "system: version {} is not healthy: {why}",
-                        row.wanted.version
-                    )));
-                    // On disk first: the system before tells it.
-                    self.put_system(SystemRow { why, ..row });
-                    self.system_action(SystemAction::Restart);
-                }
-            }
-        }
-    }
-
-    /// What is not yet as a healthy system has it.
-    fn missing_for_health(&self, row: &SystemRow) -> Option<String> {
-        let health = &row.wanted.health;
-        let Some(twin) = &self.twin else {
-            return Some("it has no twin".into());
-        };
-        let is_asked = |id: &WorkloadId| twin.twin().workloads.iter().any(|w| w.id == *id);
-        let named = &health.workloads;
-        let wanted: Vec<&WorkloadId> = match named.is_empty() {
-            // Also what the twin asks for no more: a hub takes away what this system lacks a runtime for.
-            true => row.ran.iter().collect(),
-            false => named.iter().collect(),
-        };
-        for id in wanted {
-            let Some(machine) = self.machines.get(id).filter(|_| is_asked(id)) else {
-                return Some(format!("workload {id} is not in the twin"));
-            };
-            let Some(report) = machine.report(self.lack(machine), self.fits(machine)) else {
-                return Some(format!("workload {id} is not in the twin"));
-            };
-            let reason = machine.decision().reason();
-            let is_paused = matches!(reason, Some(Reason::WindowClosed { .. } | Reason::NotDue { .. }));
-            let is_well = match report.state {
-                WorkloadState::Running => report.reason.is_empty(),
-                WorkloadState::Finished => true,
-                _ => is_paused,
-            };
-            if !is_well {
-                let state = format!("{:?}", report.state).to_lowercase();
-                let reason = if report.reason.is_empty() {
-                    String::new()
-                } else {
-                    format!(" ({})", report.reason)
-                };
-                return Some(format!("workload {id} is {state}{reason}"));
-            }
-        }
-        let is_apart = health.parent && !self.parent.is_welcome();
-        is_apart.then(|| format!("{} was not reached", self.config.parent))
-    }
-
-    /// How the system stands.
-    #[must_use]
-    pub fn system(&self) -> SystemReport {
-        let mut report = SystemReport::default();
-        if let Ok(running) = &self.config.slots {
-            report.version.clone_from(&running.version);
-            report.slot.clone_from(&running.slot);
-            report.compatible.clone_from(&running.compatible);
-        }
-        let wanted = self.twin.as_ref().and_then(|t| t.twin().system.as_deref());
-        let Some(row) = self.systems.row.as_deref() else {
-            if let (Some(wanted), Err(why)) = (wanted, &self.config.slots) {
-                report.about(wanted);
-                report.state = SystemState::Failed;
-                report.reason.clone_from(why);
-            }
-            return report;
-        };
-        report.about(&row.wanted);
-        let (state, why) = self.system_state(row);
-        (report.state, report.reason) = (state, limits::clip(&why));
-        if row.phase == Phase::Writing {
-            let held = self.fetches.held(&row.wanted.bundle.digest).unwrap_or(0);
-            let percent = held.saturating_mul(100) / row.wanted.bundle.size.max(1) / PERCENT_STEP * PERCENT_STEP;
-            report.percent = u8::try_from(percent).unwrap_or(100);
-        }
-        report
-    }
-
-    fn system_state(&self, row: &SystemRow) -> (SystemState, String) {
-        use SystemState as S;
-        let hold = || self.systems.hold.clone();
-        match row.phase {
-            Phase::Writing if self.systems.work == Work::Verifying => (S::Verifying, String::new()),
-            Phase::Writing if self.systems.again_at.is_some() => (S::Waiting, hold()),
-            Phase::Writing => {
-                let problem = self.fetches.problem(&row.wanted.bundle.digest);
-                (S::Writing, problem.unwrap_or_default().to_owned())
-            }
-            Phase::Staged => (S::Staged, hold()),
-            Phase::Rebooting => (S::Rebooting, hold()),
-            Phase::Trial => (S::Trial, hold()),
-            Phase::Confirmed => (S::Confirmed, String::new()),
-            Phase::RolledBack => (S::RolledBack, row.why.clone()),
-            Phase::Failed => (S::Failed, row.why.clone()),
-        }
-    }
-
-    /// Whether the system that runs has proved itself: `None` while that is open.
-    #[must_use]
-    pub fn system_verdict(&self) -> Option<bool> {
-        match self.systems.row.as_deref().map(|r| r.phase) {
-            Some(Phase::Trial) => self.systems.verdict,
-            _ => Some(true),
-        }
-    }
-
-    fn say_system(&mut self, now: Now) {
-        let report = self.system();
-        // A machine without slots of which nothing is asked says nothing.
-        if report != SystemReport::default() || self.reporter.entry(KEY).is_some() {
-            self.say(KEY, now, Body::System(report));
-        }
-    }
-}
-
-trait About {
-    fn about(&mut self, wanted: &System);
-}
-
-impl About for SystemReport {
-    fn about(&mut self, wanted: &System) {
-        self.bundle = Some(wanted.bundle.digest);
-        self.attempt = wanted.attempt;
-        self.wanted.clone_from(&wanted.version);
     }
 }

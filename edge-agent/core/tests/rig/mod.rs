@@ -308,6 +308,7 @@ pub fn brief(action: &Action) -> String {
             SystemAction::Confirm => "slot confirm".into(),
             SystemAction::Discard => "slot discard".into(),
             SystemAction::Restart => "restart".into(),
+            SystemAction::Look => "slot look".into(),
         },
         Action::KeepArtifacts(keep) => format!("keep [{}]", keep.iter().map(name_of).collect::<Vec<_>>().join(", ")),
         Action::Stage(Stage::Accepted(v)) => format!("accepted {v}"),

@@ -77,7 +77,9 @@ impl EventLoop {
 
     /// Somebody in front of the node asks just now: what runs is looked at, what is wanted is what the store still holds.
     async fn tell(&self, question: Question) {
-        let stored = self.parts.ledger.load().await.unwrap_or_default();
+        let loaded = self.parts.ledger.load().await;
+        let is_known = loaded.is_ok();
+        let stored = loaded.unwrap_or_default();
         let Ok((whole, partial, found)) = self.look(&stored).await else {
             return;
         };
@@ -86,8 +88,13 @@ impl EventLoop {
         if self.connected {
             core.handle(Event::Connected, now);
         }
+        let mut status = core.status();
+        if !is_known {
+            // It may be on trial: what nobody can read is not found good.
+            status.system_good = None;
+        }
         // Who asked may have gone.
-        let _ = question.send(core.status());
+        let _ = question.send(status);
     }
 
     /// Says hello with the alarms, from a core that is thrown away: the true one exists only when the store works.

@@ -13,7 +13,7 @@ impl EventLoop {
         let slots = Arc::clone(self.parts.slots.as_ref()?);
         if matches!(
             action,
-            SystemAction::Verify { .. } | SystemAction::Start { .. } | SystemAction::Restart
+            SystemAction::Verify { .. } | SystemAction::Start { .. } | SystemAction::Restart | SystemAction::Look
         ) {
             self.beside(move || Some(Done::Event(Event::System(slots.perform(action)?))));
             return None;

@@ -34,7 +34,10 @@ pub trait BootControl: std::fmt::Debug + Send + Sync {
     fn staging(&self, slot: &str) -> PathBuf;
 
     /// What the loader would do with a slot.
-    fn state(&self, slot: &str) -> EntryState;
+    ///
+    /// # Errors
+    /// [`SlotError`]: it is not known.
+    fn state(&self, slot: &str) -> Result<EntryState, SlotError>;
 
     /// The loader does not start the slot any more.
     ///
@@ -42,11 +45,11 @@ pub trait BootControl: std::fmt::Debug + Send + Sync {
     /// [`SlotError`]; it may still start it, so nothing may be written into the slot.
     fn disarm(&self, slot: &str) -> Result<(), SlotError>;
 
-    /// The loader tries the slot so often from the next start on, with the boot part that was staged, which must be
-    /// `boot`. `is_older`: it is no newer than what runs.
+    /// The loader tries the slot so often from the next start on, with the boot part that was staged, or that it would start
+    /// there already, which must be `boot`. `is_older`: it is no newer than what runs.
     ///
     /// # Errors
-    /// [`SlotError::Damaged`] where what was staged is something else; nothing changed for the loader.
+    /// [`SlotError::Damaged`] where what was staged is something else, or not there; nothing changed for the loader.
     fn arm(&self, slot: &str, tries: u8, boot: &Digest, is_older: bool) -> Result<(), SlotError>;
 
     /// The slot is good: its tries are not counted any more.
@@ -85,14 +88,18 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), SlotError> {
     rustix::fs::syncfs(&file).map_err(|e| fail("write", folder)(e.into()))
 }
 
-/// That the staged boot part is what it should be.
+/// That the staged boot part is what it should be, and there.
 pub(super) fn check(path: &Path, slot: &str, expected: &Digest) -> Result<(), SlotError> {
-    let found = digest_of(path, None)?;
-    if found == *expected {
-        return Ok(());
-    }
+    let (what, found) = match digest_of(path, None) {
+        Ok(found) if found == *expected => return Ok(()),
+        Ok(found) => ("the boot part", found),
+        Err(SlotError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            ("the boot part, which is not there,", Digest::of(&[]))
+        }
+        Err(error) => return Err(error),
+    };
     Err(SlotError::Damaged {
-        what: "the boot part",
+        what,
         slot: slot.to_owned(),
         found,
         expected: *expected,

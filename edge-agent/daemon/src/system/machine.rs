@@ -9,10 +9,11 @@ use cnova_shared::ids::Digest;
 use thiserror::Error;
 
 use super::boot_control::EntryState;
+use super::{SlotError, fail};
 
 /// Partitions of slots are called so, and the slot.
 const ROOT: &str = "root-";
-const SLOTS: [&str; 2] = ["a", "b"];
+pub(super) const SLOTS: [&str; 2] = ["a", "b"];
 
 /// Why the system of this machine cannot be changed.
 #[derive(Debug, Error)]
@@ -142,20 +143,38 @@ impl Machine {
 
     /// For the core.
     #[must_use]
-    pub fn running(&self, other: EntryState) -> Running {
+    pub fn running(&self, other: OtherSlot, is_counted: bool) -> Running {
         Running {
             compatible: self.compatible.clone(),
             version: self.version.clone(),
             slot: self.slot.clone(),
             root_hash: self.root_hash,
             machine_boot: self.boot.clone(),
-            other: match other {
-                EntryState::None => OtherSlot::None,
-                EntryState::Counted { used: 0, .. } => OtherSlot::Untried,
-                EntryState::Counted { .. } | EntryState::Good => OtherSlot::Tried,
-            },
+            other,
+            is_counted,
         }
     }
+}
+
+impl From<EntryState> for OtherSlot {
+    fn from(state: EntryState) -> Self {
+        match state {
+            EntryState::None => Self::None,
+            EntryState::Counted { used: 0, .. } => Self::Untried,
+            EntryState::Counted { .. } | EntryState::Good => Self::Tried,
+        }
+    }
+}
+
+/// Whether a folder is on a file system that was mounted for it, or above it: a slot's own root has no place for boot files.
+///
+/// # Errors
+/// [`SlotError`].
+pub(super) fn is_mounted(root: &Path, folder: &Path) -> Result<bool, SlotError> {
+    let path = root.join("proc/self/mountinfo");
+    let mounts = fs::read_to_string(&path).map_err(fail("read", &path))?;
+    let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    Ok(points.any(|point| point != "/" && folder.starts_with(point)))
 }
 
 /// The names of the block devices under the root file system: itself, or those that dm-verity reads.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use cnova_agent_core::system::Running;
+use cnova_agent_core::system::{OtherSlot, Running};
 use cnova_agent_core::{SystemAction, SystemEvent};
 use cnova_shared::ids::Digest;
 use cnova_shared::system_bundle::{Header, PartKind};
@@ -102,6 +102,9 @@ pub enum SlotError {
         /// What it should hold.
         expected: Digest,
     },
+    /// The file system of the boot files is not there.
+    #[error("{} is not mounted, and the boot files of the slots are on a file system of their own ([system] boot_dir)", .0.display())]
+    NotMounted(PathBuf),
     /// Something that the loader needs is not as it is expected.
     #[error("{0}")]
     Loader(String),
@@ -127,6 +130,9 @@ pub struct Slots {
     control: Box<dyn BootControl>,
     writer: Mutex<SlotWriter>,
     reboot: Vec<String>,
+    root: PathBuf,
+    /// As the machine calls it.
+    boot_dir: PathBuf,
 }
 
 impl Slots {
@@ -164,14 +170,41 @@ impl Slots {
             control,
             writer: Mutex::new(writer),
             reboot: config.reboot.clone(),
+            root: root.to_owned(),
+            boot_dir: config.boot_dir.clone(),
         })
     }
 
     /// What runs.
     #[must_use]
     pub fn running(&self) -> Running {
-        let other = self.control.state(&self.machine.other().slot);
-        self.machine.running(other)
+        // What is not known to be good is taken for counted.
+        let own = self.state(&self.machine.slot);
+        let is_counted = !matches!(own, Ok(EntryState::Good | EntryState::None));
+        self.machine.running(self.other_slot(), is_counted)
+    }
+
+    fn other_slot(&self) -> OtherSlot {
+        match self.state(&self.machine.other().slot) {
+            Ok(state) => state.into(),
+            Err(error) => {
+                tracing::warn!(%error, "it is not known what is in the other slot");
+                OtherSlot::Unknown
+            }
+        }
+    }
+
+    fn state(&self, slot: &str) -> Result<EntryState, SlotError> {
+        self.reach()?;
+        self.control.state(slot)
+    }
+
+    /// An empty folder is not a loader that knows of nothing: the file system of the boot files may come later, or never.
+    fn reach(&self) -> Result<(), SlotError> {
+        if machine::is_mounted(&self.root, &self.boot_dir)? {
+            return Ok(());
+        }
+        Err(SlotError::NotMounted(self.boot_dir.clone()))
     }
 
     /// Does what the core asks; what it is to be told.
@@ -197,24 +230,21 @@ impl Slots {
                 is_older,
             } => self.start(bundle, &header, tries, is_older),
             SystemAction::Confirm => {
-                self.log(
-                    self.control.confirm(&self.machine.slot),
-                    "the slot that runs is still counted",
-                );
+                let done = self.reach().and_then(|()| self.control.confirm(&self.machine.slot));
+                self.log(done, "the slot that runs is still counted");
                 None
             }
             SystemAction::Discard => {
-                let done = self.control.disarm(&self.machine.other().slot);
+                let done = self.reach();
+                let done = done.and_then(|()| self.control.disarm(&self.machine.other().slot));
                 self.log(
                     done.and_then(|()| self.writer().discard()),
                     "what is left in the other slot stays",
                 );
                 None
             }
-            SystemAction::Restart => {
-                self.log(self.restart(), "the machine does not start anew");
-                None
-            }
+            SystemAction::Restart => self.restart_or_say(),
+            SystemAction::Look => Some(SystemEvent::OtherSlot(self.other_slot())),
         }
     }
 
@@ -223,6 +253,7 @@ impl Slots {
     }
 
     fn open(&self, bundle: Digest, header: &Header) -> Result<u64, SlotError> {
+        self.reach()?;
         let mut writer = self.writer();
         if let Some(have) = writer.resume(&bundle, header)? {
             // Whatever was armed since is not what is half written.
@@ -239,25 +270,32 @@ impl Slots {
             let why = "its header names no boot part".to_owned();
             return Some(SystemEvent::NotStarted { bundle, why });
         };
-        match self.control.arm(slot, tries, &boot.digest, is_older) {
-            Err(error @ SlotError::Damaged { .. }) => {
-                let result = Err(error.to_string());
-                return Some(SystemEvent::Verified { bundle, result });
-            }
-            Err(error) => {
-                let why = error.to_string();
-                return Some(SystemEvent::NotStarted { bundle, why });
-            }
-            Ok(()) => {}
+        let armed = self.reach();
+        let armed = armed.and_then(|()| self.control.arm(slot, tries, &boot.digest, is_older));
+        if let Err(error) = armed {
+            let why = error.to_string();
+            return Some(match error {
+                SlotError::Damaged { .. } => SystemEvent::Verified {
+                    bundle,
+                    result: Err(why),
+                },
+                SlotError::NoRoom { .. } => SystemEvent::NoRoom { bundle, why },
+                _ => SystemEvent::NotStarted { bundle, why },
+            });
         }
         tracing::warn!(
             slot,
             version = header.version,
             "the machine is started anew, with another system"
         );
+        self.restart_or_say()
+    }
+
+    fn restart_or_say(&self) -> Option<SystemEvent> {
         let error = self.restart().err()?;
+        tracing::error!(%error, slot = self.machine.slot, "the machine does not start anew");
         let why = error.to_string();
-        Some(SystemEvent::NotStarted { bundle, why })
+        Some(SystemEvent::NotRestarted { why })
     }
 
     fn restart(&self) -> Result<(), SlotError> {
@@ -285,5 +323,8 @@ impl Slots {
 
 fn not_written(bundle: Digest, error: &SlotError) -> SystemEvent {
     let why = error.to_string();
-    SystemEvent::NotWritten { bundle, why }
+    match error {
+        SlotError::NoRoom { .. } => SystemEvent::NoRoom { bundle, why },
+        _ => SystemEvent::NotWritten { bundle, why },
+    }
 }

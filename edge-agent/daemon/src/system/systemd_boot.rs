@@ -3,20 +3,28 @@
 //!
 //! FAT is not journaled, so the order is everything: what is staged has a name that the loader does not take and is whole on
 //! the disk before it is renamed, which is one step; the other slot's file is not touched.
+//!
+//! Which entry the loader takes is in this order: the one-shot variable, the default variable, the newest version that has
+//! tries left. Both variables may be patterns. So what is good is the default by its name, or the loader would leave an older
+//! version that was found good for a newer one in the other slot; and while a slot is on trial, the default is that slot
+//! with tries left, which ceases to match by itself when they are used up.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cnova_shared::ids::Digest;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
-use super::boot_control::{BootControl, EntryState, check, digest_of, sync_folder};
+use super::boot_control::{BootControl, EntryState, check, sync_folder};
 use super::{SlotError, fail};
 
 /// Where systemd-boot looks for unified kernel images (UAPI.1 Boot Loader Specification, type 2).
 const FOLDER: &str = "EFI/Linux";
-/// systemd's vendor GUID; the loader starts the entry that this variable names once (Boot Loader Interface).
+/// The loader starts the entry that this variable names once (Boot Loader Interface, with systemd's vendor GUID).
 const ONE_SHOT: &str = "LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+/// The entry that it starts otherwise.
+const DEFAULT: &str = "LoaderEntryDefault-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// Non-volatile, and seen by the loader and by the system.
 const ATTRIBUTES: [u8; 4] = 7_u32.to_le_bytes();
 
@@ -54,13 +62,46 @@ impl SystemdBoot {
         Ok(found)
     }
 
-    /// The loader takes the newest version by itself; another one has to be named. It is tried once.
-    fn name_once(&self, entry: &str) -> Result<(), SlotError> {
-        let path = self.variables.join(ONE_SHOT);
+    /// Has the loader try a slot: at the next start whatever its version is, and while it has tries left.
+    fn choose(&self, slot: &str, is_older: bool) -> Result<(), SlotError> {
+        // Newer loaders leave the tries out of an entry's name: then only the one-shot matches, and an older version is tried
+        // once.
+        let chosen = self.set(DEFAULT, &format!("cnova-{slot}+[1-9]*"));
+        match chosen.and_then(|()| self.set(ONE_SHOT, &format!("cnova-{slot}*"))) {
+            // Nothing stands against what the loader takes by itself.
+            Err(error) if !is_older && !self.variables.join(DEFAULT).exists() => {
+                tracing::warn!(%error, slot, "the loader is not told which slot to start: it takes the newest by itself");
+                Ok(())
+            }
+            chosen => chosen,
+        }
+    }
+
+    /// Gives one of the loader's variables a value.
+    fn set(&self, name: &str, entry: &str) -> Result<(), SlotError> {
+        let path = self.variables.join(name);
         let text = entry.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
         let value: Vec<u8> = ATTRIBUTES.into_iter().chain(text).collect();
+        match fs::read(&path) {
+            // The firmware's memory bears only so many writes.
+            Ok(held) if held == value => return Ok(()),
+            Ok(_) => make_mutable(&path)?,
+            Err(_) => {}
+        }
         // The firmware takes a variable in one write.
         fs::write(&path, value).map_err(fail("write", &path))
+    }
+}
+
+/// The kernel guards variables that it does not know against being changed by mistake: they have to be let go first.
+fn make_mutable(path: &Path) -> Result<(), SlotError> {
+    let file = File::open(path).map_err(fail("open", path))?;
+    match ioctl_getflags(&file) {
+        Ok(flags) if flags.contains(IFlags::IMMUTABLE) => {
+            ioctl_setflags(&file, flags - IFlags::IMMUTABLE).map_err(|e| fail("unlock", path)(e.into()))
+        }
+        // A file system without flags holds nothing back.
+        _ => Ok(()),
     }
 }
 
@@ -80,9 +121,9 @@ impl BootControl for SystemdBoot {
         self.folder.join(format!("cnova-{slot}.new"))
     }
 
-    fn state(&self, slot: &str) -> EntryState {
-        let entries = self.entries(slot).unwrap_or_default();
-        entries.first().map_or(EntryState::None, |(_, state)| *state)
+    fn state(&self, slot: &str) -> Result<EntryState, SlotError> {
+        let entries = self.entries(slot)?;
+        Ok(entries.first().map_or(EntryState::None, |(_, state)| *state))
     }
 
     fn disarm(&self, slot: &str) -> Result<(), SlotError> {
@@ -97,25 +138,26 @@ impl BootControl for SystemdBoot {
     }
 
     fn arm(&self, slot: &str, tries: u8, boot: &Digest, is_older: bool) -> Result<(), SlotError> {
-        let (staging, name) = (self.staging(slot), format!("cnova-{slot}+{tries}.efi"));
-        let armed = self.folder.join(&name);
-        let is_armed = !staging.exists() && armed.exists() && digest_of(&armed, None)? == *boot;
-        if !is_armed {
-            if !staging.exists() {
-                let found = Digest::of(&[]);
-                return Err(SlotError::Damaged {
-                    what: "the boot part, which is not there,",
-                    slot: slot.to_owned(),
-                    found,
-                    expected: *boot,
-                });
-            }
+        let (staging, armed) = (
+            self.staging(slot),
+            self.folder.join(format!("cnova-{slot}+{tries}.efi")),
+        );
+        if staging.exists() {
             check(&staging, slot, boot)?;
+            self.choose(slot, is_older)?;
             self.disarm(slot)?;
             fs::rename(&staging, &armed).map_err(fail("rename", &staging))?;
+            return sync_folder(&self.folder);
         }
-        sync_folder(&self.folder)?;
-        if is_older { self.name_once(&name) } else { Ok(()) }
+        // It was armed before: with as many tries, or with others.
+        let entries = self.entries(slot)?;
+        let entry = entries.first().map_or(&staging, |(path, _)| path);
+        check(entry, slot, boot)?;
+        self.choose(slot, is_older)?;
+        if *entry != armed {
+            fs::rename(entry, &armed).map_err(fail("rename", entry))?;
+        }
+        sync_folder(&self.folder)
     }
 
     fn confirm(&self, slot: &str) -> Result<(), SlotError> {
@@ -125,7 +167,8 @@ impl BootControl for SystemdBoot {
                 fs::rename(&path, &good).map_err(fail("rename", &path))?;
             }
         }
-        sync_folder(&self.folder)
+        sync_folder(&self.folder)?;
+        self.set(DEFAULT, &format!("cnova-{slot}.efi"))
     }
 }
 

@@ -13,6 +13,7 @@ use cnova_shared::ids::Digest;
 use serde::Deserialize;
 
 use super::boot_control::{BootControl, EntryState, check, digest_of, sync_folder};
+use super::machine::SLOTS;
 use super::{SlotError, fail};
 
 /// Sum and count before the variables (`env_t` with `CONFIG_SYS_REDUNDAND_ENVIRONMENT`).
@@ -20,6 +21,8 @@ const HEAD_BYTES: usize = 5;
 /// Largest environment that is read.
 const ENVIRONMENT_BYTES: u32 = 1 << 20;
 const ORDER: &str = "BOOT_ORDER";
+/// Of a slot that is good and has no number of its own.
+const TRIES: &str = "3";
 
 /// Where U-Boot keeps its environment.
 #[derive(Clone, Debug, Deserialize)]
@@ -137,31 +140,45 @@ fn order(variables: &Variables) -> Vec<String> {
     order.split_whitespace().map(str::to_owned).collect()
 }
 
+/// The order without a slot that does not run. The one that does is in it, and has tries left, whatever was there before: an
+/// environment that nobody has saved yet names no slot, and a board that is left without one starts nothing.
+fn keep_startable(variables: &mut Variables, slot: &str) -> Vec<String> {
+    let mut others: Vec<String> = order(variables).into_iter().filter(|s| s != slot).collect();
+    for running in SLOTS.into_iter().filter(|s| *s != slot) {
+        if !others.iter().any(|s| s == running) {
+            others.push(running.to_owned());
+        }
+        let left = variables.entry(UBoot::left(running)).or_default();
+        if left.is_empty() || left == "0" {
+            TRIES.clone_into(left);
+        }
+    }
+    others
+}
+
 impl BootControl for UBoot {
     fn staging(&self, slot: &str) -> PathBuf {
         self.folder.join(format!("cnova-{slot}.new"))
     }
 
-    fn state(&self, slot: &str) -> EntryState {
-        let Ok((_, _, variables)) = self.read() else {
-            return EntryState::None;
-        };
+    fn state(&self, slot: &str) -> Result<EntryState, SlotError> {
+        let (_, _, variables) = self.read()?;
         if !order(&variables).iter().any(|s| s == slot) {
-            return EntryState::None;
+            return Ok(EntryState::None);
         }
         let number = |name: String| variables.get(&name).and_then(|v| v.parse::<u32>().ok());
-        match (number(Self::left(slot)), number(format!("BOOT_{slot}_TRIES"))) {
+        Ok(match (number(Self::left(slot)), number(format!("BOOT_{slot}_TRIES"))) {
             (Some(left), Some(tries)) => EntryState::Counted {
                 left,
                 used: tries.saturating_sub(left),
             },
             _ => EntryState::Good,
-        }
+        })
     }
 
     fn disarm(&self, slot: &str) -> Result<(), SlotError> {
         self.change(|v| {
-            let others: Vec<String> = order(v).into_iter().filter(|s| s != slot).collect();
+            let others = keep_startable(v, slot);
             v.insert(ORDER.into(), others.join(" "));
             v.insert(Self::left(slot), "0".into());
         })
@@ -177,7 +194,7 @@ impl BootControl for UBoot {
             sync_folder(&self.folder)?;
         }
         self.change(|v| {
-            let others = order(v).into_iter().filter(|s| s != slot);
+            let others = keep_startable(v, slot);
             let all: Vec<String> = std::iter::once(slot.to_owned()).chain(others).collect();
             v.insert(ORDER.into(), all.join(" "));
             v.insert(Self::left(slot), tries.to_string());
@@ -191,7 +208,7 @@ impl BootControl for UBoot {
             let all: Vec<String> = std::iter::once(slot.to_owned()).chain(others).collect();
             v.insert(ORDER.into(), all.join(" "));
             // A script that counts every slot finds it full at each start.
-            let tries = v.remove(&format!("BOOT_{slot}_TRIES")).unwrap_or_else(|| "3".into());
+            let tries = v.remove(&format!("BOOT_{slot}_TRIES")).unwrap_or_else(|| TRIES.into());
             v.insert(Self::left(slot), tries);
         })
     }

@@ -62,12 +62,15 @@ impl SystemInForce {
     }
 }
 
-/// How many nodes of a system failed, and how many are under way.
-#[derive(Clone, Copy, Debug, Default)]
+/// How many nodes of a system failed, and which of its nodes are under way: to it, or to another one.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Count {
     failed: u32,
-    under_way: u32,
+    under_way: BTreeSet<NodeId>,
 }
+
+/// So many nodes that others wait for are named.
+const NAMED: usize = 5;
 
 /// Nothing more comes of it.
 const fn is_over(state: SystemState) -> bool {
@@ -300,23 +303,29 @@ impl Hub {
         if let Err(why) = self.will_be_trusted(node, &Measured::from(header)) {
             return Some(why);
         }
-        self.turn(system)
+        self.turn(node, system)
     }
 
     /// Counts for each system how many nodes failed and how many are under way: once for all nodes that are looked at next.
     pub(super) fn count_systems(&mut self) {
         let mut counts = BTreeMap::new();
         for (name, system) in &self.systems {
-            let asked = self
-                .composed
-                .iter()
-                .filter(|(_, m)| m.system.as_ref().is_some_and(|s| system.is_asked_by(s)));
             let mut count = Count::default();
-            for (node, _) in asked {
-                match self.system_report(node).filter(|r| system.is_about(r)).map(|r| r.state) {
-                    Some(SystemState::RolledBack | SystemState::Failed) => count.failed += 1,
+            for (node, made) in &self.composed {
+                let Some(asked) = made.system.as_deref() else { continue };
+                let is_asked = system.is_asked_by(asked);
+                if !is_asked && !self.selects(system, node) {
+                    continue;
+                }
+                let about = |r: &&SystemReport| r.bundle == Some(asked.bundle.digest) && r.attempt == asked.attempt;
+                match self.system_report(node).filter(about).map(|r| r.state) {
+                    Some(SystemState::RolledBack | SystemState::Failed) => count.failed += u32::from(is_asked),
                     Some(SystemState::Confirmed) => {}
-                    _ => count.under_way += 1,
+                    // Whoever is let in no more never says how it ended.
+                    _ if self.why_revoked(node).is_some() => {}
+                    _ => {
+                        count.under_way.insert(node.clone());
+                    }
                 }
             }
             counts.insert(name.clone(), count);
@@ -325,25 +334,42 @@ impl Hub {
     }
 
     /// One node more is asked for a system.
-    pub(super) fn count_asked(&mut self, before: Option<&v1::System>, now: Option<&v1::System>) {
+    pub(super) fn count_asked(&mut self, node: &NodeId, before: Option<&v1::System>, now: Option<&v1::System>) {
         let Some(now) = now else { return };
         let is_same = before.is_some_and(|b| b.bundle.digest == now.bundle.digest && b.attempt == now.attempt);
         if !is_same {
-            self.system_counts.entry(now.name.clone()).or_default().under_way += 1;
+            let count = self.system_counts.entry(now.name.clone()).or_default();
+            count.under_way.insert(node.clone());
         }
     }
 
-    /// Why no further node begins now.
-    fn turn(&self, system: &SystemInForce) -> Option<String> {
+    /// Why this node does not begin now.
+    fn turn(&self, node: &NodeId, system: &SystemInForce) -> Option<String> {
         let def = system.def();
-        let Count { failed, under_way } = self.system_counts.get(&def.name).copied().unwrap_or_default();
-        if failed > def.max_failures {
-            let most = def.max_failures;
+        let count = self.system_counts.get(&def.name)?;
+        if count.failed > def.max_failures {
+            let (failed, most) = (count.failed, def.max_failures);
             return Some(format!(
                 "the rollout has stopped: {failed} node(s) failed, rollout.maxFailures is {most}"
             ));
         }
-        (under_way >= def.at_once).then(|| format!("its turn comes: {under_way} node(s) are under way"))
+        // A node that is under way to another system takes nobody's place but its own.
+        let others: Vec<&str> = count
+            .under_way
+            .iter()
+            .filter(|n| *n != node)
+            .map(NodeId::as_str)
+            .collect();
+        if others.len() < usize::try_from(def.at_once).unwrap_or(usize::MAX) {
+            return None;
+        }
+        let named = others
+            .get(..NAMED)
+            .map_or(others.join(", "), |some| format!("{}, ...", some.join(", ")));
+        Some(format!(
+            "its turn comes: {} node(s) are under way: {named}",
+            others.len()
+        ))
     }
 
     /// That a node with a TPM will be what it should be once it has booted this, by what is published now: the reference

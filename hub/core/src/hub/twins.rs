@@ -215,7 +215,7 @@ impl Hub {
             system: made.system.clone(),
         };
         let before = self.composed.insert(node.clone(), made).and_then(|m| m.system);
-        self.count_asked(before.as_deref(), twin.system.as_deref());
+        self.count_asked(&node, before.as_deref(), twin.system.as_deref());
         self.forget_sealed(&node);
         self.effects.push_back(Action::SignTwin(Box::new(twin)));
     }
