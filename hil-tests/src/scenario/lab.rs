@@ -162,10 +162,10 @@ impl<H: Hardware> Lab<H> {
         let within = if system.is_good { GOOD_WITHIN } else { BAD_WITHIN };
         let folder = bundle.parent().unwrap_or(Path::new("."));
         let file = bundle.file_name().unwrap_or_default().to_string_lossy();
-        let tries = system.tries;
+        let (tries, downgrade) = (system.tries, system.is_downgrade);
         let text = format!(
             "apiVersion: cnova/v1\nkind: System\nmetadata: {{name: os}}\nbundle: {{file: {file}}}\n\
-             placement: {{site: \"{site}\"}}\nslots: {{tries: {tries}}}\nhealth: {{within: {within}, parent: true}}\n"
+             placement: {{site: \"{site}\"}}\nslots: {{tries: {tries}, downgrade: {downgrade}}}\nhealth: {{within: {within}, parent: true}}\n"
         );
         let path = folder.join("system.yaml");
         fs::write(&path, text).map_err(Trouble::failed)?;
@@ -399,6 +399,12 @@ impl<H: Hardware> Target for Lab<H> {
 
     fn trust(&mut self) -> Done<Option<String>> {
         Ok(self.shown()?["trust"].as_str().map(str::to_owned))
+    }
+
+    fn judged_s(&mut self) -> Done<u64> {
+        let node = self.node();
+        let shown = self.plant()?.json(&["attest", "show", &node])?;
+        Ok(shown["judged_s"].as_u64().unwrap_or_default())
     }
 
     fn is_connected(&mut self) -> Done<bool> {

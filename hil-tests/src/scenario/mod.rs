@@ -273,6 +273,11 @@ pub trait Target {
     /// # Errors
     /// [`Trouble`].
     fn has_newest(&mut self) -> Done<bool>;
+    /// When the hub judged the board last, seconds since 1970; 0 for never.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    fn judged_s(&mut self) -> Done<u64>;
     /// Makes the bundle of another system for the board; the same is made once.
     ///
     /// # Errors
@@ -365,7 +370,7 @@ pub const ALL: [Scenario; 11] = [
     Scenario {
         name: "os-update",
         shows: "the operating system changed by its twin: written, started and kept when its workloads run; left by the loader \
-                when they do not",
+                when they do not; an older one that stays",
         needs: "two slots",
         run: update::os_update,
     },

@@ -164,9 +164,11 @@ impl Run<'_> {
         // The first start may grow the state partition, which changes the partition table and so PCR 5 of all later ones: what is
         // approved is the second.
         self.target.restart()?;
+        let of_first = self.target.judged_s()?;
         self.target.wait_booted()?;
         self.until("the board is appraised after its second start", |run| {
-            Ok(run.target.is_connected()? && run.target.trust()?.is_some_and(|t| t == "warning" || t == "affirming"))
+            let is_judged = run.target.is_connected()? && run.target.judged_s()? > of_first;
+            Ok(is_judged && run.target.trust()?.is_some_and(|t| t == "warning" || t == "affirming"))
         })?;
         self.target.approve()?;
         self.until("the board is attested", |run| {

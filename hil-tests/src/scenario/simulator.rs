@@ -12,6 +12,8 @@ use crate::sim::bench::Bench;
 /// Virtual time that anything may take.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 const TWO_SLOTS: &str = "boot loader with two slots";
+/// How long it is off in a restart.
+const OFF: Duration = Duration::from_secs(5);
 /// Lines of the trace that a report shows.
 const TRACE_LINES: usize = 200;
 
@@ -109,9 +111,9 @@ impl Target for Simulator {
     }
 
     fn restart(&mut self) -> Done {
-        let bench = self.bench()?;
-        bench.cut_power();
-        bench.switch_on(false);
+        self.bench()?.cut_power();
+        self.pass(OFF)?;
+        self.bench()?.switch_on(false);
         Ok(())
     }
 
@@ -195,6 +197,10 @@ impl Target for Simulator {
 
     fn reported(&mut self) -> Done<(u64, u64)> {
         Ok(self.bench()?.reported())
+    }
+
+    fn judged_s(&mut self) -> Done<u64> {
+        Ok(self.bench()?.judged_s())
     }
 
     fn has_newest(&mut self) -> Done<bool> {

@@ -1,5 +1,5 @@
-//! The operating system of a board, changed by its twin: written, started, found good; left again when it is not; and the
-//! power cut on the way.
+//! The operating system of a board, changed by its twin: written, started, found good; left again when it is not; an older
+//! one; and the power cut on the way.
 
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub struct System {
     pub is_good: bool,
     /// Starts that the loader gives it.
     pub tries: u8,
+    /// Whether it may be older than what runs.
+    pub is_downgrade: bool,
 }
 
 /// What the hub knows of the system of a board.
@@ -50,11 +52,13 @@ pub(super) fn os_update(run: &mut Run<'_>) -> Done {
         version: "2.0.0",
         is_good: true,
         tries: 3,
+        is_downgrade: false,
     };
     let bad = System {
         version: "3.0.0",
         is_good: false,
         tries: 1,
+        is_downgrade: false,
     };
     run.target.build_system(&good)?;
     run.target.build_system(&bad)?;
@@ -98,10 +102,33 @@ pub(super) fn os_update(run: &mut Run<'_>) -> Done {
         )));
     }
     run.target.wait_booted()?;
-    match is_at_work(run, &good)? == second {
+    if is_at_work(run, &good)? != second {
+        return Err(Trouble::failed(
+            "the board went back to another slot than the one before",
+        ));
+    }
+    downgrade(run, &first)
+}
+
+/// An older one, which the loader would not choose by itself: it stays when the machine is started again.
+fn downgrade(run: &mut Run<'_>, slot: &str) -> Done {
+    let older = System {
+        version: "1.5.0",
+        is_good: true,
+        tries: 3,
+        is_downgrade: true,
+    };
+    run.target.approve_system(&older)?;
+    run.target.offer(&older)?;
+    reaches(run, &older, "confirmed")?;
+    run.target.wait_booted()?;
+    is_at_work(run, &older)?;
+    run.target.restart()?;
+    run.target.wait_booted()?;
+    match is_at_work(run, &older)? == slot {
         true => Ok(()),
         false => Err(Trouble::failed(
-            "the board went back to another slot than the one before",
+            "the older system does not run in the slot that it was written to",
         )),
     }
 }
@@ -112,6 +139,7 @@ pub(super) fn update_power_cut(run: &mut Run<'_>) -> Done {
         version: "4.0.0",
         is_good: true,
         tries: 10,
+        is_downgrade: false,
     };
     run.target.build_system(&system)?;
     run.prepare()?;

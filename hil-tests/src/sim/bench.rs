@@ -163,6 +163,13 @@ impl Bench {
         Some(self.hub()?.attestation(&self.board)?.standing.to_string())
     }
 
+    /// When the hub judged the board last, seconds since 1970; 0 for never.
+    #[must_use]
+    pub fn judged_s(&self) -> u64 {
+        let shown = self.hub().and_then(|h| h.attestation(&self.board));
+        shown.map_or(0, |a| a.judged_s)
+    }
+
     /// The board's workloads as the hub shows them.
     #[must_use]
     pub fn at_hub(&self) -> Vec<Shown> {
