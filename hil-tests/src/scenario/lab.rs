@@ -542,7 +542,8 @@ impl<H: Hardware> Target for Lab<H> {
 
     fn approve_system(&mut self, system: &System) -> Done {
         let bundle = self.builder()?.bundle(system.version, system.is_good)?;
-        let (node, name) = (self.node(), format!("system-{}-{}", system.version, self.flashes));
+        let version = system.version.replace('.', "-");
+        let (node, name) = (self.node(), format!("system-{version}-{}", self.flashes));
         let file = bundle.display().to_string();
         let plant = self.plant()?;
         plant.cnova(&["reference", "add", &name, "--from-node", &node, "--from-bundle", &file])?;
