@@ -33,7 +33,7 @@ const ROUNDS: usize = 200;
 /// Agents with a key in a file and in a TPM.
 const NODES: [&str; 2] = ["plc-soft", "plc-tpm"];
 /// What an agent says when an attestation result has come.
-const RESULT: &str = "the verifier says of this node";
+const RESULT: &str = "the hub says of this node";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The usual launch register.
 const LAUNCH_PCR: u8 = 14;

@@ -9,6 +9,7 @@ use super::lab::Lab;
 use super::labgrid::{Labgrid, Purpose};
 use super::simulator::Simulator;
 use super::{Done, Options, Target, Trouble};
+use crate::board::machine::Machine;
 
 /// What scenarios run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,10 +37,16 @@ impl FromStr for TargetName {
             Some(("labgrid", file)) if !file.is_empty() => Ok(Self::Labgrid(file.into())),
             Some(_) => Err(wrong()),
             None if text == "sim" => Ok(Self::Simulator(0)),
-            None if text.starts_with("qemu-") => Ok(Self::Virtual(text.to_owned())),
+            None if is_board(text) => Ok(Self::Virtual(text.to_owned())),
             None => Err(wrong()),
         }
     }
+}
+
+/// Whether a virtual machine is described under this name.
+fn is_board(name: &str) -> bool {
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+    is_name && Machine::named(name).is_ok_and(|machine| machine.emulated.is_some())
 }
 
 impl fmt::Display for TargetName {
@@ -100,7 +107,7 @@ mod tests {
 
     #[test]
     fn targets_are_what_is_written() {
-        for text in ["sim:7", "qemu-arm64", "labgrid:hil-tests/labgrid/pi5.yaml"] {
+        for text in ["sim:7", "qemu-arm64", "plc-x86", "labgrid:hil-tests/labgrid/pi5.yaml"] {
             assert_eq!(text.parse::<TargetName>().unwrap().to_string(), text);
         }
         assert_eq!("sim".parse::<TargetName>().unwrap(), TargetName::Simulator(0));
