@@ -28,6 +28,17 @@ pub struct System {
     pub is_downgrade: bool,
 }
 
+impl System {
+    const fn good(version: &'static str, tries: u8) -> Self {
+        Self {
+            version,
+            is_good: true,
+            tries,
+            is_downgrade: false,
+        }
+    }
+}
+
 /// What the hub knows of the system of a board.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SystemAtHub {
@@ -48,17 +59,10 @@ fn runs(status: &Status) -> (String, String) {
 
 /// One that is good is kept, one that is not is left.
 pub(super) fn os_update(run: &mut Run<'_>) -> Done {
-    let good = System {
-        version: "2.0.0",
-        is_good: true,
-        tries: 3,
-        is_downgrade: false,
-    };
+    let good = System::good("2.0.0", 3);
     let bad = System {
-        version: "3.0.0",
         is_good: false,
-        tries: 1,
-        is_downgrade: false,
+        ..System::good("3.0.0", 1)
     };
     run.target.build_system(&good)?;
     run.target.build_system(&bad)?;
@@ -113,10 +117,8 @@ pub(super) fn os_update(run: &mut Run<'_>) -> Done {
 /// An older one, which the loader would not choose by itself: it stays when the machine is started again.
 fn downgrade(run: &mut Run<'_>, slot: &str) -> Done {
     let older = System {
-        version: "1.5.0",
-        is_good: true,
-        tries: 3,
         is_downgrade: true,
+        ..System::good("1.5.0", 3)
     };
     run.target.approve_system(&older)?;
     run.target.offer(&older)?;
@@ -135,12 +137,7 @@ fn downgrade(run: &mut Run<'_>, slot: &str) -> Done {
 
 /// Between two systems, the power cut in the middle of writing and then at any moment.
 pub(super) fn update_power_cut(run: &mut Run<'_>) -> Done {
-    let system = System {
-        version: "4.0.0",
-        is_good: true,
-        tries: 10,
-        is_downgrade: false,
-    };
+    let system = System::good("4.0.0", 10);
     run.target.build_system(&system)?;
     run.prepare()?;
     run.spoil();
