@@ -1,7 +1,9 @@
 //! Boards with power and a shell on a console, virtual or real: all that scenarios ask of them follows from these two, and
 //! from a hub of their own on this machine.
 
-use std::fs::{self, File};
+mod systems;
+
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -26,9 +28,6 @@ const SLICE: &str = "/sys/fs/cgroup/cnova.slice";
 const TCTI: &str = "device:/dev/tpmrm0";
 /// What a board says that refuses its root.
 const REFUSAL: &str = "dm-verity device corrupted";
-/// How long a new system has to become healthy, emulated on a busy machine; and one that never does.
-const GOOD_WITHIN: &str = "240s";
-const BAD_WITHIN: &str = "60s";
 /// A byte of the root's superblock, which is read first.
 const DAMAGED_BYTE: u64 = 20;
 /// Bytes of a file system's sector, as the kernel counts them.
@@ -154,22 +153,6 @@ impl<H: Hardware> Lab<H> {
         let image = builder.disk(token.as_deref())?;
         self.image = token.is_none().then(|| image.clone());
         Ok(image)
-    }
-
-    /// A manifest that offers a bundle.
-    fn system_manifest(&mut self, bundle: &Path, system: &System) -> Done<String> {
-        let site = self.site();
-        let within = if system.is_good { GOOD_WITHIN } else { BAD_WITHIN };
-        let folder = bundle.parent().unwrap_or(Path::new("."));
-        let file = bundle.file_name().unwrap_or_default().to_string_lossy();
-        let (tries, downgrade) = (system.tries, system.is_downgrade);
-        let text = format!(
-            "apiVersion: cnova/v1\nkind: System\nmetadata: {{name: os}}\nbundle: {{file: {file}}}\n\
-             placement: {{site: \"{site}\"}}\nslots: {{tries: {tries}, downgrade: {downgrade}}}\nhealth: {{within: {within}, parent: true}}\n"
-        );
-        let path = folder.join("system.yaml");
-        fs::write(&path, text).map_err(Trouble::failed)?;
-        Ok(path.display().to_string())
     }
 
     fn number(&mut self, file: &str) -> Done<u64> {
@@ -516,51 +499,23 @@ impl<H: Hardware> Target for Lab<H> {
                 "its image was made elsewhere: another system for it is made there, too, and offered by hand (docs/OS-UPDATES.md)",
             ));
         }
-        self.builder()?.bundle(system.version, system.is_good).map(drop)
+        self.bundle(system).map(drop)
     }
 
     fn offer(&mut self, system: &System) -> Done {
-        let bundle = self.builder()?.bundle(system.version, system.is_good)?;
-        let manifest = self.system_manifest(&bundle, system)?;
-        self.plant()?.cnova(&["apply", &manifest]).map(drop)
+        self.offer_bundle(system)
     }
 
     fn offer_damaged(&mut self, system: &System) -> Done<String> {
-        let bundle = self.builder()?.bundle(system.version, system.is_good)?;
-        let mut bytes = fs::read(&bundle).map_err(Trouble::failed)?;
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        let damaged = self.plant()?.write("image/damaged/system.cnova", &bytes)?;
-        let manifest = self.system_manifest(Path::new(&damaged), system)?;
-        match self.plant()?.cnova(&["apply", &manifest]) {
-            Err(Trouble::Failed(why)) if why.contains("its part Root has the digest") => Ok(why),
-            Err(Trouble::Failed(why)) => Err(Trouble::Failed(format!("refused for another reason: {why}"))),
-            Err(other) => Err(other),
-            Ok(_) => Err(Trouble::failed("the hub took a bundle in which one byte is another")),
-        }
+        self.offer_damaged_bundle(system)
     }
 
     fn approve_system(&mut self, system: &System) -> Done {
-        let bundle = self.builder()?.bundle(system.version, system.is_good)?;
-        let version = system.version.replace('.', "-");
-        let (node, name) = (self.node(), format!("system-{version}-{}", self.flashes));
-        let file = bundle.display().to_string();
-        let plant = self.plant()?;
-        plant.cnova(&["reference", "add", &name, "--from-node", &node, "--from-bundle", &file])?;
-        Ok(())
+        self.approve_bundle(system)
     }
 
     fn system_at_hub(&mut self) -> Done<SystemAtHub> {
-        let node = self.node();
-        let all = self.plant()?.json(&["get", "systems"])?;
-        let here = &all[0]["nodes"][&node];
-        let text = |key: &str| here[key].as_str().unwrap_or_default().to_owned();
-        Ok(SystemAtHub {
-            is_asked: here["asked"] == true,
-            state: text("state"),
-            reason: text("reason"),
-            percent: here["percent"].as_u64().unwrap_or_default(),
-        })
+        self.shown_system()
     }
 
     fn follow(&mut self) -> Done<bool> {
